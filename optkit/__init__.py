@@ -1,0 +1,44 @@
+"""Differentiable optimization in JAX.
+
+Optimizers are optax transforms, curvature is a Lineax operator, and an inverse
+curvature is built once and used four ways: to precondition an update, to
+differentiate a solution, to attribute a prediction to data, to prune weights.
+"""
+
+from ._curvature.autodiff import (
+    gauss_newton as gauss_newton,
+    hessian as hessian,
+    hvp as hvp,
+    value_grad_and_hvp as value_grad_and_hvp,
+)
+from ._curvature.base import (
+    AbstractCurvature as AbstractCurvature,
+    Damped as Damped,
+    Masked as Masked,
+)
+from ._curvature.diagonal import (
+    hutchinson_diag as hutchinson_diag,
+    value_grad_and_diag as value_grad_and_diag,
+    value_grad_and_gauss_newton_diag as value_grad_and_gauss_newton_diag,
+)
+from ._curvature.estimate import Estimate as Estimate
+from ._curvature.head import (
+    SoftmaxCrossEntropy as SoftmaxCrossEntropy,
+    SquaredError as SquaredError,
+)
+from ._curvature.low_rank import (
+    BlockLowRank as BlockLowRank,
+    LowRank as LowRank,
+    empirical_fisher as empirical_fisher,
+)
+from ._curvature.trace import hutchinson_trace as hutchinson_trace
+from ._optim.adan import (
+    AdanState as AdanState,
+    adan as adan,
+    restart_adan as restart_adan,
+    scale_by_adan as scale_by_adan,
+)
+from ._optim.decay import (
+    ProximalDecayState as ProximalDecayState,
+    proximal_weight_decay as proximal_weight_decay,
+)

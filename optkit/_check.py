@@ -1,0 +1,174 @@
+"""Argument checks, all with one style of message.
+
+A message names the call in backticks, says what arrived, and what to do next.
+Checks look at static facts only (structure, shape, dtype, Python numbers), so they
+cost nothing inside `jax.jit` and never wait for a device.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import jax.tree_util as jtu
+import numpy as np
+from jaxtyping import PyTree
+
+
+def check_decay(call: str, name: str, value: object) -> None:
+    """Raises unless a Python number is a decay in [0, 1); arrays pass unseen."""
+    number = _as_number(call, name, value)
+    if number is not None and not 0.0 <= number < 1.0:
+        raise ValueError(
+            f"`{call}` needs 0 <= {name} < 1, got {name}={value!r}. It is the decay "
+            f"of the old value: a paper that weighs the new value by beta calls it "
+            f"1 - beta."
+        )
+
+
+def check_non_negative(call: str, name: str, value: object) -> None:
+    """Raises unless a Python number is finite and >= 0; arrays pass unseen."""
+    number = _as_number(call, name, value)
+    if number is not None and not 0.0 <= number < math.inf:
+        raise ValueError(
+            f"`{call}` needs a finite {name} >= 0, got {name}={value!r}. Pass a "
+            f"non-negative number; updates take the descent sign by themselves."
+        )
+
+
+def check_inexact(call: str, tree: PyTree) -> None:
+    """Raises a `TypeError` at the first leaf that is neither floating nor complex."""
+    for path, leaf in jtu.tree_leaves_with_path(tree):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"`{call}` needs floating or complex leaves, got {dtype} at "
+                f"params{jtu.keystr(path)}. Leave such leaves out with "
+                f"`optax.masked` or `optax.partition`."
+            )
+
+
+def check_like(call: str, name: str, tree: PyTree, reference: PyTree) -> None:
+    """Raises unless `tree` has the structure, shapes and dtypes of `reference`.
+
+    Args:
+        call: the public function to name in the message.
+        name: what `tree` is to the caller, such as "gradients".
+        tree: what arrived.
+        reference: what the state was made for.
+
+    Raises:
+        ValueError: if structure or a shape differs.
+        TypeError: if a dtype differs.
+    """
+    again = "Call `init` again with the params that the gradients belong to."
+    if (got := jax.tree.structure(tree)) != (want := jax.tree.structure(reference)):
+        raise ValueError(
+            f"`{call}` got {name} of another structure than the state's. {again}\n"
+            f"  {name}: {got}\n  state: {want}"
+        )
+    leaves = zip(
+        jtu.tree_leaves_with_path(tree), jax.tree.leaves(reference), strict=True
+    )
+    for (path, leaf), like in leaves:
+        where = f"{name}{jtu.keystr(path)}"
+        if jnp.shape(leaf) != like.shape:
+            raise ValueError(
+                f"`{call}` got shape {jnp.shape(leaf)} at {where}, and its state has "
+                f"{like.shape}. {again}"
+            )
+        if jnp.result_type(leaf) != like.dtype:
+            raise TypeError(
+                f"`{call}` got dtype {jnp.result_type(leaf)} at {where}, and its "
+                f"state has {like.dtype}. Cast the {name} to the dtype of the params, "
+                f"as `jax.grad` returns them."
+            )
+
+
+def check_params(call: str, params: PyTree | None) -> None:
+    """Raises a `ValueError` where a transform that reads params got none."""
+    if params is None:
+        raise ValueError(
+            f"`{call}` reads the parameters, got params=None. Pass them: "
+            f"`tx.update(grads, state, params)`."
+        )
+
+
+def _as_number(call: str, name: str, value: object) -> float | None:
+    """The value as a float where it is a number known without a device."""
+    if callable(value) or isinstance(value, jax.Array):
+        return None  # a schedule, or an array, traced or not: reading it may block
+    if isinstance(value, int | float | np.number) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        return float(value)
+    raise TypeError(
+        f"`{call}` needs a number or a scalar array for {name}, got {value!r}."
+    )
+
+
+def check_real(call: str, name: str, tree: PyTree) -> None:
+    """Raises a `TypeError` at the first leaf that is not floating."""
+    for path, leaf in jtu.tree_leaves_with_path(tree):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"`{call}` needs real floating leaves, got {dtype} at "
+                f"{name}{jtu.keystr(path)}. Hand integers over as one of the `args`; "
+                f"split a complex leaf into its real and imaginary parts."
+            )
+
+
+def check_vector(call: str, vector: PyTree, structure: PyTree) -> None:
+    """Raises unless `vector` is what an operator on `structure` acts on.
+
+    Args:
+        call: the public name of the operator, for the message.
+        vector: what arrived.
+        structure: arrays or `jax.ShapeDtypeStruct`s.
+
+    Raises:
+        ValueError: if structure or a shape differs.
+        TypeError: if a dtype differs.
+    """
+    if (got := jax.tree.structure(vector)) != (want := jax.tree.structure(structure)):
+        raise ValueError(
+            f"`{call}` needs a vector of the structure of its params. Pass a pytree "
+            f"like the params, for example a gradient.\n"
+            f"  vector: {got}\n  params: {want}"
+        )
+    leaves = zip(jtu.tree_leaves_with_path(vector), jax.tree.leaves(structure), strict=False)
+    for (path, leaf), like in leaves:
+        where = f"vector{jtu.keystr(path)}"
+        if jnp.shape(leaf) != jnp.shape(like):
+            raise ValueError(
+                f"`{call}` got shape {jnp.shape(leaf)} at {where}, and its params "
+                f"have {jnp.shape(like)}. Pass one vector; for many, `jax.vmap` it."
+            )
+        if jnp.result_type(leaf) != jnp.result_type(like):
+            raise TypeError(
+                f"`{call}` got dtype {jnp.result_type(leaf)} at {where}, and its "
+                f"params have {jnp.result_type(like)}. Cast the vector with "
+                f"`optax.tree.cast_like(vector, params)`."
+            )
+
+
+def check_scalar(call: str, value: PyTree) -> None:
+    """Raises a `ValueError` unless a loss returned one real floating scalar."""
+    is_array = isinstance(value, jax.Array | np.ndarray | np.generic | float)
+    if not is_array or jnp.shape(value) != ():
+        got = f"shape {jnp.shape(value)}" if is_array else type(value).__name__
+        raise ValueError(
+            f"`{call}` needs a loss that returns one real scalar, got {got}. Reduce "
+            f"it, for example with `jnp.mean`, and return nothing beside it."
+        )
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise TypeError(
+            f"`{call}` needs a loss that returns a real floating scalar, got "
+            f"{jnp.result_type(value)}."
+        )
+
+
+def check_positive_int(call: str, name: str, value: object) -> None:
+    """Raises a `ValueError` unless `value` is a Python integer >= 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{call}` needs an integer {name} >= 1, got {value!r}.")

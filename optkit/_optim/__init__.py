@@ -1,0 +1,1 @@
+"""Use 1 of curvature, precondition: optimizers as optax transforms."""

@@ -1,0 +1,28 @@
+"""Names and dtypes of the things that every layer passes around."""
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+Params: TypeAlias = PyTree
+"""Any pytree whose leaves are floating or complex arrays, or None."""
+
+ScalarOrSchedule: TypeAlias = Any
+"""A number, a scalar array, or a function from the step count to one of them."""
+
+MaskOrFn: TypeAlias = PyTree[bool] | Callable[[Any], Any] | None
+"""Optax's mask: a prefix pytree of booleans, or a function of the params to one."""
+
+
+def wide_dtype(leaf: Any) -> np.dtype:
+    """The dtype to accumulate a leaf in: its own, at least float32 or complex64."""
+    dtype = jnp.result_type(leaf)
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def real_dtype(leaf: Any) -> np.dtype:
+    """The dtype of the leaf's modulus, at least float32."""
+    return jnp.finfo(wide_dtype(leaf)).dtype

@@ -1,0 +1,35 @@
+"""One setting for all tests: x64, strict promotion, 8 virtual devices, fixed seeds."""
+
+import os
+
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture
+def key():
+    """One key, the same in every test; split it."""
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def rng():
+    """A NumPy generator for oracles, the same in every test."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def standard_promotion():
+    """For optax's own wrappers, some of which mix dtypes."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield

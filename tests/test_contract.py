@@ -1,0 +1,418 @@
+"""What every optimizer of optkit must survive: one row each, one test a promise.
+
+A new optimizer adds a `Row`; a promise that does not hold for it is a bug of its own.
+The oracle, unless a test says otherwise, is the same optimizer run plainly: eagerly,
+step by step, on the leaf alone.
+"""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from numpy.testing import assert_allclose, assert_array_equal
+
+import optkit as ok
+
+NUM_STEPS = 6
+
+
+def no_extra(loss: Callable[[Any], Any], params: Any) -> dict[str, Any]:
+    """The extra arguments of a transform that needs the gradient alone."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One optimizer under contract."""
+
+    make: Callable[..., optax.GradientTransformation]
+    options: dict[str, Any] = field(default_factory=dict)
+    extra: Callable[[Any, Any], dict[str, Any]] = no_extra  # of `update`, per step
+    complex_leaves: bool = True  # supported; else refused with a TypeError in init
+    moments: tuple[str, ...] = ()  # fields of the state that are float32 or wider
+    elementwise: bool = True  # a leaf's update depends on that leaf alone
+
+    def __call__(self, **options: Any) -> optax.GradientTransformationExtraArgs:
+        return optax.with_extra_args_support(self.make(**(self.options | options)))
+
+
+def sgd_prox(learning_rate: Any) -> optax.GradientTransformation:
+    """Gradient steps that shrink: the smallest chain that ends in proximal decay."""
+    decay = ok.proximal_weight_decay(learning_rate, weight_decay=0.5)
+    return optax.chain(optax.sgd(learning_rate), decay)
+
+
+ROWS = {
+    "scale_by_adan": Row(ok.scale_by_adan, moments=("m", "v", "n")),
+    "adan": Row(ok.adan, {"learning_rate": 0.1}, moments=("m", "v", "n")),
+    "adan_prox": Row(ok.adan, {"learning_rate": 0.1, "weight_decay": 0.1}),
+    "adan_decoupled": Row(
+        ok.adan, {"learning_rate": 0.1, "weight_decay": 0.1, "proximal": False}
+    ),
+    "proximal_weight_decay": Row(sgd_prox, {"learning_rate": 0.01}),
+}
+every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
+every_alias = pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS.values() if "learning_rate" in row.options],
+    ids=[name for name, row in ROWS.items() if "learning_rate" in row.options],
+)
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+# --- the problem, and three ways to take steps on it
+
+
+def make_params(dtype: Any = jnp.float64) -> dict[str, Any]:
+    """Nested, with a scalar, an empty and a None leaf."""
+    keys = jr.split(jr.key(1), 3)
+    return {
+        "w": jr.normal(keys[0], (3, 4), jnp.float64).astype(dtype),
+        "inner": [jr.normal(keys[1], (5,), jnp.float64).astype(dtype), None],
+        "scalar": jr.normal(keys[2], (), jnp.float64).astype(dtype),
+        "empty": jnp.zeros((0, 2), dtype),
+    }
+
+
+def loss(params: Any) -> jax.Array:
+    """Smooth, not quadratic, with curvature in and across leaves."""
+    squares = [jnp.sum(jnp.abs(p) ** 2).astype(float) for p in jax.tree.leaves(params)]
+    quartics = [jnp.sum(jnp.abs(p) ** 4).astype(float) for p in jax.tree.leaves(params)]
+    total, zero = sum(squares), jnp.zeros([])
+    return zero + total + 0.1 * sum(quartics) + 0.05 * total**2
+
+
+def one_step(row: Row, tx: Any, params: Any, state: Any, loss: Any = loss):
+    """One update, applied."""
+    grads = jax.grad(loss)(params)
+    updates, state = tx.update(grads, state, params, **row.extra(loss, params))
+    return optax.apply_updates(params, updates), state
+
+
+def run(row: Row, tx: Any, params: Any, num_steps: int = NUM_STEPS, loss: Any = loss):
+    """Plain eager steps."""
+    state = tx.init(params)
+    for _ in range(num_steps):
+        params, state = one_step(row, tx, params, state, loss)
+    return params, state
+
+
+def assert_close(tree: Any, other: Any, rtol: float = 1e-10) -> None:
+    """Same structure, dtypes and, to rounding, values."""
+    chex.assert_trees_all_equal_dtypes(tree, other)
+    chex.assert_trees_all_close(tree, other, rtol=rtol, atol=1e-12)
+
+
+def trace_once(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Raises when `fn` is traced, that is called by `jax.jit`, a second time."""
+    calls = []
+
+    def counted(*args: Any) -> Any:
+        calls.append(args)
+        assert len(calls) == 1, "traced a second time"
+        return fn(*args)
+
+    return counted
+
+
+# --- the contract
+
+
+@every_row
+def test_jit_equals_eager(row):
+    """Oracle: eager."""
+    tx, params = row(), make_params()
+    expected, _ = run(row, tx, params)
+    step = jax.jit(lambda p, s: one_step(row, tx, p, s))
+    state = tx.init(params)
+    for _ in range(NUM_STEPS):
+        params, state = step(params, state)
+    assert_close(params, expected)
+
+
+@every_row
+def test_scan_equals_a_loop(row):
+    """Oracle: eager."""
+    tx, params = row(), make_params()
+    expected, _ = run(row, tx, params)
+    body = lambda carry, _: (one_step(row, tx, *carry), None)  # noqa: E731
+    (found, _), _ = jax.lax.scan(body, (params, tx.init(params)), length=NUM_STEPS)
+    assert_close(found, expected)
+
+
+@every_row
+def test_vmap_over_seeds_equals_one_seed_at_a_time(row):
+    """Oracle: eager, seed by seed."""
+    tx, params = row(), make_params()
+    seeds = [jax.tree.map(lambda p, s=s: p + s, params) for s in (0.0, 0.5, -1.0)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *seeds)
+    found, _ = jax.vmap(lambda p: run(row, tx, p))(stacked)
+    for i, seed in enumerate(seeds):
+        expected, _ = run(row, tx, seed)
+        assert_close(jax.tree.map(lambda x, i=i: x[i], found), expected)
+
+
+@every_row
+def test_it_chains_behind_clipping(row):
+    """Oracle: clipping by hand."""
+    tx = optax.chain(optax.clip_by_global_norm(0.5), row())
+    params, plain = make_params(), row()
+    expected, state = params, plain.init(params)
+    for _ in range(NUM_STEPS):
+        grads = jax.grad(loss)(expected)
+        grads = optax.tree.scale(0.5 / optax.tree.norm(grads), grads)
+        extra = row.extra(loss, expected)
+        updates, state = plain.update(grads, state, expected, **extra)
+        expected = optax.apply_updates(expected, updates)
+    found, _ = run(row, tx, params)
+    assert_close(found, expected)
+
+
+@every_row
+def test_masked_leaves_pass_through(row):
+    """Oracle: the optimizer on the chosen leaf alone, the gradient on the others."""
+    params = {"a": jnp.ones(3), "b": jnp.full(2, 2.0)}
+    grads = jax.grad(loss)(params)
+    extra = row.extra(loss, params)
+    tx = optax.masked(row(), {"a": True, "b": False})
+    updates, _ = tx.update(grads, tx.init(params), params, **extra)
+    assert_array_equal(updates["b"], grads["b"])
+    if row.elementwise:
+        alone = row()
+        expected, _ = alone.update(grads["a"], alone.init(params["a"]), params["a"])
+        assert_allclose(updates["a"], expected, rtol=1e-12)
+
+
+@every_row
+def test_partition_runs_each_leaf_by_its_label(row):
+    """Oracle: the optimizer, and plain SGD, each on its leaf alone."""
+    params = {"a": jnp.ones(3), "b": jnp.full(2, 2.0)}
+    grads = jax.grad(loss)(params)
+    tx = optax.partition({"x": row(), "y": optax.sgd(0.1)}, {"a": "x", "b": "y"})
+    extra = row.extra(loss, params)
+    updates, _ = tx.update(grads, tx.init(params), params, **extra)
+    assert_allclose(updates["b"], -0.1 * grads["b"])
+    if row.elementwise:
+        alone = row()
+        expected, _ = alone.update(grads["a"], alone.init(params["a"]), params["a"])
+        assert_allclose(updates["a"], expected, rtol=1e-12)
+
+
+@every_row
+def test_multi_steps_takes_one_step_on_the_mean_gradient(row):
+    """Oracle: the optimizer on the mean of two gradients."""
+    params, tx, plain = make_params(), optax.MultiSteps(row(), 2), row()
+    grads = jax.grad(loss)(params)
+    extra = row.extra(loss, params)
+    state = tx.init(params)
+    zeros, state = tx.update(optax.tree.scale(0.5, grads), state, params, **extra)
+    updates, _ = tx.update(optax.tree.scale(1.5, grads), state, params, **extra)
+    expected, _ = plain.update(grads, plain.init(params), params, **extra)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(zeros))
+    chex.assert_trees_all_close(updates, expected, rtol=1e-6)
+
+
+@every_alias
+def test_injected_hyperparams_can_change_without_a_second_compile(row):
+    """Oracle: the optimizer made with the constants."""
+    params = make_params()
+    tx = optax.inject_hyperparams(row.make)(**row.options)
+    step = jax.jit(trace_once(lambda p, s: one_step(row, tx, p, s)))
+    expected, _ = run(row, row(), params, 1)
+    found, state = step(params, tx.init(params))
+    assert_close(found, expected)
+    state.hyperparams["learning_rate"] = jnp.zeros_like(
+        state.hyperparams["learning_rate"]
+    )
+    frozen, _ = step(found, state)
+    assert_close(frozen, found)
+
+
+@every_alias
+def test_a_schedule_is_read_at_the_count_of_the_step(row):
+    """Oracle: constant learning rates, one step each from the same moments."""
+    params = make_params()
+    rates = jnp.asarray(0.1 / (1 + np.arange(NUM_STEPS)))
+    tx = row(learning_rate=lambda count: rates[count])
+    expected, state = params, row().init(params)
+    for rate in rates:
+        expected, state = one_step(row, row(learning_rate=float(rate)), expected, state)
+    found, _ = run(row, tx, params)
+    assert_close(found, expected)
+
+
+@every_row
+def test_mixed_bfloat16_and_float32_leaves_keep_their_dtypes(row):
+    """Oracle: float32 throughout, to bfloat16 rounding; moments are float32."""
+    exact = make_params(jnp.float32)
+    mixed = exact | {"w": exact["w"].astype(jnp.bfloat16)}
+    exact = exact | {"w": mixed["w"].astype(jnp.float32)}
+    tx = row()
+    grads = jax.grad(loss)(mixed)
+    updates, state = tx.update(grads, tx.init(mixed), mixed, **row.extra(loss, mixed))
+    chex.assert_trees_all_equal_dtypes(updates, mixed)
+    for name in row.moments:
+        moment = optax.tree.get(state, name)
+        assert {leaf.dtype for leaf in jax.tree.leaves(moment)} == {jnp.dtype("f4")}
+    wide = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+    expected, _ = tx.update(wide, tx.init(exact), exact, **row.extra(loss, exact))
+    cast = jax.tree.map(lambda u: u.astype(jnp.float32), updates)
+    chex.assert_trees_all_close(cast, expected, rtol=2 * 2**-8, atol=1e-4)
+
+
+@every_row
+def test_all_bfloat16_params_take_steps_inside_scan(row):
+    """Oracle: identity of dtypes, and the loss goes down."""
+    params = make_params(jnp.bfloat16)
+    tx = row()
+    body = lambda carry, _: (one_step(row, tx, *carry), None)  # noqa: E731
+    (found, _), _ = jax.lax.scan(body, (params, tx.init(params)), length=3)
+    chex.assert_trees_all_equal_dtypes(found, params)
+
+
+@every_row
+def test_complex_leaves_step_or_are_refused(row):
+    """Oracle: a real problem written in complex numbers."""
+    params = {"z": jnp.array([1.0 + 0j, -2.0 + 0j])}
+    tx = row()
+    if not row.complex_leaves:
+        with pytest.raises(TypeError, match="complex"):
+            tx.init(params)
+        return
+    real = {"z": params["z"].real}
+    expected, _ = run(row, tx, real)
+    found, _ = run(row, tx, params)
+    assert_allclose(found["z"].real, expected["z"], rtol=1e-9)
+    assert_allclose(found["z"].imag, 0.0, atol=1e-12)
+
+
+@every_row
+def test_none_empty_and_scalar_leaves_come_back_as_they_were(row):
+    """Oracle: identity of structure, shapes and dtypes; a bare leaf is a tree too."""
+    for params in (make_params(), jnp.array(2.0), {}, {"only": None}):
+        found, _ = run(row, row(), params, 2)
+        chex.assert_trees_all_equal_shapes_and_dtypes(found, params)
+
+
+@every_row
+def test_donated_buffers_can_be_reused(row):
+    """Oracle: the same steps without donation; `init` shares no buffer with params."""
+    tx, params = row(), make_params()
+    expected, _ = run(row, tx, params)
+    step = jax.jit(lambda p, s: one_step(row, tx, p, s), donate_argnums=(0, 1))
+    for _ in range(2):  # a second start must not meet a buffer the first one gave away
+        found = jax.tree.map(jnp.copy, params)
+        state = tx.init(found)
+        for _ in range(NUM_STEPS):
+            found, state = step(found, state)
+        assert_close(found, expected)
+
+
+@every_row
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=str)
+def test_sharded_params_stay_sharded_in_every_state(row, axis_type):
+    """Oracle: one device."""
+    mesh = jax.make_mesh(
+        (4,), ("x",), axis_types=(axis_type,), devices=jax.devices()[:4]
+    )
+    sharding = NamedSharding(mesh, PartitionSpec("x"))
+    params = {"w": jnp.arange(8.0).reshape(8, 1) + 1, "b": jnp.ones(4)}
+    tx = row()
+    expected, _ = run(row, tx, params)
+    with jax.set_mesh(mesh):
+        sharded = jax.device_put(params, sharding)
+        state = tx.init(sharded)
+        step = jax.jit(lambda p, s: one_step(row, tx, p, s))
+        found = sharded
+        for _ in range(NUM_STEPS):
+            found, state = step(found, state)
+    assert_close(jax.device_get(found), jax.device_get(expected))
+    for leaf in jax.tree.leaves((found, state)):
+        if leaf.ndim:
+            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+@every_row
+def test_the_step_compiles_once(row):
+    """Oracle: a trace counter; weakly typed params must not retrace."""
+    params = {"w": jnp.ones(3), "weak": jnp.asarray(1.0)}
+    tx = row()
+    step = jax.jit(trace_once(lambda p, s: one_step(row, tx, p, s)))
+    state = tx.init(params)
+    assert not any(leaf.weak_type for leaf in jax.tree.leaves(state))
+    for _ in range(3):
+        stepped, state = step(params, state)
+        params = stepped | {"weak": params["weak"]}
+
+
+@every_row
+def test_a_saved_state_resumes_bit_for_bit(row):
+    """Oracle: the run that was not interrupted."""
+    tx, params = row(), make_params()
+    step = jax.jit(lambda p, s: one_step(row, tx, p, s))
+    state = tx.init(params)
+    for _ in range(3):
+        params, state = step(params, state)
+    leaves, treedef = jax.tree.flatten((params, state))
+    file = io.BytesIO()
+    np.savez(file, *leaves)
+    file.seek(0)
+    loaded = np.load(file)
+    resumed = treedef.unflatten([loaded[f"arr_{i}"] for i in range(len(leaves))])
+    for _ in range(3):
+        params, state = step(params, state)
+        resumed = step(*resumed)
+    chex.assert_trees_all_equal((params, state), resumed)
+
+
+@every_row
+def test_nan_gradients_are_seen_and_apply_if_finite_survives_them(row):
+    """Oracle: a NaN comes out where it went in; guarded, nothing has happened."""
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    grads = jax.grad(loss)(params)
+    bad = grads | {"a": grads["a"].at[1].set(jnp.nan)}
+    extra = row.extra(loss, params)
+    tx = row()
+    updates, _ = tx.update(bad, tx.init(params), params, **extra)
+    assert np.isnan(updates["a"][1])
+    if row.elementwise:
+        assert not np.any(np.isnan(updates["b"]))
+    guarded = optax.apply_if_finite(tx, max_consecutive_errors=3)
+    _, state = guarded.update(grads, guarded.init(params), params, **extra)
+    zeros, after = guarded.update(bad, state, params, **extra)
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(zeros))
+    chex.assert_trees_all_equal(after.inner_state, state.inner_state)
+
+
+WRONG_GRADIENTS = {
+    "structure": ({"w": jnp.ones(3)}, ValueError, r"structure.*Call `init`"),
+    "shape": ({"w": jnp.ones(3), "b": jnp.ones(4)}, ValueError, r"\(4,\).*b.*\(2,\)"),
+    "dtype": (
+        {"w": jnp.ones(3), "b": jnp.ones(2, jnp.float32)},
+        TypeError,
+        r"float32 at gradients\['b'\].*float64.*Cast",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("grads", "error", "match"), WRONG_GRADIENTS.values(), ids=WRONG_GRADIENTS.keys()
+)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS.values() if row.moments], ids=lambda row: row.make
+)
+def test_gradients_unlike_the_state_are_refused(row, grads, error, match):
+    """Oracle: the message names the call, what arrived and what to do."""
+    params = {"w": jnp.ones(3), "b": jnp.ones(2)}
+    tx = row()
+    with pytest.raises(error, match=r"(?s)`ok\.\w+` got .*" + match):
+        tx.update(grads, tx.init(params), params)
