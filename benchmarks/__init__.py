@@ -1,0 +1,1 @@
+"""Ratios against the floor and the peers: `python -m benchmarks`."""

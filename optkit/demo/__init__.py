@@ -1,0 +1,1 @@
+"""The experiments behind `python -m optkit` and the notebooks (extra: demo)."""
