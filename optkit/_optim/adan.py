@@ -19,13 +19,20 @@ State = TypeVar("State")
 
 
 class AdanState(NamedTuple):
-    """What Adan's next step needs; each tree has the shapes of the params."""
+    """What Adan's next step needs; each tree has the shapes of the params.
+
+    count: steps taken since the start, or the last restart.
+    m: mean gradient.
+    v: mean gradient difference.
+    n: mean square of the look-ahead gradient, real.
+    prev_grad: the last gradient as it came, in the params' own dtype.
+    """
 
     count: Int[Array, ""]
-    m: Params  # mean gradient
-    v: Params  # mean gradient difference
-    n: Params  # mean square of the look-ahead gradient, real
-    prev_grad: Params  # as it came, in the params' own dtype
+    m: Params
+    v: Params
+    n: Params
+    prev_grad: Params
 
 
 def scale_by_adan(
@@ -48,8 +55,9 @@ def scale_by_adan(
 
     The paper's Algorithm 1 differs from the authors' code, which this follows:
 
-    1. the paper has no bias correction and starts at m = g, n = g^2; the code starts
-       at zero and divides by 1 - b^t. The first step is the same, later ones are not;
+    1. the paper has no bias correction and starts at m = g, n = g^2, and at the second
+       step v = d; the code starts at zero and divides by 1 - b^t. The first step is
+       the same, later ones are not;
     2. the paper restarts when the iterates have moved far enough; the code restarts
        when it is told to: `ok.restart_adan`;
     3. the code can clip the global norm first; here that is a link of the chain,
@@ -63,7 +71,7 @@ def scale_by_adan(
         b1: decay of the mean gradient, in [0, 1).
         b2: decay of the mean gradient difference, in [0, 1).
         b3: decay of the mean square, in [0, 1).
-        eps: added outside the root, >= 0, in units of the gradient.
+        eps: added outside the root, in units of the gradient; not negative.
         state_dtype: a floating dtype for m and v. Default: the leaf's own, at least
             float32. bfloat16 saves a quarter of the state, but such an average
             stops moving near its goal (at decay 0.98 within 10 %). n is at least
@@ -142,7 +150,7 @@ def scale_by_adan(
                 m_.astype(m.dtype),
                 v_.astype(v.dtype),
                 n,
-                jnp.asarray(grad, dtype),
+                jnp.array(grad, dtype),  # a copy: outside jit, the caller may donate
             )
 
         stepped = jax.tree.map(
@@ -183,9 +191,9 @@ def adan(
         b1: decay of the mean gradient, in [0, 1).
         b2: decay of the mean gradient difference, in [0, 1).
         b3: decay of the mean square, in [0, 1).
-        eps: added outside the root, >= 0.
-        weight_decay: >= 0, or a schedule where `proximal=False`. At the number 0 the
-            decay is left out, and `update` needs no params.
+        eps: added outside the root; not negative.
+        weight_decay: a number >= 0 or a schedule. At the number 0 the decay is left
+            out, and `update` needs no params.
         proximal: which of the two forms of weight decay.
         mask: optax's mask of the leaves that decay; the others still get their step.
         state_dtype: see `ok.scale_by_adan`.

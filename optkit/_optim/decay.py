@@ -12,14 +12,14 @@ from .._types import MaskOrFn, Params, ScalarOrSchedule, real_dtype, wide_dtype
 
 
 class ProximalDecayState(NamedTuple):
-    """The step count, at which the learning-rate schedule is read."""
+    """The step count, at which schedules are read."""
 
     count: Int[Array, ""]
 
 
 def proximal_weight_decay(
     learning_rate: ScalarOrSchedule,
-    weight_decay: Any,
+    weight_decay: ScalarOrSchedule,
     mask: MaskOrFn = None,
 ) -> optax.GradientTransformation:
     """Shrinks the parameters by the proximal map of the squared norm.
@@ -35,7 +35,7 @@ def proximal_weight_decay(
     Args:
         learning_rate: what `optax.scale_by_learning_rate` before it was given: a
             number >= 0 or a schedule, read at this link's own step count.
-        weight_decay: lambda, >= 0.
+        weight_decay: lambda, a number >= 0 or a schedule, read at the same count.
         mask: optax's mask of the leaves that decay.
 
     Returns:
@@ -69,11 +69,13 @@ def proximal_weight_decay(
         updates: Params, state: Any, params: Params | None = None
     ) -> tuple[Params, ProximalDecayState]:
         check_params(call, params)
-        eta = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        eta, decay = (
+            x(state.count) if callable(x) else x for x in (learning_rate, weight_decay)
+        )
 
         def shrink(u: Any, p: Any) -> Array:
             wide, real = wide_dtype(u), real_dtype(u)
-            c = jnp.asarray(eta, real) * jnp.asarray(weight_decay, real)
+            c = jnp.asarray(eta, real) * jnp.asarray(decay, real)
             shrunk = (jnp.asarray(u, wide) - c * jnp.asarray(p, wide)) / (1 + c)
             return shrunk.astype(jnp.result_type(u))
 

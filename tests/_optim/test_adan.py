@@ -176,6 +176,14 @@ def test_complex_leaves_are_scaled_by_their_modulus():
         assert_allclose(w, rotation * u.astype(complex), rtol=1e-12)
 
 
+def test_an_eager_state_does_not_share_the_gradient_s_buffer():
+    """Oracle: identity; donating the state leaves the caller's gradient alive."""
+    tx, grads = ok.scale_by_adan(), jnp.ones(3)
+    _, state = tx.update(grads, tx.init(grads))
+    jax.jit(tx.update, donate_argnums=1)(grads, state)
+    assert_allclose(grads, 1.0)
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [

@@ -26,6 +26,16 @@ def test_decay_reads_the_learning_rate_of_its_own_step():
         assert_allclose(theta + update, 1 / (1 + 0.5 / (1 + step)), rtol=1e-14)
 
 
+def test_decay_itself_may_be_a_schedule():
+    """Oracle: closed form at steps 0, 1, 2."""
+    tx = ok.proximal_weight_decay(0.5, lambda step: 1.0 / (1.0 + step.astype(float)))
+    theta = jnp.array(1.0)
+    state = tx.init(theta)
+    for step in range(3):
+        update, state = tx.update(jnp.array(0.0), state, theta)
+        assert_allclose(theta + update, 1 / (1 + 0.5 / (1 + step)), rtol=1e-14)
+
+
 def test_small_decay_is_not_lost_in_float32():
     """Oracle: closed form; (theta + u) / (1 + c) - theta would round to half."""
     theta = jnp.array(1.0, jnp.float32)
