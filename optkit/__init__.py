@@ -14,7 +14,6 @@ from ._curvature.autodiff import (
 from ._curvature.base import (
     AbstractCurvature as AbstractCurvature,
     Damped as Damped,
-    Masked as Masked,
 )
 from ._curvature.diagonal import (
     hutchinson_diag as hutchinson_diag,
@@ -31,6 +30,7 @@ from ._curvature.low_rank import (
     LowRank as LowRank,
     empirical_fisher as empirical_fisher,
 )
+from ._curvature.masked import Masked as Masked
 from ._curvature.trace import hutchinson_trace as hutchinson_trace
 from ._optim.adan import (
     AdanState as AdanState,
@@ -41,4 +41,29 @@ from ._optim.adan import (
 from ._optim.decay import (
     ProximalDecayState as ProximalDecayState,
     proximal_weight_decay as proximal_weight_decay,
+)
+from ._inverse.base import (
+    RESULTS as RESULTS,
+    AbstractExplicitInverse as AbstractExplicitInverse,
+    AbstractInverse as AbstractInverse,
+    Inverse as Inverse,
+    invert as invert,
+)
+from ._inverse.cg import CG as CG
+from ._inverse.neumann import Neumann as Neumann
+from ._inverse.nystrom import (
+    Nystrom as Nystrom,
+    NystromPreconditioner as NystromPreconditioner,
+    nystrom_preconditioner as nystrom_preconditioner,
+)
+from ._inverse.woodbury import Woodbury as Woodbury, solve_rows as solve_rows
+
+from ._influence import influence as influence
+from ._pruning import (
+    Pruned as Pruned,
+    obs_joint as obs_joint,
+    obs_prune as obs_prune,
+    obs_prune_gradually as obs_prune_gradually,
+    obs_saliency as obs_saliency,
+    obs_summed as obs_summed,
 )

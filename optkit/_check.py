@@ -136,7 +136,9 @@ def check_vector(call: str, vector: PyTree, structure: PyTree) -> None:
             f"like the params, for example a gradient.\n"
             f"  vector: {got}\n  params: {want}"
         )
-    leaves = zip(jtu.tree_leaves_with_path(vector), jax.tree.leaves(structure), strict=False)
+    leaves = zip(
+        jtu.tree_leaves_with_path(vector), jax.tree.leaves(structure), strict=False
+    )
     for (path, leaf), like in leaves:
         where = f"vector{jtu.keystr(path)}"
         if jnp.shape(leaf) != jnp.shape(like):
@@ -172,3 +174,53 @@ def check_positive_int(call: str, name: str, value: object) -> None:
     """Raises a `ValueError` unless `value` is a Python integer >= 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{call}` needs an integer {name} >= 1, got {value!r}.")
+
+
+def check_batch(call: str, name: str, batch: PyTree) -> int:
+    """The number of examples, after checking that all leaves have as many.
+
+    Args:
+        call: the public function to name in the message.
+        name: what the batch is to the caller, such as "train".
+        batch: arrays with the examples along their first axis.
+
+    Returns:
+        The length of the first axis, at least 1.
+
+    Raises:
+        ValueError: if leaves differ in it, have none, or there is no example.
+    """
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    sizes = {shape[0] if shape else None for shape in shapes}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            f"`{call}` needs a {name} whose leaves all have the examples along their "
+            f"first axis, got shapes {shapes}. Close over what the examples share."
+        )
+    (size,) = sizes
+    if not size:
+        raise ValueError(f"`{call}` got an empty {name}. Pass at least one example.")
+    return size
+
+
+def check_index(call: str, name: str, index: object, size: int) -> jax.Array:
+    """An integer array of coordinates; what is not traced is checked for range."""
+    if not jnp.issubdtype(jnp.result_type(index), jnp.integer):
+        raise TypeError(
+            f"`{call}` needs integers for {name}, got {jnp.result_type(index)}."
+        )
+    if isinstance(index, int | np.integer | np.ndarray):
+        numbers = np.asarray(index)
+        if numbers.size and not (numbers.min() >= 0 and numbers.max() < size):
+            raise IndexError(
+                f"`{call}` needs 0 <= {name} < {size}, the number of coordinates, got "
+                f"{index!r}. They are counted as in `as_matrix()`."
+            )
+    return jnp.asarray(index)
+
+
+def check_positive(call: str, name: str, value: object) -> None:
+    """Raises unless a Python number is finite and > 0; arrays pass unseen."""
+    number = _as_number(call, name, value)
+    if number is not None and not 0.0 < number < math.inf:
+        raise ValueError(f"`{call}` needs a finite {name} > 0, got {name}={value!r}.")

@@ -57,3 +57,31 @@ class Adan:
             self.theta = self.theta / (1 + lr * self.weight_decay)
         self.neg_pre_grad = -grad
         return self.theta
+
+
+def mfac_static(gradients, damping):
+    """M-FAC's static recursion, rows V of F_i^-1 g_i and their q."""
+    m = len(gradients)
+    v, q = [], []
+    for i in range(m):
+        row = gradients[i] / damping
+        for j in range(i):
+            row = row - v[j] * (v[j] @ gradients[i]) / q[j]
+        v.append(row)
+        q.append(m + gradients[i] @ row)
+    return np.array(v), np.array(q)
+
+
+def mfac_product(v, q, damping, x):
+    """F^-1 x."""
+    return x / damping - sum(v[i] * (v[i] @ x) / q[i] for i in range(len(q)))
+
+
+def mfac_diagonal(v, q, damping):
+    """diag(F^-1)."""
+    return 1 / damping - sum(v[i] * v[i] / q[i] for i in range(len(q)))
+
+
+def mfac_entry(v, q, damping, a, b):
+    """[F^-1]_ab, from one column of V for each index."""
+    return (a == b) / damping - np.sum(v[:, a] * v[:, b] / q)

@@ -33,3 +33,13 @@ def standard_promotion():
     """For optax's own wrappers, some of which mix dtypes."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def as_a_user_has_it(request):
+    """Docstring examples show JAX's own defaults: float32, standard promotion."""
+    if not isinstance(request.node, pytest.DoctestItem):
+        yield
+        return
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
+        yield

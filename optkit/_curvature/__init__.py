@@ -1,0 +1,1 @@
+"""What the curvature is: symmetric Lineax operators, and estimates of their entries."""

@@ -1,0 +1,190 @@
+"""Loss heads: the convex function between a model's outputs and the scalar loss.
+
+A head knows what the Gauss-Newton matrix JᵀHJ needs of it: the product with its
+Hessian H at the outputs, and a random vector whose outer product has mean H. Both
+are given in closed form, with the mean over examples that the loss takes.
+"""
+
+import abc
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, PyTree
+
+from .._check import check_scalar
+from .._types import wide_dtype
+
+
+class AbstractHead(eqx.Module):
+    """A convex loss of a model's outputs: head(outputs, *targets) -> scalar."""
+
+    @abc.abstractmethod
+    def __call__(self, outputs: PyTree, *targets: PyTree) -> Float[Array, ""]:
+        """The mean loss over the examples."""
+
+    @abc.abstractmethod
+    def hvp(self, outputs: PyTree, vector: PyTree, *targets: PyTree) -> PyTree:
+        """H v, with H the Hessian of the head at the outputs, and v like them."""
+
+
+class AbstractLikelihoodHead(AbstractHead):
+    """A head that is the mean negative log-likelihood of independent targets."""
+
+    @abc.abstractmethod
+    def sample(self, outputs: Array, *targets: PyTree, key: Array) -> Array:
+        """A random w like the outputs with E[w] = 0 and E[w wᵀ] = H.
+
+        Uses of the targets, if any, are for their mask only, never their values.
+        """
+
+
+class SquaredError(AbstractLikelihoodHead):
+    """Half the squared error, averaged over the first axis only.
+
+        1/B Σ_b ½ ‖z_b - y_b‖²        H = I / B
+
+    with B the length of the first axis of the outputs z. The squares of one example
+    are summed, so a mean over several output columns is this divided by their number.
+    With `where`, a boolean for each b, B counts the true ones and others are left out.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> ok.SquaredError()(jnp.array([1.0, 2.0]), jnp.array([0.0, 0.0]))
+        Array(1.25, dtype=float32)
+    """
+
+    def __call__(
+        self, outputs: Array, targets: Array, where: Array | None = None
+    ) -> Float[Array, ""]:
+        """The mean over b of half the squared norm of the error."""
+        _check_targets("ok.SquaredError", targets, outputs.shape)
+        weight = _weight(outputs, outputs.ndim - 1, where)
+        error = outputs.astype(wide_dtype(outputs)) - targets.astype(weight.dtype)
+        return 0.5 * jnp.sum(weight * error**2)
+
+    def hvp(
+        self,
+        outputs: Array,
+        vector: Array,
+        targets: Array | None = None,
+        where: Array | None = None,
+    ) -> Array:
+        """The vector over B."""
+        del targets
+        weight = _weight(outputs, outputs.ndim - 1, where)
+        return (weight * vector.astype(weight.dtype)).astype(vector.dtype)
+
+    def sample(
+        self,
+        outputs: Array,
+        targets: Array | None = None,
+        where: Array | None = None,
+        *,
+        key: Array,
+    ) -> Array:
+        """Random signs over √B: of all such w the least variance."""
+        del targets
+        weight = _weight(outputs, outputs.ndim - 1, where)
+        z = jr.rademacher(key, outputs.shape, weight.dtype)
+        return (jnp.sqrt(weight) * z).astype(outputs.dtype)
+
+
+class SoftmaxCrossEntropy(AbstractLikelihoodHead):
+    """Cross-entropy of logits with integer labels, averaged over all leading axes.
+
+        1/B Σ_b (logsumexp z_b - z_b[y_b])        H_b = (diag(p_b) - p_b p_bᵀ) / B
+
+    with p = softmax(z) along the last axis of the logits z, and B the number of
+    labels: examples, or tokens in all sequences. With `where`, a boolean for each
+    label, B counts the true ones and the others are left out (at least 1).
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> ok.SoftmaxCrossEntropy()(jnp.zeros((3, 4)), jnp.array([0, 1, 2]))
+        Array(1.3862944, dtype=float32)
+    """
+
+    def __call__(
+        self, outputs: Array, labels: Array, where: Array | None = None
+    ) -> Float[Array, ""]:
+        """The mean over b of the negative log-probability of label b."""
+        _check_targets("ok.SoftmaxCrossEntropy", labels, outputs.shape[:-1])
+        weight = _weight(outputs, 1, where)
+        log_p = jax.nn.log_softmax(outputs.astype(weight.dtype))
+        if where is not None:  # labels left out may be any number, such as -100
+            labels = jnp.where(where, labels, 0)
+        taken = jnp.take_along_axis(log_p, labels[..., None], axis=-1)
+        return -jnp.sum(weight * taken)
+
+    def hvp(
+        self,
+        outputs: Array,
+        vector: Array,
+        labels: Array | None = None,
+        where: Array | None = None,
+    ) -> Array:
+        """(p ∘ v - p pᵀv) / B."""
+        del labels
+        weight = _weight(outputs, 1, where)
+        p = jax.nn.softmax(outputs.astype(weight.dtype))
+        pv = p * vector.astype(weight.dtype)
+        product = weight * (pv - p * jnp.sum(pv, axis=-1, keepdims=True))
+        return product.astype(vector.dtype)
+
+    def sample(
+        self,
+        outputs: Array,
+        labels: Array | None = None,
+        where: Array | None = None,
+        *,
+        key: Array,
+    ) -> Array:
+        """(p - onehot(ŷ)) / √B with each label ŷ drawn from p."""
+        del labels
+        weight = _weight(outputs, 1, where)
+        logits = outputs.astype(weight.dtype)
+        drawn = jr.categorical(key, logits)
+        onehot = jax.nn.one_hot(drawn, logits.shape[-1], dtype=weight.dtype)
+        score = jnp.sqrt(weight) * (jax.nn.softmax(logits) - onehot)
+        return score.astype(outputs.dtype)
+
+
+class Convex(AbstractHead):
+    """Any convex function loss_fn(outputs, *targets), by automatic differentiation."""
+
+    loss_fn: Callable[..., Any] = eqx.field(static=True)
+
+    def __call__(self, outputs: PyTree, *targets: PyTree) -> Float[Array, ""]:
+        """loss_fn(outputs, *targets)."""
+        value = self.loss_fn(outputs, *targets)
+        check_scalar("ok.gauss_newton", value)
+        return value
+
+    def hvp(self, outputs: PyTree, vector: PyTree, *targets: PyTree) -> PyTree:
+        """The derivative of the gradient along v."""
+        grad = jax.grad(lambda z: self(z, *targets))
+        return jax.jvp(grad, (outputs,), (vector,))[1]
+
+
+def _check_targets(call: str, targets: Array, shape: tuple[int, ...]) -> None:
+    if jnp.shape(targets) != shape:
+        raise ValueError(
+            f"`{call}` needs targets of shape {shape} for these outputs, got "
+            f"{jnp.shape(targets)}. Reshape one of them: shapes are not broadcast."
+        )
+
+
+def _weight(outputs: Array, num_kept: int, where: Array | None) -> Array:
+    """1/B for each term of the mean, with `num_kept` axes of length one behind."""
+    shape = outputs.shape[: outputs.ndim - num_kept]
+    dtype = wide_dtype(outputs)
+    if where is None:
+        count = max(1, math.prod(shape))
+        return jnp.full([1] * outputs.ndim, 1.0 / count, dtype)
+    kept = where.reshape(*shape, *[1] * num_kept)
+    return kept.astype(dtype) / jnp.maximum(jnp.sum(kept), 1).astype(dtype)

@@ -1,0 +1,273 @@
+"""Low-rank curvature C = UᵀU from stacked rows, such as per-example gradients."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, PyTree
+
+from .._check import check_positive_int, check_real, check_scalar, check_vector
+from .._tree import combine, num_rows, project, structure_of
+from .._types import Params, wide_dtype
+from .base import AbstractCurvature
+
+
+class LowRank(AbstractCurvature):
+    """C = UᵀU, with the r rows of U stacked: a pytree with a leading axis r.
+
+    Weights are held in the rows: the mean of m outer products g gᵀ has rows g / √m.
+    A product reads the rows twice. Positive semidefinite, of rank at most r.
+
+    Args:
+        rows: real leaves (r, *leaf shape), the same r for all.
+
+    Raises:
+        ValueError: for leaves without a common leading axis.
+        TypeError: for integer or complex leaves.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> C = ok.LowRank(jnp.array([[1.0, 2.0], [0.0, 1.0]]))
+        >>> C.mv(jnp.array([1.0, 0.0]))
+        Array([1., 2.], dtype=float32)
+        >>> C.diagonal()
+        Array([1., 5.], dtype=float32)
+    """
+
+    rows: PyTree
+
+    def __check_init__(self) -> None:
+        _check_rows("ok.LowRank", self.rows)
+
+    @property
+    def is_psd(self) -> bool:
+        """True."""
+        return True
+
+    @property
+    def num_rows(self) -> int:
+        """The number of rows, r."""
+        return num_rows(self.rows)
+
+    def mv(self, vector: Params) -> Params:
+        """Uᵀ(Ux)."""
+        check_vector("ok.LowRank.mv", vector, self.in_structure())
+        return combine(project(self.rows, vector), self.rows)
+
+    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """The structure of the params: the rows' without their leading axis."""
+        return structure_of(self.rows, drop=1)
+
+    def diagonal(self) -> Params:
+        """The sum of the squares in each column of U."""
+        return _column_squares(self.rows)
+
+    def block_diagonal(self, block_size: int) -> "BlockLowRank":
+        """The blocks of C on its diagonal, as M-FAC's block variant keeps them.
+
+        Args:
+            block_size: B, the number of consecutive entries in a block.
+
+        Returns:
+            A curvature with the same rows and diagonal, and inverses of blocks.
+        """
+        return BlockLowRank(self.rows, block_size)
+
+
+class BlockLowRank(AbstractCurvature):
+    """The block diagonal of C = UᵀU: blocks of B consecutive entries of each leaf.
+
+    Entries of a leaf are counted in C order. A block never crosses leaves; the last
+    of a leaf may be shorter, and is padded with zeros in `split`. Splitting reshapes
+    leaves, so on several devices keep leaves whole or their leading axis sharded.
+
+    Args:
+        rows: real leaves (r, *leaf shape), the same r for all.
+        block_size: B >= 1; at least as large as a leaf, it is one block.
+
+    Raises:
+        ValueError: for leaves without a common leading axis, or block_size < 1.
+        TypeError: for integer or complex leaves.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> C = ok.LowRank(jnp.array([[1.0, 2.0, 3.0]]))
+        >>> C.block_diagonal(2).as_matrix()
+        Array([[1., 2., 0.],
+               [2., 4., 0.],
+               [0., 0., 9.]], dtype=float32)
+
+    Reference:
+        Frantar, Kurtic and Alistarh 2021, arXiv:2107.03356, section 3.
+    """
+
+    rows: PyTree
+    block_size: int = eqx.field(static=True)
+
+    def __check_init__(self) -> None:
+        _check_rows("ok.BlockLowRank", self.rows)
+        check_positive_int("ok.BlockLowRank", "block_size", self.block_size)
+
+    @property
+    def is_psd(self) -> bool:
+        """True."""
+        return True
+
+    def mv(self, vector: Params) -> Params:
+        """U_bᵀ(U_b x_b) in each block b."""
+        check_vector("ok.BlockLowRank.mv", vector, self.in_structure())
+
+        def product(u: Array, x: Array) -> Array:
+            return combine(project(u, x), u)
+
+        def leaf_product(u: Array, x: Array) -> Array:
+            return jax.vmap(product, in_axes=(1, 0))(u, x)
+
+        x = self.split(vector)
+        return self.join(jax.tree.map(leaf_product, self.split(self.rows, 1), x))
+
+    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """The structure of the params: the rows' without their leading axis."""
+        return structure_of(self.rows, drop=1)
+
+    def diagonal(self) -> Params:
+        """The sum of the squares in each column of U."""
+        return _column_squares(self.rows)
+
+    def split(self, tree: PyTree, num_kept: int = 0) -> PyTree:
+        """Cuts leaves into blocks, the last one padded with zeros.
+
+        Args:
+            tree: leaves (*kept, *leaf shape), with the params' leaf shapes.
+            num_kept: the number of leading axes that stay: 0 for a vector, 1 for
+                the rows.
+
+        Returns:
+            Leaves (*kept, number of blocks, block length); the block length is at
+            most B, and less where the whole leaf is.
+        """
+
+        def split_leaf(leaf: Array) -> Array:
+            kept, size = leaf.shape[:num_kept], math.prod(leaf.shape[num_kept:])
+            length, num_blocks = self._blocks(size)
+            flat = leaf.reshape(*kept, size)
+            padding = [(0, 0)] * num_kept + [(0, num_blocks * length - size)]
+            return jnp.pad(flat, padding).reshape(*kept, num_blocks, length)
+
+        return jax.tree.map(split_leaf, tree)
+
+    def join(self, blocks: PyTree) -> Params:
+        """Undoes `split` of a vector."""
+
+        def join_leaf(block: Array, like: jax.ShapeDtypeStruct) -> Array:
+            size = math.prod(like.shape)
+            return block.reshape(-1)[:size].reshape(like.shape)
+
+        return jax.tree.map(join_leaf, blocks, self.in_structure())
+
+    def _blocks(self, size: int) -> tuple[int, int]:
+        """The length and the number of the blocks of a leaf."""
+        length = max(min(self.block_size, size), 1)
+        return length, -(-size // length)
+
+
+def empirical_fisher(
+    example_loss: Callable[..., Any],
+    params: Params,
+    batch: PyTree,
+    *,
+    chunk: int | None = None,
+) -> LowRank:
+    """The mean of g gᵀ over the examples of a batch, g the gradient of one example.
+
+    C = 1/m Σᵢ gᵢ gᵢᵀ with gᵢ = ∇ example_loss(params, exampleᵢ), i = 1 ... m. It is
+    held as m rows gᵢ/√m: m times the memory of the params.
+
+    Args:
+        example_loss: example_loss(params, example) -> the scalar loss of ONE
+            example, whose leaves have no batch axis.
+        params: real floating leaves.
+        batch: a pytree whose leaves all have the examples along their first axis.
+        chunk: how many gradients to compute at a time, to bound what the backward
+            pass holds beside the rows. Default: all. Need not divide m.
+
+    Returns:
+        An `ok.LowRank` curvature.
+
+    Raises:
+        ValueError: for an empty batch, leaves of different lengths, a chunk < 1, or
+            a loss that is not a scalar.
+        TypeError: for params that are not real floating.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> def example_loss(w, example):
+        ...     x, y = example
+        ...     return 0.5 * (x @ w - y) ** 2
+        >>> batch = (jnp.eye(2), jnp.array([1.0, 3.0]))
+        >>> ok.empirical_fisher(example_loss, jnp.zeros(2), batch).as_matrix().round(4)
+        Array([[0.5, 0. ],
+               [0. , 4.5]], dtype=float32)
+
+    Reference:
+        Kunstner, Balles and Hennig 2019, arXiv:1905.12558, on what it is not: the
+        Fisher information samples labels from the model, and this uses the data's.
+    """
+    call = "ok.empirical_fisher"
+    check_real(call, "params", params)
+    m = _batch_size(call, batch)
+    if chunk is not None:
+        check_positive_int(call, "chunk", chunk)
+
+    def loss(params: Params, example: PyTree) -> Array:
+        value = example_loss(params, example)
+        check_scalar(call, value)
+        return value
+
+    def row(example: PyTree) -> Params:
+        def scaled(g: Array) -> Array:
+            wide = wide_dtype(g)
+            return (g.astype(wide) * jnp.asarray(m**-0.5, wide)).astype(g.dtype)
+
+        return jax.tree.map(scaled, jax.grad(loss)(params, example))
+
+    if chunk is None or chunk >= m:
+        return LowRank(jax.vmap(row)(batch))
+    return LowRank(lax.map(row, batch, batch_size=chunk))
+
+
+def _batch_size(call: str, batch: PyTree) -> int:
+    """The length of the first axis of every leaf."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+    sizes = {shape[0] if shape else None for shape in shapes}
+    if len(sizes) != 1 or None in sizes:
+        raise ValueError(
+            f"`{call}` needs a batch whose leaves all have the examples along their "
+            f"first axis, got shapes {shapes}. Close over what the examples share."
+        )
+    (size,) = sizes
+    if not size:
+        raise ValueError(f"`{call}` got an empty batch. Pass at least one example.")
+    return size
+
+
+def _check_rows(call: str, rows: PyTree) -> None:
+    check_real(call, "rows", rows)
+    lengths = {jnp.shape(row)[:1] for row in jax.tree.leaves(rows)}
+    if len(lengths) > 1 or () in lengths:
+        shapes = [jnp.shape(row) for row in jax.tree.leaves(rows)]
+        raise ValueError(
+            f"`{call}` needs rows whose leaves share a leading axis, got shapes "
+            f"{shapes}. Stack them: `jax.tree.map(lambda *g: jnp.stack(g), *grads)`."
+        )
+
+
+def _column_squares(rows: PyTree) -> Params:
+    def squares(u: Array) -> Any:
+        return jnp.sum(u.astype(wide_dtype(u)) ** 2, axis=0).astype(u.dtype)
+
+    return jax.tree.map(squares, rows)

@@ -1,0 +1,99 @@
+"""Attribute a prediction to its data: influence functions.
+
+Removing a training example moves the minimiser by P g / n, with g the gradient of its
+loss and P the inverse curvature of the mean loss. So the loss of a test example moves
+by its own gradient's product with that step.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import lineax as lx
+from jaxtyping import Array, Float, PyTree
+
+from ._check import check_batch, check_positive_int, check_scalar, check_vector
+from ._tree import dot
+from ._types import Params
+
+
+def influence(
+    example_loss: Callable[[Params, Any], Float[Array, ""]],
+    params: Params,
+    train: PyTree,
+    test: PyTree,
+    inverse: lx.AbstractLinearOperator,
+    *,
+    chunk: int = 128,
+) -> Float[Array, "num_test num_train"]:
+    """How much each training example helps each test example.
+
+    With g the gradient of one example's loss at the params, and P the inverse,
+
+        score[i, j] = g(test_i)ᵀ P g(train_j)
+
+    To first order, training without example j of n adds score[i, j] / n to the loss
+    of test example i: a positive score is an example that helps, a negative one an
+    example that harms. The score of an example with itself, P positive definite, is
+    positive: large where the example has to be memorised.
+
+    Args:
+        example_loss: `example_loss(params, example)`, a real scalar, the same loss
+            whose mean over the training set the params minimise.
+        params: where the training ended.
+        train: examples, a pytree whose leaves share a leading axis.
+        test: examples, likewise.
+        inverse: P, a symmetric operator on the params: what `ok.invert` returns for
+            the curvature of the MEAN training loss. The identity gives plain dot
+            products of gradients.
+        chunk: how many test examples, and how many training examples, are handled at
+            once. Memory is 2 `chunk` gradients, and what P needs for `chunk`
+            products; training gradients are made once for each chunk of the test
+            examples. The result does not depend on it.
+
+    Returns:
+        The scores, in float32 or wider.
+
+    Raises:
+        ValueError: for a loss that is not one scalar, examples without a common
+            leading axis, none at all, an inverse on other params, or chunk < 1.
+        TypeError: for a loss that is not real floating.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> def example_loss(mean, x):
+        ...     return 0.5 * (mean - x) ** 2
+        >>> train = jnp.array([0.0, 1.0, 8.0])
+        >>> mean = train.mean()
+        >>> P = ok.invert(ok.empirical_fisher(example_loss, mean, train), ok.Woodbury(),
+        ...               damping=1.0)
+        >>> scores = ok.influence(example_loss, mean, train, jnp.array([0.0]), P)
+        >>> jnp.sign(scores)  # the outlier 8 pulls the mean away from 0
+        Array([[ 1.,  1., -1.]], dtype=float32)
+
+    Reference:
+        Koh and Liang 2017, arXiv:1703.04730, equation 2, with the sign of removal.
+    """
+    call = "ok.influence"
+    check_positive_int(call, "chunk", chunk)
+    check_batch(call, "train", train)
+    check_batch(call, "test", test)
+    check_vector(call, params, inverse.in_structure())
+
+    def loss(p: Params, example: Any) -> Float[Array, ""]:
+        value = example_loss(p, example)
+        check_scalar(call, value)
+        return value
+
+    gradient = jax.grad(loss)
+
+    def row(test_example: Any) -> Float[Array, " num_train"]:
+        step = inverse.mv(gradient(params, test_example))
+
+        def score(train_example: Any) -> Float[Array, ""]:
+            return dot(step, gradient(params, train_example))
+
+        # Batched over both, the dots are one matrix product.
+        return jax.lax.map(score, train, batch_size=chunk)
+
+    return jax.lax.map(row, test, batch_size=chunk)

@@ -1,0 +1,1 @@
+"""How the inverse of a damped curvature acts: each method is a Lineax solver."""

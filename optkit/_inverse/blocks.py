@@ -1,0 +1,147 @@
+"""Woodbury's identity in each block of a block-diagonal low-rank curvature.
+
+A block of B coordinates has the rows U_b, its slice of U. Two factorisations of it:
+
+    B >= r    Cholesky of λI + U_b U_bᵀ, r x r, and Woodbury's identity
+    B < r     Cholesky of λI + U_bᵀ U_b, B x B, which is the block itself
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.scipy.linalg import cho_solve, solve_triangular
+from jaxtyping import Array, Float, Int, PyTree
+
+from .._curvature.low_rank import BlockLowRank
+from .._tree import common_dtype
+from .._types import Params
+from .columns import identity_entries, small_dtype
+
+_HIGHEST = lax.Precision.HIGHEST
+
+
+class BlockFactor(NamedTuple):
+    """For each leaf, the lower Cholesky factors of its blocks, stacked."""
+
+    lower: list[Array]
+
+
+def factor_blocks(curvature: BlockLowRank, damping: Float[Array, ""]) -> BlockFactor:
+    """Factorises every block, vmapped over the blocks of a leaf."""
+    blocks = jax.tree.leaves(curvature.split(curvature.rows, 1))
+    return BlockFactor([_factor_leaf(u, damping) for u in blocks])
+
+
+@jax.jit
+def _factor_leaf(u: Array, damping: Array) -> Array:
+    def factor(u: Array) -> Array:
+        u = u.astype(small_dtype())
+        matrix = jnp.matmul(
+            *((u.T, u) if _is_dense(u) else (u, u.T)), precision=_HIGHEST
+        )
+        eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+        return jnp.linalg.cholesky(matrix + damping.astype(matrix.dtype) * eye)
+
+    return jax.vmap(factor, in_axes=1)(u)
+
+
+def block_solve(
+    curvature: BlockLowRank, factor: BlockFactor, damping: Array, vector: Params
+) -> Params:
+    """(λI + U_bᵀU_b)⁻¹ x_b in each block."""
+
+    def solve(u: Array, lower: Array, x: Array) -> Array:
+        u, wide = u.astype(lower.dtype), x.astype(lower.dtype)
+        if _is_dense(u):
+            return cho_solve((lower, True), wide).astype(x.dtype)
+        y = jnp.matmul(u, wide, precision=_HIGHEST)
+        near = jnp.matmul(cho_solve((lower, True), y), u, precision=_HIGHEST)
+        return ((wide - near) / damping.astype(wide.dtype)).astype(x.dtype)
+
+    return _per_block(solve, curvature, factor, curvature.split(vector))
+
+
+def block_diagonal(
+    curvature: BlockLowRank, factor: BlockFactor, damping: Array
+) -> Params:
+    """The diagonal of the inverse of each block."""
+
+    def diagonal(u: Array, lower: Array, like: Array) -> Array:
+        w = solve_triangular(lower, _whitening_side(u, lower.dtype), lower=True)
+        squares = jnp.sum(w**2, axis=0)
+        if not _is_dense(u):
+            squares = (1 - squares) / damping.astype(squares.dtype)
+        return squares.astype(like.dtype)
+
+    likes = jax.tree.map(lambda u: u[0], curvature.rows)
+    return _per_block(diagonal, curvature, factor, curvature.split(likes))
+
+
+def block_entry(
+    curvature: BlockLowRank,
+    factor: BlockFactor,
+    damping: Array,
+    a: Int[Array, "..."],
+    b: Int[Array, "..."],
+) -> Float[Array, "..."]:
+    """Entries of the inverse: zero between blocks, NaN out of range."""
+    dtype = common_dtype(curvature.rows)
+    size = curvature.in_size()
+    found = jnp.where((a >= 0) & (a < size) & (b >= 0) & (b < size), 0, jnp.nan)
+    found, start = found.astype(dtype), 0
+    leaves = jax.tree.leaves(curvature.rows)
+    blocks = jax.tree.leaves(curvature.split(curvature.rows, 1))
+    for leaf, u, lower in zip(leaves, blocks, factor.lower, strict=True):
+        size, length = math.prod(leaf.shape[1:]), u.shape[2]
+        place_a, place_b = (jnp.clip(i - start, 0, max(size - 1, 0)) for i in (a, b))
+        is_here = (a >= start) & (a < start + size) & (b >= start) & (b < start + size)
+        is_here &= place_a // length == place_b // length
+        if size:
+            value = _leaf_entry(u, lower, damping, place_a, place_b)
+            found = jnp.where(is_here, value.astype(dtype), found)
+        start += size
+    return found
+
+
+def _leaf_entry(u: Array, lower: Array, damping: Array, a: Array, b: Array) -> Array:
+    length = u.shape[2]
+
+    def one(a: Array, b: Array) -> Array:
+        block = a // length
+        side = _whitening_side(u[:, block], lower.dtype)
+        pair = jnp.stack([side[:, a % length], side[:, b % length]], axis=1)
+        w = solve_triangular(lower[block], pair, lower=True)
+        inner = jnp.sum(w[:, 0] * w[:, 1])
+        if _is_dense(u):
+            return inner
+        return (identity_entries(a, b, inner.dtype) - inner) / damping.astype(
+            inner.dtype
+        )
+
+    return jax.vmap(one)(a.reshape(-1), b.reshape(-1)).reshape(a.shape)
+
+
+def _per_block(
+    f: Any, curvature: BlockLowRank, factor: BlockFactor, blocks: PyTree
+) -> Params:
+    """f(rows, factor, block) in each block of each leaf, joined."""
+    leaves, treedef = jax.tree.flatten(blocks)
+    rows = jax.tree.leaves(curvature.split(curvature.rows, 1))
+    out = [
+        jax.vmap(f, in_axes=(1, 0, 0))(*leaf)
+        for leaf in zip(rows, factor.lower, leaves, strict=True)
+    ]
+    return curvature.join(treedef.unflatten(out))
+
+
+def _whitening_side(u: Array, dtype: Any) -> Array:
+    """What L⁻¹ is applied to, so that columns give entries: I, or U_b."""
+    return jnp.eye(u.shape[-1], dtype=dtype) if _is_dense(u) else u.astype(dtype)
+
+
+def _is_dense(u: Array) -> bool:
+    """Whether a block is factorised itself: fewer coordinates than rows."""
+    return u.shape[-1] < u.shape[0]

@@ -1,0 +1,218 @@
+"""What `optax.tree` lacks: tall matrices of stacked rows, and random signs.
+
+A tall matrix U of r rows is a pytree whose leaves have a leading axis r. Nothing here
+ravels a tree, so sharded leaves stay where they are; sums are accumulated in float32
+or wider, without TF32. Trees are real.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from ._types import wide_dtype
+
+_BITS = 32  # signs in one random word
+
+
+def common_dtype(tree: PyTree) -> Any:
+    """The narrowest dtype that holds every leaf, at least float32."""
+    dtypes = [jnp.dtype(jnp.float32), *map(wide_dtype, jax.tree.leaves(tree))]
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
+
+
+def explicit_sharding(leaf: Any, drop: int = 0) -> NamedSharding | None:
+    """The explicit sharding of an array less its first `drop` axes, if it has one."""
+    # A product over a sharded axis is ambiguous on an explicit mesh: it must be told.
+    is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+    sharding = leaf.sharding if is_shape else jax.typeof(leaf).sharding
+    mesh = getattr(sharding, "mesh", None)
+    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+        return None
+    return NamedSharding(mesh, PartitionSpec(*sharding.spec[drop:]))
+
+
+def structure_of(tree: PyTree, drop: int = 0) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and explicit shardings, less each leaf's first `drop` axes."""
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape, dtype = jnp.shape(leaf)[drop:], jnp.result_type(leaf)
+        sharding = explicit_sharding(leaf, drop)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return jax.tree.map(one, tree)
+
+
+def num_rows(rows: PyTree) -> int:
+    """r, the length of the leading axis that all leaves share; 0 without leaves."""
+    leaves = jax.tree.leaves(rows)
+    return leaves[0].shape[0] if leaves else 0
+
+
+def dot(x: PyTree, y: PyTree) -> Float[Array, ""]:
+    """xᵀy, over all leaves."""
+    dtype = common_dtype((x, y))
+    return _sum(dtype, (), jax.tree.map(lambda a, b: _contract(a, b, 0), x, y))
+
+
+def project(rows: PyTree, x: PyTree) -> Float[Array, " r"]:
+    """Ux: the dot of each row with x."""
+    dtype = common_dtype((rows, x))
+    dots = jax.tree.map(lambda u, a: _contract(u, a, 1), rows, x)
+    return _sum(dtype, (num_rows(rows),), dots)
+
+
+def combine(c: Float[Array, " r"], rows: PyTree) -> PyTree:
+    """Uᵀc: the rows, each times its coefficient, summed; in the rows' dtypes."""
+
+    def combined(u: Array) -> Array:
+        wide = lax.dot_general(
+            c.astype(wide_dtype(u)),
+            u,
+            (((0,), (0,)), ((), ())),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=wide_dtype(u),
+            out_sharding=explicit_sharding(u, drop=1),
+        )
+        return wide.astype(u.dtype)
+
+    return jax.tree.map(combined, rows)
+
+
+def gram(rows: PyTree) -> Float[Array, "r r"]:
+    """UUᵀ: the dots of all pairs of rows."""
+    r = num_rows(rows)
+    dots = jax.tree.map(_gram_leaf, rows)
+    return _sum(common_dtype(rows), (r, r), dots)
+
+
+def signs(key: Array, tree: PyTree) -> PyTree:
+    """Independent uniform ±1 entries, in the shapes and dtypes of `tree`.
+
+    One random uint32 makes 32 of them. Each leaf has its own key, so leaves are
+    independent; the values do not depend on how a leaf is sharded.
+
+    Args:
+        key: a random key, consumed.
+        tree: arrays, or `jax.ShapeDtypeStruct`s.
+
+    Returns:
+        A tree like `tree`; a leaf that is an array keeps its explicit sharding.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jr.split(key, len(leaves)) if leaves else ()
+    return treedef.unflatten(map(_leaf_signs, keys, leaves))
+
+
+def smallest(count: ArrayLike, tree: PyTree, mask: PyTree) -> PyTree:
+    """Where the `count` smallest entries are, over all leaves together.
+
+    The bits of a non-negative float, read as an integer, keep the order of floats. So
+    the threshold is found exactly by bisection on its bits, from counts alone: nothing
+    is sorted or gathered. A negative entry or a NaN counts as larger than any other.
+
+    Args:
+        count: how many, an integer; ties at the threshold go together, so there can
+            be more.
+        tree: real leaves, non-negative.
+        mask: boolean arrays like the leaves; only entries where it is true count.
+
+    Returns:
+        Boolean arrays like the leaves.
+    """
+    dtype = common_dtype(tree)
+    num_bits = 8 * jnp.dtype(dtype).itemsize
+    unsigned = jnp.dtype(f"uint{num_bits}")
+
+    def as_bits(x: Array) -> Array:
+        return lax.bitcast_convert_type(x.astype(dtype), unsigned)
+
+    bits = jax.tree.map(as_bits, tree)
+
+    def num_below(t: Array) -> Array:
+        counts = jax.tree.map(lambda b, m: jnp.sum(m & (b < t)), bits, mask)
+        return functools.reduce(jnp.add, jax.tree.leaves(counts), 0)
+
+    def halve(i: Array, t: Array) -> Array:
+        bit = jnp.ones([], unsigned) << (num_bits - 1 - i).astype(unsigned)
+        return jnp.where(num_below(t | bit) < count, t | bit, t)
+
+    last = lax.fori_loop(0, num_bits, halve, jnp.zeros([], unsigned))
+    return jax.tree.map(lambda b, m: m & (b <= last) & (count > 0), bits, mask)
+
+
+def to_vector(tree: PyTree) -> Float[Array, " n"]:
+    """All entries in one vector of `common_dtype`: for small, dense problems only."""
+    dtype = common_dtype(tree)
+    flat = [jnp.ravel(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)]
+    return jnp.concatenate(flat) if flat else jnp.zeros(0, dtype)
+
+
+def from_vector(vector: Float[Array, " n"], structure: PyTree) -> PyTree:
+    """The tree in the shapes and dtypes of `structure` whose `to_vector` this is."""
+    leaves, treedef = jax.tree.flatten(structure)
+    taken, start = [], 0
+    for leaf in leaves:
+        stop = start + math.prod(leaf.shape)
+        taken.append(vector[start:stop].reshape(leaf.shape).astype(leaf.dtype))
+        start = stop
+    return treedef.unflatten(taken)
+
+
+def _contract(x: Array, y: Array, num_kept: int) -> Array:
+    """Dots over all axes of x after the first `num_kept`, which stay."""
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    axes = (tuple(range(num_kept, x.ndim)), tuple(range(y.ndim)))
+    return lax.dot_general(
+        x,
+        y,
+        (axes, ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=common_dtype((x, y)),
+        out_sharding=_replicated(x, num_kept),
+    )
+
+
+def _gram_leaf(u: Array) -> Array:
+    """UUᵀ of one leaf, over all axes but the first."""
+    axes = tuple(range(1, u.ndim))
+    return lax.dot_general(
+        u,
+        u,
+        ((axes, axes), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=wide_dtype(u),
+        out_sharding=_replicated(u, 2),
+    )
+
+
+def _sum(dtype: Any, shape: tuple[int, ...], terms: PyTree) -> Array:
+    """The sum of the leaves, of which there may be none."""
+    terms = [term.astype(dtype) for term in jax.tree.leaves(terms)]
+    return functools.reduce(jnp.add, terms) if terms else jnp.zeros(shape, dtype)
+
+
+def _leaf_signs(key: Array, leaf: Any) -> Array:
+    """±1 in the shape and dtype of one leaf: the first bits of enough random words."""
+    shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
+    size = math.prod(shape)
+    words = jr.bits(key, (-(-size // _BITS), 1), jnp.uint32)
+    bits = (words >> lax.iota(jnp.uint32, _BITS)) & jnp.uint32(1)
+    ones = bits.reshape(-1)[:size].reshape(shape)
+    z = jnp.where(ones == 1, jnp.ones((), dtype), -jnp.ones((), dtype))
+    sharding = explicit_sharding(leaf)
+    return z if sharding is None else jax.sharding.reshard(z, sharding)
+
+
+def _replicated(leaf: Array, ndim: int) -> NamedSharding | None:
+    """A sharding on the leaf's explicit mesh, if it has one, that splits no axis."""
+    sharding = explicit_sharding(leaf)
+    if sharding is None:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(*[None] * ndim))

@@ -1,0 +1,340 @@
+"""`invert`, and every method on every operator it fits."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+import optimistix as optx
+import pytest
+from jax.flatten_util import ravel_pytree
+from numpy.testing import assert_allclose
+from problems import linear_data, linear_example_loss, linear_loss, linear_params
+
+import optkit as ok
+
+KEY = jr.key(7)
+DATA = linear_data(jr.key(1))
+PARAMS = linear_params(jr.key(2))
+PSD = lx.positive_semidefinite_tag
+
+
+def hessian(params):
+    return lx.TaggedLinearOperator(ok.hessian(linear_loss, params, *DATA), PSD)
+
+
+def gauss_newton(params):
+    inputs, labels = DATA
+    head = ok.SoftmaxCrossEntropy()
+    return ok.gauss_newton(
+        lambda p, x: x @ p["w"] + p["b"], head, params, inputs, labels
+    )
+
+
+def fisher(params):
+    return ok.empirical_fisher(linear_example_loss, params, DATA)
+
+
+def blocks(params):
+    return fisher(params).block_diagonal(4)
+
+
+def small_blocks(params):
+    return fisher(params).block_diagonal(2)
+
+
+def total(params):
+    return ok.Damped(fisher(params), 0.1) + 2.0 * hessian(params)
+
+
+def matrix(params):
+    w = jnp.concatenate([params["w"], params["b"][None]])
+    return lx.MatrixLinearOperator(w @ w.T + jnp.diag(w[:, 0] ** 2), PSD)
+
+
+def sketched_cg(operator):
+    sketch = ok.invert(operator, ok.Nystrom(3, key=KEY), damping=0.5)
+    return ok.CG(rtol=1e-12, preconditioner=ok.nystrom_preconditioner(sketch))
+
+
+OPERATORS = [hessian, gauss_newton, fisher, blocks, total, matrix]
+LOW_RANK = [fisher, blocks, small_blocks]
+DIRECT, ITERATIVE = 1e-10, 1e-9
+OURS = {
+    "CG": (lambda C: ok.CG(rtol=1e-12), ITERATIVE),
+    "CG sketched": (sketched_cg, ITERATIVE),
+    "Neumann": (lambda C: ok.Neumann(400), ITERATIVE),
+    "Nystrom": (lambda C: ok.Nystrom(C.in_size(), key=KEY), DIRECT),
+}
+LINEAX = {
+    "Cholesky": (lambda C: lx.Cholesky(), DIRECT),
+    "LU": (lambda C: lx.LU(), DIRECT),
+    "SVD": (lambda C: lx.SVD(), DIRECT),
+    "lx.CG": (lambda C: lx.CG(rtol=1e-12, atol=1e-12), ITERATIVE),
+    "GMRES": (lambda C: lx.GMRES(rtol=1e-12, atol=1e-12), ITERATIVE),
+}
+WOODBURY = (lambda C: ok.Woodbury(), DIRECT)
+TABLE = (
+    [(op, name, *row) for op in OPERATORS for name, row in OURS.items()]
+    + [(op, "Woodbury", *WOODBURY) for op in LOW_RANK]
+    + [(op, name, *row) for op in (fisher, matrix) for name, row in LINEAX.items()]
+)
+
+
+DERIVATIVES = [row for row in TABLE if row[0] is fisher or row[1] == "CG"]
+FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+def table(rows):
+    return pytest.mark.parametrize(
+        ("make", "method", "tolerance"),
+        [(make, method, tolerance) for make, _, method, tolerance in rows],
+        ids=[f"{make.__name__}-{name}" for make, name, _, _ in rows],
+    )
+
+
+def functions(make, method):
+    """P b as a function of params, λ and b, and the same with a dense matrix."""
+    b, unravel = ravel_pytree(vector_like(make(PARAMS)))
+
+    def ours(params, damping, b):
+        C = make(params)
+        P = ok.invert(C, method(C), damping=damping)
+        return ravel_pytree(P.mv(unravel(b)))[0]
+
+    def dense(params, damping, b):
+        C = make(params)
+        return jnp.linalg.solve(C.as_matrix() + damping * jnp.eye(b.size), b)
+
+    return ours, dense, b
+
+
+def assert_equal(compute, ours, dense, tolerance):
+    got, want = (
+        jax.jit(lambda f=f: compute(f), compiler_options=FAST)() for f in (ours, dense)
+    )
+    for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert_allclose(x, y, rtol=tolerance, atol=tolerance * np.abs(y).max())
+
+
+@table(TABLE)
+def test_every_method_on_every_operator_equals_the_dense_inverse(
+    make, method, tolerance
+):
+    """Oracle: `jnp.linalg.solve` with the dense matrix; jit, vmap over b and λ."""
+    ours, dense, b = functions(make, method)
+    bs, dampings = jnp.stack([b, jnp.cos(b)]), jnp.array([0.3, 2.0])
+    assert_equal(
+        lambda f: jax.vmap(f, (None, 0, 0))(PARAMS, dampings, bs),
+        ours,
+        dense,
+        tolerance,
+    )
+
+
+@table(DERIVATIVES)
+def test_derivatives_equal_those_of_the_dense_inverse(make, method, tolerance):
+    """Oracle: JAX's derivatives of `jnp.linalg.solve`, in params, λ and b."""
+    ours, dense, b = functions(make, method)
+    point = (PARAMS, jnp.asarray(0.5), b)
+
+    def derivatives(f):
+        tangent = jax.tree.map(lambda x: jr.normal(jr.key(3), x.shape), point)
+        return jax.jvp(f, point, tangent), jax.vjp(f, *point)[1](jnp.cos(b))
+
+    assert_equal(derivatives, ours, dense, tolerance)
+
+
+def vector_like(operator):
+    return jax.tree.map(
+        lambda s: jr.normal(jr.key(4), s.shape, s.dtype), operator.in_structure()
+    )
+
+
+def all_methods(C):
+    yield ok.Woodbury()
+    for make, _ in (OURS | LINEAX).values():
+        yield make(C)
+
+
+def test_an_inverse_is_a_symmetric_operator_again():
+    """Oracle: the dense inverse."""
+    C = fisher(PARAMS)
+    P = ok.invert(C, ok.Woodbury(), damping=0.5)
+    want = np.linalg.inv(C.as_matrix() + 0.5 * np.eye(8))
+    assert lx.is_symmetric(P)
+    assert lx.is_positive_semidefinite(P)
+    assert_allclose(P.as_matrix(), want, rtol=1e-10)
+    Q = ok.invert(P, ok.CG(rtol=1e-12), damping=1.0)
+    assert_allclose(
+        Q.as_matrix(), np.linalg.inv(want + np.eye(8)), rtol=1e-9, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("solver", list(all_methods(fisher(PARAMS))), ids=repr)
+def test_an_inverse_crosses_plain_jit_and_compiles_once(solver):
+    """Oracle: identity, and the number of traces."""
+    C = fisher(PARAMS)
+    b = vector_like(C)
+    traces = []
+
+    @jax.jit
+    def apply(P, b):
+        traces.append(1)
+        return P.mv(b)
+
+    P = jax.jit(lambda C: ok.invert(C, solver, damping=0.5))(C)
+    want = ok.invert(C, solver, damping=0.5).mv(b)
+    for _ in range(2):
+        jax.tree.map(lambda x, y: assert_allclose(x, y, rtol=1e-9), apply(P, b), want)
+    assert len(traces) == 1
+
+
+def test_a_batch_of_dampings_makes_a_batch_of_inverses():
+    """Oracle: one by one."""
+    C, dampings = fisher(PARAMS), jnp.array([0.1, 1.0])
+    b = vector_like(C)
+    for solver in (ok.Woodbury(), ok.CG(), lx.Cholesky()):
+        Ps = jax.vmap(lambda d, s=solver: ok.invert(C, s, damping=d))(dampings)
+        got = jax.vmap(lambda P: P.mv(b))(Ps)
+        for i, d in enumerate(dampings):
+            want = ok.invert(C, solver, damping=d).mv(b)
+            jax.tree.map(
+                lambda x, y, i=i: assert_allclose(x[i], y, rtol=1e-9), got, want
+            )
+
+
+def test_second_derivatives():
+    """Oracle: the dense inverse."""
+    C = fisher(PARAMS)
+    b = vector_like(C)
+    flat = ravel_pytree(b)[0]
+
+    def ours(d, solver):
+        y = ok.invert(C, solver, damping=d).mv(b)
+        return jnp.vdot(ravel_pytree(y)[0], flat)
+
+    def dense(d):
+        return flat @ jnp.linalg.solve(C.as_matrix() + d * jnp.eye(8), flat)
+
+    want = jax.hessian(dense)(0.5)
+    for nested in (jax.hessian, lambda f: jax.jacrev(jax.grad(f))):
+        second = jax.jit(
+            nested(lambda d: ours(d, ok.Woodbury())), compiler_options=FAST
+        )
+        assert_allclose(second(0.5), want, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "solver", [ok.Woodbury(), ok.Woodbury(True), ok.Nystrom(8, key=KEY), ok.CG(1e-12)]
+)
+@pytest.mark.parametrize("make", [fisher, blocks, small_blocks])
+def test_entries_equal_the_dense_inverse(make, solver):
+    """Oracle: the dense inverse; coordinates count as in `as_matrix`."""
+    C = make(PARAMS)
+    P = ok.invert(C, solver, damping=0.5)
+    want = np.linalg.inv(C.as_matrix() + 0.5 * np.eye(8))
+    a, b = np.arange(8)[:, None], np.arange(8)[None]
+    assert_allclose(P.entry(a, b), want, rtol=1e-8, atol=1e-11)
+    assert_allclose(jax.jit(lambda P, a: P.entry(a, 5))(P, 3), want[3, 5], atol=1e-11)
+    assert P.entry(1, 2).shape == ()
+
+
+@pytest.mark.parametrize("make", [fisher, blocks, small_blocks])
+def test_entries_and_diagonal_have_derivatives(make):
+    """Oracle: JAX's derivative of the dense inverse, with equal eigenvalues too."""
+
+    def ours(params, d):
+        P = ok.invert(make(params), ok.Woodbury(), damping=d)
+        return ravel_pytree(P.diagonal())[0], P.entry(2, jnp.arange(3))
+
+    def dense(params, d):
+        M = jnp.linalg.inv(make(params).as_matrix() + d * jnp.eye(8))
+        return jnp.diagonal(M), M[2, :3]
+
+    def derivatives(f):
+        point = (PARAMS, jnp.asarray(0.5))
+        out, pull = jax.vjp(f, *point)
+        return jax.jvp(f, point, point), pull(jax.tree.map(jnp.cos, out))
+
+    assert_equal(derivatives, ours, dense, 1e-9)
+
+
+def test_a_method_of_ours_works_in_lineax_and_optimistix():
+    """Oracle: the closed form of a ridge regression."""
+    x, y = jr.normal(KEY, (9, 4)), jr.normal(jr.key(8), (9,))
+
+    def gradient(w, d):
+        return {"w": x.T @ (x @ w["w"] - y) + d * w["w"]}
+
+    def fit(d):
+        root = optx.root_find(
+            gradient,
+            optx.Newton(rtol=1e-10, atol=1e-10),
+            {"w": jnp.zeros(4)},
+            args=d,
+            adjoint=optx.ImplicitAdjoint(linear_solver=ok.CG(rtol=1e-12)),
+            tags=frozenset({lx.positive_semidefinite_tag}),
+        )
+        return root.value["w"]
+
+    def exact(d):
+        return jnp.linalg.solve(x.T @ x + d * jnp.eye(4), x.T @ y)
+
+    for derivative in (jax.jacfwd, jax.jacrev):
+        got, want = derivative(fit)(0.3), derivative(exact)(0.3)
+        assert_allclose(got, want, rtol=1e-9)
+    A = lx.MatrixLinearOperator(x.T @ x, lx.positive_semidefinite_tag)
+    solution = lx.linear_solve(A, x.T @ y, ok.CG(rtol=1e-12))
+    assert_allclose(solution.value, exact(0.0), rtol=1e-9)
+
+
+def test_a_failed_solve_reports_in_solve_and_raises_in_mv():
+    """Oracle: an operator that is not positive definite."""
+    C = lx.DiagonalLinearOperator(jnp.array([1.0, -1.0]))
+    P = ok.invert(C, ok.CG(), damping=0.5)
+    solution = jax.jit(lambda P, b: P.solve(b))(P, jnp.ones(2))
+    assert solution.result == ok.RESULTS.indefinite
+    assert "Raise `damping`" in ok.RESULTS[solution.result]
+    with pytest.raises(RuntimeError, match="not positive definite"):
+        P.mv(jnp.ones(2))
+    with pytest.raises(RuntimeError, match="breakdown"):
+        lx.linear_solve(C, jnp.ones(2), ok.CG())
+
+
+@pytest.mark.parametrize("solver", list(all_methods(fisher(PARAMS))), ids=repr)
+def test_a_zero_right_hand_side_gives_zero_and_a_nan_one_is_reported(solver):
+    C = fisher(PARAMS)
+    P = ok.invert(C, solver, damping=0.5)
+    zero = jax.tree.map(jnp.zeros_like, PARAMS)
+    solution = P.solve(zero)
+    assert solution.result == ok.RESULTS.successful
+    for x in jax.tree.leaves(solution.value):
+        assert not np.any(x)
+    nan = jax.tree.map(lambda x: x.at[0].set(jnp.nan), zero)
+    if not isinstance(solver, lx.CG | lx.GMRES):
+        assert P.solve(nan).result == ok.RESULTS.nonfinite_input
+        with pytest.raises(RuntimeError, match="non-finite"):
+            P.mv(nan)
+
+
+def test_bad_calls_say_what_to_do():
+    C = fisher(PARAMS)
+    with pytest.raises(ValueError, match="damping >= 0"):
+        ok.invert(C, ok.CG(), damping=-1.0)
+    with pytest.raises(ValueError, match="symmetric operator"):
+        ok.invert(lx.MatrixLinearOperator(jnp.eye(2) + jnp.eye(2, k=1)), ok.CG())
+    with pytest.raises(ValueError, match="takes no Lineax options"):
+        lx.linear_solve(matrix(PARAMS), jnp.ones(4), ok.CG(), options={"y0": 1})
+    P = ok.invert(C, ok.CG(), damping=1.0)
+    with pytest.raises(ValueError, match="structure"):
+        P.mv({"w": PARAMS["w"]})
+    with pytest.raises(TypeError, match="Cast the vector"):
+        P.mv(jax.tree.map(lambda x: jnp.zeros(x.shape, int), PARAMS))
+    with pytest.raises(IndexError, match="0 <= b < 8"):
+        P.entry(0, 8)
+    with pytest.raises(TypeError, match="integers for a"):
+        P.entry(0.0, 1)
+    with pytest.raises(NotImplementedError, match="hutchinson_diag"):
+        P.diagonal()
+    assert np.isnan(jax.jit(lambda P, b: P.entry(0, b))(P, 8))

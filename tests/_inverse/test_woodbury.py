@@ -1,0 +1,218 @@
+"""Woodbury's identity: M-FAC's static algorithm, its precision and its memory."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import oracles
+import pytest
+from jax.flatten_util import ravel_pytree
+from numpy.testing import assert_allclose
+
+import optkit as ok
+
+
+def gradients(rng, m=12, d=50):
+    return rng.normal(size=(m, d))
+
+
+def split(rows):
+    """The same rows as a pytree."""
+    r = rows.shape[0]
+    return {
+        "a": jnp.asarray(rows[:, :6]).reshape(r, 2, 3),
+        "b": jnp.asarray(rows[:, 6:]),
+    }
+
+
+def fisher(G):
+    return ok.LowRank(split(G / np.sqrt(len(G))))
+
+
+def test_it_is_the_static_algorithm_of_mfac(rng):
+    """Oracle: NumPy transcription of the paper's recursion, and the dense inverse."""
+    G, x, damping = gradients(rng), rng.normal(size=50), 1e-2
+    v, q = oracles.mfac_static(G, damping)
+    P = ok.invert(fisher(G), ok.Woodbury(), damping=damping)
+    got = ravel_pytree(P.mv(jax.tree.map(lambda u: u[0], split(x[None]))))[0]
+    assert_allclose(got, oracles.mfac_product(v, q, damping, x), rtol=1e-10, atol=1e-10)
+    diagonal = ravel_pytree(P.diagonal())[0]
+    assert_allclose(diagonal, oracles.mfac_diagonal(v, q, damping), rtol=1e-10)
+    for a, b in [(0, 0), (3, 40), (40, 3), (49, 49)]:
+        entry = oracles.mfac_entry(v, q, damping, a, b)
+        assert_allclose(P.entry(a, b), entry, rtol=1e-9, atol=1e-10)
+    dense = np.linalg.inv(damping * np.eye(50) + G.T @ G / 12)
+    assert_allclose(P.as_matrix(), dense, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [4, 20])
+def test_blocks_are_the_static_algorithm_of_mfac_in_each_block(rng, size):
+    """Oracle: the recursion on the columns of each block; 4 < m = 12 < 20."""
+    G, damping = gradients(rng), 1e-2
+    P = ok.invert(
+        ok.BlockLowRank(jnp.asarray(G / np.sqrt(12)), size),
+        ok.Woodbury(),
+        damping=damping,
+    )
+    x = rng.normal(size=50)
+    want, diagonal = [], []
+    for start in range(0, 50, size):
+        block = slice(start, start + size)
+        v, q = oracles.mfac_static(G[:, block], damping)
+        want.append(oracles.mfac_product(v, q, damping, x[block]))
+        diagonal.append(oracles.mfac_diagonal(v, q, damping))
+    assert_allclose(P.mv(jnp.asarray(x)), np.concatenate(want), rtol=1e-9)
+    assert_allclose(P.diagonal(), np.concatenate(diagonal), rtol=1e-9)
+    assert P.entry(0, size) == 0
+
+
+def test_one_gradient_in_an_empty_window(rng):
+    """Oracle: closed form g / (λ + ‖g‖²/m); empty rows are zero."""
+    G = np.zeros((8, 20))
+    G[3] = rng.normal(size=20)
+    P = ok.invert(ok.LowRank(jnp.asarray(G / np.sqrt(8))), ok.Woodbury(), damping=0.1)
+    want = G[3] / (0.1 + G[3] @ G[3] / 8)
+    assert_allclose(P.mv(jnp.asarray(G[3])), want, rtol=1e-10)
+    c = jnp.zeros(8).at[3].set(np.sqrt(8))
+    assert_allclose(ok.solve_rows(P, c), want, rtol=1e-12)
+
+
+def test_gradients_times_s_and_damping_times_s_squared(rng):
+    """Oracle: identity, s F^-1 g stays."""
+    G = gradients(rng)
+    base = ok.invert(fisher(G), ok.Woodbury(), damping=1e-2)
+    g = jax.tree.map(lambda u: u[0], split(G))
+    for s in (1e-6, 1e6):
+        P = ok.invert(fisher(s * G), ok.Woodbury(), damping=1e-2 * s**2)
+        want = base.mv(g)
+        got = jax.tree.map(lambda x, s=s: s**2 * x, P.mv(g))
+        jax.tree.map(lambda x, y: assert_allclose(x, y, rtol=1e-8), got, want)
+
+
+def windows(rng, m=64, d=4000):
+    """Windows of float32 gradients that are hard on rounding."""
+    common = rng.normal(size=(m, 8)) @ rng.normal(size=(8, d)) / 2
+    correlated = common + rng.normal(size=(m, d))
+    correlated /= np.linalg.norm(correlated, axis=1, keepdims=True)
+    trend = rng.normal(size=d)
+    trend = trend / np.linalg.norm(trend) + rng.normal(size=(m, d)) / 10 / d**0.5
+    equal = correlated.copy()
+    equal[10:20] = equal[3]
+    return {"correlated": correlated, "trend": trend, "equal": equal}
+
+
+@pytest.mark.parametrize("x64", [True, False], ids=["x64", "float32"])
+@pytest.mark.parametrize("damping", [1e-3, 1e-5, 1e-6])
+@pytest.mark.parametrize("name", ["correlated", "trend", "equal"])
+def test_rows_are_solved_to_1e_4_in_float32(rng, name, damping, x64):
+    """Oracle: the same form in NumPy float64; with the r x r part in either dtype."""
+    G = windows(rng)[name].astype(np.float32)
+    rows = (G / np.float32(8)).astype(np.float32)
+    wide, c = rows.astype(np.float64), np.zeros(64)
+    c[3] = 1
+    want = wide.T @ np.linalg.solve(damping * np.eye(64) + wide @ wide.T, c)
+    with jax.enable_x64(x64):
+        P = ok.invert(ok.LowRank(jnp.asarray(rows)), ok.Woodbury(), damping=damping)
+        got = np.asarray(ok.solve_rows(P, jnp.asarray(c, np.float32)), np.float64)
+    assert np.linalg.norm(got - want) < 1e-4 * np.linalg.norm(want)
+
+
+def test_solved_rows_equal_the_product_and_have_derivatives(rng):
+    """Oracle: `P.mv` of Uᵀc, and its derivatives, for rows of which two are equal."""
+    G = gradients(rng, 5, 9)
+    G[1] = G[2]
+    c = jnp.asarray(rng.normal(size=5))
+
+    def by_rows(rows, damping, c):
+        P = ok.invert(ok.LowRank(rows), ok.Woodbury(), damping=damping)
+        return ok.solve_rows(P, c)
+
+    def by_product(rows, damping, c):
+        P = ok.invert(ok.LowRank(rows), ok.Woodbury(), damping=damping)
+        return P.mv(c @ rows)
+
+    point = (jnp.asarray(G), jnp.asarray(0.1), c)
+    assert_allclose(by_rows(*point), by_product(*point), rtol=1e-10)
+    for derivative in (jax.jacfwd, jax.jacrev):
+        got, want = (
+            jax.jit(derivative(f, (0, 1, 2)))(*point) for f in (by_rows, by_product)
+        )
+        for x, y in zip(got, want, strict=True):
+            assert_allclose(x, y, rtol=1e-8, atol=1e-9)
+
+
+def test_many_columns_are_taken_in_chunks(rng):
+    """Oracle: NumPy; more columns than one chunk, and no multiple of it."""
+    rows = rng.normal(size=(3, 5001))
+    C = ok.LowRank({"a": jnp.asarray(rows[:, :5000]), "b": jnp.asarray(rows[:, 5000:])})
+    for solver in (ok.Woodbury(), ok.Woodbury(store_whitened=True)):
+        P = ok.invert(C, solver, damping=0.5)
+        K = 0.5 * np.eye(3) + rows @ rows.T
+        inverse = np.linalg.solve(K, rows)
+        want = (1 - np.sum(rows * inverse, axis=0)) / 0.5
+        assert_allclose(ravel_pytree(P.diagonal())[0], want, rtol=1e-10)
+        entry = -rows[:, 4097] @ inverse[:, 5000] / 0.5
+        assert_allclose(P.entry(4097, 5000), entry, rtol=1e-9)
+
+
+def test_it_takes_a_fifth_more_memory_than_the_rows():
+    """Oracle: the compiler's own account, at a hundredth of a million columns."""
+    r, n = 256, 40_000
+    rows = jax.ShapeDtypeStruct((r, n), jnp.float32)
+    x = jax.ShapeDtypeStruct((n,), jnp.float32)
+
+    def whole(rows, x):
+        P = ok.invert(ok.LowRank(rows), ok.Woodbury(), damping=1e-3)
+        return P.solve(x).value, P.diagonal()
+
+    memory = jax.jit(whole).lower(rows, x).compile().memory_analysis()
+    assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 0.2 * r * n * 4
+
+
+def test_sharded_rows_are_not_gathered(rng):
+    """Oracle: the same on one device; 8 virtual devices."""
+    rows = rng.normal(size=(4, 64))
+    mesh = jax.make_mesh((8,), ("x",))
+    spec = jax.sharding.PartitionSpec(None, "x")
+    sharded = jax.device_put(rows, jax.sharding.NamedSharding(mesh, spec))
+    x = jnp.asarray(rng.normal(size=64))
+    P, Q = (
+        ok.invert(ok.LowRank(u), ok.Woodbury(), damping=0.1)
+        for u in (sharded, jnp.asarray(rows))
+    )
+    x_sharded = jax.device_put(
+        x, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    )
+    assert_allclose(P.mv(x_sharded), Q.mv(x), rtol=1e-9)
+
+
+def test_failures_are_reported(rng):
+    rows = jnp.asarray(rng.normal(size=(3, 5)))
+    for C in (ok.LowRank(rows), ok.BlockLowRank(rows, 2)):
+        ones = jnp.ones(5)
+        undamped = ok.invert(C, ok.Woodbury()).solve(ones)
+        assert undamped.result == ok.RESULTS.undamped
+        with pytest.raises(RuntimeError, match="damping"):
+            ok.invert(C, ok.Woodbury()).mv(ones)
+        broken = jax.tree.map(lambda u: u.at[0, 0].set(jnp.nan), C)
+        P = ok.invert(broken, ok.Woodbury(), damping=1.0)
+        assert P.solve(ones).result == ok.RESULTS.nonfinite_operator
+    negative = jax.jit(lambda d: ok.invert(C, ok.Woodbury(), damping=d).solve(ones))
+    assert negative(-1.0).result == ok.RESULTS.undamped
+
+
+def test_bad_calls_raise(rng):
+    params = jnp.ones(3)
+    C = ok.hessian(lambda p: jnp.sum(p**2), params)
+    with pytest.raises(ValueError, match=r"needs a `LowRank` curvature, got `Hessian`"):
+        ok.invert(C, ok.Woodbury(), damping=1.0)
+    A = lx.MatrixLinearOperator(jnp.eye(3), lx.symmetric_tag)
+    with pytest.raises(ValueError, match=r"got `MatrixLinearOperator`.*ok\.Nystrom"):
+        lx.linear_solve(A, params, ok.Woodbury())
+    with pytest.raises(ValueError, match=r"by `CG`.*P\.mv"):
+        ok.solve_rows(ok.invert(C, ok.CG(), damping=1.0), jnp.ones(3))
+    P = ok.invert(ok.LowRank(jnp.ones((2, 3))), ok.Woodbury(), damping=1.0)
+    with pytest.raises(ValueError, match=r"each of the 2 rows.*\(3,\)"):
+        ok.solve_rows(P, jnp.ones(3))
+    with pytest.raises(TypeError, match="real floating"):
+        ok.LowRank(jnp.ones((2, 3), int))

@@ -1,0 +1,151 @@
+"""Influence functions against retraining."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from scipy.stats import spearmanr
+
+import optkit as ok
+
+NUM_TRAIN, NUM_TEST, RIDGE = 40, 6, 0.05
+
+
+def example_loss(params, example):
+    """Logistic regression; the ridge makes the minimiser unique."""
+    x, y = example
+    margin = y * (x @ params["w"] + params["b"])
+    return jnp.logaddexp(0.0, -margin) + RIDGE / 2 * sum(
+        jnp.sum(p**2) for p in jax.tree.leaves(params)
+    )
+
+
+def mean_loss(params, weights, train):
+    return weights @ jax.vmap(example_loss, (None, 0))(params, train)
+
+
+@jax.jit
+def fit(weights, train):
+    """The minimiser, to rounding, by Newton's method."""
+
+    def newton(_, params):
+        C = ok.hessian(mean_loss, params, weights, train)
+        grads = jax.grad(mean_loss)(params, weights, train)
+        tagged = lx.TaggedLinearOperator(C, lx.positive_semidefinite_tag)
+        step = ok.invert(tagged, lx.Cholesky()).mv(grads)
+        return jax.tree.map(jnp.subtract, params, step)
+
+    start = {"w": jnp.zeros(3), "b": jnp.zeros(())}
+    return jax.lax.fori_loop(0, 12, newton, start)
+
+
+@pytest.fixture
+def problem(key):
+    """Train and test examples with noisy labels, and the fitted params."""
+    x_key, y_key = jr.split(key)
+    x = jr.normal(x_key, (NUM_TRAIN + NUM_TEST, 3))
+    noise = jr.normal(y_key, (NUM_TRAIN + NUM_TEST,))
+    y = jnp.sign(x @ jnp.array([1.0, -2.0, 0.5]) + 0.7 * noise)
+    train = (x[:NUM_TRAIN], y[:NUM_TRAIN])
+    test = (x[NUM_TRAIN:], y[NUM_TRAIN:])
+    weights = jnp.full(NUM_TRAIN, 1 / NUM_TRAIN)
+    return train, test, fit(weights, train)
+
+
+@pytest.fixture
+def inverse(problem):
+    train, _, params = problem
+    C = ok.hessian(mean_loss, params, jnp.full(NUM_TRAIN, 1 / NUM_TRAIN), train)
+    return ok.invert(C, ok.CG(rtol=1e-12))
+
+
+def test_scores_are_products_of_gradients_with_the_dense_inverse(problem, inverse):
+    """Oracle: dense."""
+    train, test, params = problem
+    gradient = jax.vmap(jax.grad(example_loss), (None, 0))
+    rows = [
+        np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(one)])
+        for examples in (test, train)
+        for one in [
+            jax.tree.map(lambda g, i=i: g[i], gradient(params, examples))
+            for i in range(len(examples[1]))
+        ]
+    ]
+    rows = np.stack(rows)
+    expected = rows[:NUM_TEST] @ inverse.as_matrix() @ rows[NUM_TEST:].T
+    found = ok.influence(example_loss, params, train, test, inverse)
+    assert found.shape == (NUM_TEST, NUM_TRAIN)
+    assert_allclose(found, expected, rtol=1e-8)
+
+
+def test_scores_rank_as_leave_one_out_retraining_does(problem, inverse):
+    """Oracle: retraining without each example in turn."""
+    train, test, params = problem
+    losses = jax.vmap(example_loss, (None, 0))
+    without = (1 - jnp.eye(NUM_TRAIN)) / (NUM_TRAIN - 1)
+    refits = jax.vmap(fit, (0, None))(without, train)
+    actual = jax.vmap(losses, (0, None))(refits, test).T - losses(params, test)[:, None]
+    predicted = ok.influence(example_loss, params, train, test, inverse) / NUM_TRAIN
+    correlations = [
+        spearmanr(*rows).statistic for rows in zip(predicted, actual, strict=True)
+    ]
+    assert min(correlations) > 0.95
+    assert_allclose(
+        np.polyfit(np.ravel(predicted), np.ravel(actual), 1)[0], 1, atol=0.2
+    )
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_chunks_change_nothing_and_it_jits(problem, inverse, chunk):
+    """Oracle: the default chunk; 7 does not divide 40."""
+    train, test, params = problem
+    expected = ok.influence(example_loss, params, train, test, inverse)
+    found = jax.jit(
+        lambda P: ok.influence(example_loss, params, train, test, P, chunk=chunk)
+    )(inverse)
+    assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_memory_is_bounded_by_the_chunk():
+    """Oracle: XLA's own account; n gradients at once would be over 16 MB."""
+    params, n, chunk = jnp.zeros(1000, jnp.float32), 4096, 16
+    examples = (jnp.ones((n, 1000), jnp.float32), jnp.ones(n, jnp.float32))
+    loss = lambda w, e: (e[0] @ w - e[1]) ** 2  # noqa: E731
+    identity = lx.IdentityLinearOperator(jax.ShapeDtypeStruct((1000,), jnp.float32))
+    run = jax.jit(lambda e: ok.influence(loss, params, e, e, identity, chunk=chunk))
+    memory = run.lower(examples).compile().memory_analysis()
+    assert (
+        memory.temp_size_in_bytes < memory.output_size_in_bytes + 4 * 4 * 1000 * chunk
+    )
+
+
+BAD = {
+    "empty": (lambda t: (t[0][:0], t[1][:0]), {}, "empty train"),
+    "lengths": (lambda t: (t[0], t[1][:3]), {}, "train whose leaves"),
+    "chunk": (lambda t: t, {"chunk": 0}, "chunk >= 1, got 0"),
+}
+
+
+@pytest.mark.parametrize(("change", "options", "match"), BAD.values(), ids=BAD.keys())
+def test_bad_examples_are_refused(problem, inverse, change, options, match):
+    """Oracle: the message."""
+    train, test, params = problem
+    with pytest.raises(ValueError, match=r"`ok.influence`.*" + match):
+        ok.influence(example_loss, params, change(train), test, inverse, **options)
+
+
+def test_an_inverse_on_other_params_is_refused(problem, inverse):
+    """Oracle: the message."""
+    train, test, params = problem
+    with pytest.raises(ValueError, match=r"`ok.influence` needs a vector"):
+        ok.influence(example_loss, params["w"], train, test, inverse)
+
+
+def test_a_loss_that_is_not_a_scalar_is_refused(problem, inverse):
+    """Oracle: the message."""
+    train, test, params = problem
+    with pytest.raises(ValueError, match=r"`ok.influence`.*one real scalar"):
+        ok.influence(lambda p, e: e[0] * p["b"], params, train, test, inverse)

@@ -1,0 +1,199 @@
+"""Optimal brain surgeon pruning."""
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose, assert_array_equal
+
+import optkit as ok
+from optkit._tree import smallest, to_vector
+
+DAMPING = 1e-2
+
+
+@pytest.fixture
+def weights(key):
+    """Two leaves, eight weights."""
+    keys = jr.split(key)
+    return {"w": jr.normal(keys[0], (2, 3)), "b": jr.normal(keys[1], (2,))}
+
+
+@pytest.fixture
+def curvature(key, weights):
+    keys = dict(zip(weights, jr.split(jr.fold_in(key, 1)), strict=True))
+    rows = {k: jr.normal(keys[k], (5, *w.shape)) for k, w in weights.items()}
+    return ok.LowRank(rows)
+
+
+@pytest.fixture
+def inverse(curvature):
+    return ok.invert(curvature, ok.Woodbury(), damping=DAMPING)
+
+
+@pytest.fixture
+def dense(curvature):
+    """(C + λI)⁻¹ by NumPy."""
+    return np.linalg.inv(np.asarray(curvature.as_matrix()) + DAMPING * np.eye(8))
+
+
+def removing(*entries):
+    """The mask of these entries of the eight, leaves in the order b, w."""
+    flat = np.isin(np.arange(8), entries)
+    return {"b": jnp.asarray(flat[:2]), "w": jnp.asarray(flat[2:].reshape(2, 3))}
+
+
+def test_saliency_is_the_loss_of_the_best_single_removal(weights, inverse, dense):
+    """Oracle: dense; the quadratic program of each weight, solved by itself."""
+    w = np.asarray(to_vector(weights))
+    expected = []
+    for i in range(8):
+        step = -dense[:, i] * w[i] / dense[i, i]
+        expected.append(0.5 * step @ np.linalg.solve(dense, step))
+    found = to_vector(ok.obs_saliency(weights, inverse))
+    assert_allclose(found, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("update", [ok.obs_summed, ok.obs_joint])
+def test_one_weight_is_removed_by_its_optimal_update(weights, inverse, dense, update):
+    """Oracle: dense; for one weight both rules are the optimal one."""
+    w = np.asarray(to_vector(weights))
+    expected = w - dense[:, 4] * w[4] / dense[4, 4]
+    found = to_vector(update(weights, inverse, removing(4)))
+    assert found[4] == 0
+    assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_the_joint_update_minimises_the_second_order_loss(weights, inverse, dense):
+    """Oracle: dense; the equality-constrained quadratic program by its KKT system."""
+    w, removed, hessian = (
+        np.asarray(to_vector(weights)),
+        [1, 4, 6],
+        np.linalg.inv(dense),
+    )
+    E = np.eye(8)[:, removed]
+    kkt = np.block([[hessian, E], [E.T, np.zeros((3, 3))]])
+    step = np.linalg.solve(kkt, np.concatenate([np.zeros(8), -w[removed]]))[:8]
+    found = to_vector(ok.obs_joint(weights, inverse, removing(*removed)))
+    assert_allclose(found, w + step, rtol=1e-7, atol=1e-10)
+
+
+def test_the_summed_update_is_the_sum_of_single_ones(weights, inverse, dense):
+    """Oracle: dense; M-FAC's rule."""
+    w, removed = np.asarray(to_vector(weights)), [1, 4, 6]
+    expected = w - sum(dense[:, i] * w[i] / dense[i, i] for i in removed)
+    expected[removed] = 0
+    found = to_vector(ok.obs_summed(weights, inverse, removing(*removed)))
+    assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.125, 0.5, 0.6])
+@pytest.mark.parametrize("jit", [False, True])
+def test_the_least_salient_weights_are_removed(weights, inverse, sparsity, jit):
+    """Oracle: a sort."""
+    prune = lambda w, P: ok.obs_prune(w, P, sparsity=sparsity)  # noqa: E731
+    pruned = (jax.jit(prune) if jit else prune)(weights, inverse)
+    order = np.argsort(to_vector(ok.obs_saliency(weights, inverse)))
+    gone = order[: round(8 * sparsity)]
+    kept = np.concatenate([np.ravel(k) for k in jax.tree.leaves(pruned.kept)])
+    assert_array_equal(np.flatnonzero(~kept), np.sort(gone))
+    assert_array_equal(to_vector(pruned.params) != 0, kept)
+
+
+def test_masked_leaves_are_moved_but_never_removed(weights, inverse):
+    """Oracle: identity."""
+    mask = {"w": True, "b": False}
+    pruned = ok.obs_prune(weights, inverse, sparsity=5 / 6, mask=mask)
+    assert int(pruned.kept["w"].sum()) == 1
+    assert bool(pruned.kept["b"].all())
+    assert np.all(pruned.params["b"] != weights["b"])
+
+
+def test_removed_weights_stay_removed(weights, inverse):
+    """Oracle: identity; the second round removes no fewer."""
+    first = ok.obs_prune(weights, inverse, sparsity=0.25)
+    second = ok.obs_prune(first.params, inverse, sparsity=0.5, kept=first.kept)
+    for before, after, w in zip(
+        *map(jax.tree.leaves, (first.kept, second.kept, second.params)), strict=True
+    ):
+        assert not np.any(after & ~before)
+        assert_array_equal(w == 0, ~after)
+    assert sum(int(k.sum()) for k in jax.tree.leaves(second.kept)) == 4
+
+
+def test_rounds_keep_a_geometric_share_and_estimate_anew(weights, curvature):
+    """Oracle: closed form of the schedule."""
+    seen = []
+
+    def make_inverse(params, kept):
+        seen.append(sum(int(k.sum()) for k in jax.tree.leaves(kept)))
+        rows = jax.tree.map(lambda u, k: jnp.where(k, u, 0), curvature.rows, kept)
+        return ok.invert(ok.LowRank(rows), ok.Woodbury(), damping=DAMPING)
+
+    pruned = ok.obs_prune_gradually(weights, make_inverse, sparsity=0.75, num_rounds=3)
+    shares = [8 * 0.25 ** (i / 3) for i in range(4)]
+    alive = sum(int(k.sum()) for k in jax.tree.leaves(pruned.kept))
+    assert_allclose([*seen, alive], shares, atol=0.5)
+
+
+def test_rounds_beat_one_shot_on_a_correlated_problem(key):
+    """Oracle: identity; the loss of the pruned quadratic model."""
+    rows = jr.normal(key, (12, 20)) @ jr.normal(jr.fold_in(key, 1), (20, 20)) / 5
+    w = jr.normal(jr.fold_in(key, 2), (20,))
+
+    def make_inverse(params, kept):
+        return ok.invert(
+            ok.LowRank(jnp.where(kept, rows, 0)), ok.Woodbury(), damping=1e-3
+        )
+
+    def loss(params):
+        return 0.5 * jnp.sum((rows @ (params - w)) ** 2)
+
+    once = ok.obs_prune(w, make_inverse(w, jnp.ones(20, bool)), sparsity=0.6)
+    rounds = ok.obs_prune_gradually(w, make_inverse, sparsity=0.6, num_rounds=12)
+    assert loss(rounds.params) < 0.5 * loss(once.params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_low_precision_leaves_are_pruned_in_their_own_dtype(weights, curvature, dtype):
+    """Oracle: identity of dtypes, and the count."""
+    params = weights | {"b": weights["b"].astype(dtype)}
+    rows = curvature.rows | {"b": curvature.rows["b"].astype(dtype)}
+    P = ok.invert(ok.LowRank(rows), ok.Woodbury(), damping=DAMPING)
+    pruned = ok.obs_prune(params, P, sparsity=0.5)
+    assert pruned.params["b"].dtype == dtype
+    assert sum(int(k.sum()) for k in jax.tree.leaves(pruned.kept)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"sparsity": 1.0}, r"0 <= sparsity < 1, got 1.0"),
+        ({"sparsity": -0.1}, r"got -0.1"),
+        ({"sparsity": float("nan")}, r"got nan"),
+        ({"sparsity": 0.5, "kept": {"w": jnp.ones((2, 3), bool)}}, r"kept"),
+        ({"sparsity": 0.5, "mask": {"w": True}}, r"mask.*prefix"),
+    ],
+)
+def test_bad_arguments_say_what_to_pass(weights, inverse, options, match):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match=r"(?s)`ok.obs_prune`.*" + match):
+        ok.obs_prune(weights, inverse, **options)
+
+
+def test_an_inverse_on_other_params_is_refused(weights, inverse):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match=r"`ok.obs_saliency`"):
+        ok.obs_saliency(weights["w"], inverse)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3, 7])
+def test_smallest_over_all_leaves_equals_a_sort(count, key):
+    """Oracle: NumPy's sort; mixed dtypes, and only where the mask is true."""
+    tree = {"a": jr.uniform(key, (5,)), "b": jr.uniform(key, (2, 2)).astype("f4")}
+    mask = {"a": np.array([1, 1, 0, 1, 1], bool), "b": np.ones((2, 2), bool)}
+    found = np.concatenate([np.ravel(x) for x in smallest(count, tree, mask).values()])
+    flat = np.concatenate([np.ravel(np.asarray(x, float)) for x in tree.values()])
+    flat[2] = np.inf
+    assert_array_equal(np.flatnonzero(found), np.sort(np.argsort(flat)[:count]))
