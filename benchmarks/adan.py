@@ -43,7 +43,7 @@ def _step(name: str, tx: optax.GradientTransformation, grads: Any) -> Candidate:
 
 
 def _stream(name: str, grads: Any) -> Candidate:
-    """y = c x in place over 11/2 trees: reads and writes what a step must."""
+    """The stream y = c x over 11/2 trees, in place: the traffic of one step."""
     half = jax.tree.map(lambda g: g[: g.shape[0] // 2] + 0, grads)
     trees = [jax.tree.map(jnp.copy, grads) for _ in range(TREES_MOVED // 2)]
     return compiled(name, lambda x: optax.tree.scale(0.999, x), [*trees, half])

@@ -52,7 +52,8 @@ def measure(candidates: Sequence[Candidate], rounds: int = 20) -> list[Row]:
     carries = [candidate.carry for candidate in candidates]
     times = np.zeros((rounds + 1, len(candidates)))
     for i in range(rounds + 1):
-        for j in np.roll(np.arange(len(candidates)), i):  # nobody is always first
+        for k in range(len(candidates)):
+            j = (i + k) % len(candidates)  # nobody is always first
             start = time.perf_counter()
             carries[j] = jax.block_until_ready(candidates[j].run(carries[j]))
             times[i, j] = time.perf_counter() - start

@@ -32,18 +32,8 @@ from ._curvature.low_rank import (
 )
 from ._curvature.masked import Masked as Masked
 from ._curvature.trace import hutchinson_trace as hutchinson_trace
-from ._optim.adan import (
-    AdanState as AdanState,
-    adan as adan,
-    restart_adan as restart_adan,
-    scale_by_adan as scale_by_adan,
-)
-from ._optim.decay import (
-    ProximalDecayState as ProximalDecayState,
-    proximal_weight_decay as proximal_weight_decay,
-)
+from ._influence import influence as influence
 from ._inverse.base import (
-    RESULTS as RESULTS,
     AbstractExplicitInverse as AbstractExplicitInverse,
     AbstractInverse as AbstractInverse,
     Inverse as Inverse,
@@ -56,9 +46,18 @@ from ._inverse.nystrom import (
     NystromPreconditioner as NystromPreconditioner,
     nystrom_preconditioner as nystrom_preconditioner,
 )
+from ._inverse.results import RESULTS as RESULTS
 from ._inverse.woodbury import Woodbury as Woodbury, solve_rows as solve_rows
-
-from ._influence import influence as influence
+from ._optim.adan import (
+    AdanState as AdanState,
+    adan as adan,
+    restart_adan as restart_adan,
+    scale_by_adan as scale_by_adan,
+)
+from ._optim.decay import (
+    ProximalDecayState as ProximalDecayState,
+    proximal_weight_decay as proximal_weight_decay,
+)
 from ._pruning import (
     Pruned as Pruned,
     obs_joint as obs_joint,

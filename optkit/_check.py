@@ -30,8 +30,8 @@ def check_non_negative(call: str, name: str, value: object) -> None:
     number = _as_number(call, name, value)
     if number is not None and not 0.0 <= number < math.inf:
         raise ValueError(
-            f"`{call}` needs a finite {name} >= 0, got {name}={value!r}. Pass a "
-            f"non-negative number; updates take the descent sign by themselves."
+            f"`{call}` needs a finite {name} >= 0, got {name}={value!r}. Pass zero or "
+            f"a positive number: no sign is taken from it."
         )
 
 

@@ -137,14 +137,15 @@ def smallest(count: ArrayLike, tree: PyTree, mask: PyTree) -> PyTree:
 
     def num_below(t: Array) -> Array:
         counts = jax.tree.map(lambda b, m: jnp.sum(m & (b < t)), bits, mask)
-        return functools.reduce(jnp.add, jax.tree.leaves(counts), 0)
+        return sum(jax.tree.leaves(counts), jnp.zeros([], int))
 
     def halve(i: Array, t: Array) -> Array:
         bit = jnp.ones([], unsigned) << (num_bits - 1 - i).astype(unsigned)
         return jnp.where(num_below(t | bit) < count, t | bit, t)
 
     last = lax.fori_loop(0, num_bits, halve, jnp.zeros([], unsigned))
-    return jax.tree.map(lambda b, m: m & (b <= last) & (count > 0), bits, mask)
+    any_wanted = jnp.asarray(count) > 0
+    return jax.tree.map(lambda b, m: m & (b <= last) & any_wanted, bits, mask)
 
 
 def to_vector(tree: PyTree) -> Float[Array, " n"]:

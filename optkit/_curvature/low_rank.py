@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._check import check_positive_int, check_real, check_scalar, check_vector
+from .._check import (
+    check_batch,
+    check_positive_int,
+    check_real,
+    check_scalar,
+    check_vector,
+)
 from .._tree import combine, num_rows, project, structure_of
 from .._types import Params, wide_dtype
 from .base import AbstractCurvature
@@ -219,7 +225,7 @@ def empirical_fisher(
     """
     call = "ok.empirical_fisher"
     check_real(call, "params", params)
-    m = _batch_size(call, batch)
+    m = check_batch(call, "batch", batch)
     if chunk is not None:
         check_positive_int(call, "chunk", chunk)
 
@@ -238,21 +244,6 @@ def empirical_fisher(
     if chunk is None or chunk >= m:
         return LowRank(jax.vmap(row)(batch))
     return LowRank(lax.map(row, batch, batch_size=chunk))
-
-
-def _batch_size(call: str, batch: PyTree) -> int:
-    """The length of the first axis of every leaf."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
-    sizes = {shape[0] if shape else None for shape in shapes}
-    if len(sizes) != 1 or None in sizes:
-        raise ValueError(
-            f"`{call}` needs a batch whose leaves all have the examples along their "
-            f"first axis, got shapes {shapes}. Close over what the examples share."
-        )
-    (size,) = sizes
-    if not size:
-        raise ValueError(f"`{call}` got an empty batch. Pass at least one example.")
-    return size
 
 
 def _check_rows(call: str, rows: PyTree) -> None:

@@ -13,7 +13,8 @@ from jaxtyping import Array, PyTree
 from .._check import check_positive, check_positive_int
 from .._tree import dot, signs
 from .._types import Params
-from .base import RESULTS, AbstractInverse, all_finite, first_of
+from .base import AbstractInverse
+from .results import RESULTS, all_finite, first_of
 from .vectors import add, cast_like, check_matrix_free, normalised, widened
 
 _LANCZOS_STEPS = 10

@@ -14,15 +14,9 @@ from .._check import check_positive_int, check_vector
 from .._curvature.base import AbstractCurvature, check_symmetric
 from .._tree import combine, gram, project
 from .._types import Params, wide_dtype
-from .base import (
-    RESULTS,
-    AbstractExplicitInverse,
-    Inverse,
-    all_finite,
-    first_of,
-    split_damping,
-)
+from .base import AbstractExplicitInverse, Inverse, split_damping
 from .columns import columns, identity_entries, small_dtype
+from .results import RESULTS, all_finite, first_of
 from .vectors import add, cast_like, widened
 
 

@@ -24,11 +24,8 @@ from .._curvature.low_rank import BlockLowRank, LowRank
 from .._tree import combine, dot, gram, num_rows, project
 from .._types import Params, wide_dtype
 from .base import (
-    RESULTS,
     AbstractExplicitInverse,
     Inverse,
-    all_finite,
-    first_of,
     split_damping,
     with_derivative_of,
 )
@@ -41,6 +38,7 @@ from .columns import (
     identity_entries,
     small_dtype,
 )
+from .results import RESULTS, all_finite, first_of
 from .vectors import add
 
 

@@ -1,5 +1,7 @@
 """`invert`, and every method on every operator it fits."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -12,6 +14,7 @@ from numpy.testing import assert_allclose
 from problems import linear_data, linear_example_loss, linear_loss, linear_params
 
 import optkit as ok
+from optkit._tree import from_vector, to_vector
 
 KEY = jr.key(7)
 DATA = linear_data(jr.key(1))
@@ -44,7 +47,8 @@ def small_blocks(params):
 
 
 def total(params):
-    return ok.Damped(fisher(params), 0.1) + 2.0 * hessian(params)
+    C = ok.Damped(fisher(params), 0.1) + 2.0 * hessian(params)
+    return lx.TaggedLinearOperator(C, PSD)
 
 
 def matrix(params):
@@ -66,8 +70,8 @@ OURS = {
     "Neumann": (lambda C: ok.Neumann(400), ITERATIVE),
     "Nystrom": (lambda C: ok.Nystrom(C.in_size(), key=KEY), DIRECT),
 }
+CHOLESKY = (lambda C: lx.Cholesky(), DIRECT)
 LINEAX = {
-    "Cholesky": (lambda C: lx.Cholesky(), DIRECT),
     "LU": (lambda C: lx.LU(), DIRECT),
     "SVD": (lambda C: lx.SVD(), DIRECT),
     "lx.CG": (lambda C: lx.CG(rtol=1e-12, atol=1e-12), ITERATIVE),
@@ -77,72 +81,75 @@ WOODBURY = (lambda C: ok.Woodbury(), DIRECT)
 TABLE = (
     [(op, name, *row) for op in OPERATORS for name, row in OURS.items()]
     + [(op, "Woodbury", *WOODBURY) for op in LOW_RANK]
+    + [(op, "Cholesky", *CHOLESKY) for op in OPERATORS]
     + [(op, name, *row) for op in (fisher, matrix) for name, row in LINEAX.items()]
 )
-
-
-DERIVATIVES = [row for row in TABLE if row[0] is fisher or row[1] == "CG"]
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
-def table(rows):
-    return pytest.mark.parametrize(
-        ("make", "method", "tolerance"),
-        [(make, method, tolerance) for make, _, method, tolerance in rows],
-        ids=[f"{make.__name__}-{name}" for make, name, _, _ in rows],
-    )
+def inverse_by(make, method):
+    """P b as a function of params, λ and b."""
 
-
-def functions(make, method):
-    """P b as a function of params, λ and b, and the same with a dense matrix."""
-    b, unravel = ravel_pytree(vector_like(make(PARAMS)))
-
-    def ours(params, damping, b):
+    def solve(params, damping, b):
         C = make(params)
         P = ok.invert(C, method(C), damping=damping)
-        return ravel_pytree(P.mv(unravel(b)))[0]
+        return to_vector(P.mv(from_vector(b, C.in_structure())))
 
-    def dense(params, damping, b):
-        C = make(params)
-        return jnp.linalg.solve(C.as_matrix() + damping * jnp.eye(b.size), b)
-
-    return ours, dense, b
+    return solve
 
 
-def assert_equal(compute, ours, dense, tolerance):
-    got, want = (
-        jax.jit(lambda f=f: compute(f), compiler_options=FAST)() for f in (ours, dense)
-    )
+def dense_inverse(make):
+    """The same with a dense matrix."""
+
+    def solve(params, damping, b):
+        matrix = make(params).as_matrix() + damping * jnp.eye(b.size)
+        return jnp.linalg.solve(matrix, b)
+
+    return solve
+
+
+def uses(solve, b):
+    """What a product is asked for: values in a batch, derivatives both ways."""
+    bs, dampings = jnp.stack([b, jnp.cos(b)]), jnp.array([0.3, 2.0])
+    point = (PARAMS, jnp.asarray(0.5), b)
+    tangent = jax.tree.map(lambda x: jr.normal(jr.key(3), x.shape), point)
+
+    @functools.partial(jax.jit, compiler_options=FAST)
+    def compute():
+        return {
+            "batch": jax.vmap(solve, (None, 0, 0))(PARAMS, dampings, bs),
+            "jvp": jax.jvp(solve, point, tangent),
+            "vjp": jax.vjp(solve, *point)[1](jnp.cos(b)),
+        }
+
+    return compute()
+
+
+@functools.cache
+def dense_uses(make):
+    return uses(dense_inverse(make), right_hand_side(make))
+
+
+def right_hand_side(make):
+    return jr.normal(jr.key(4), (make(PARAMS).in_size(),))
+
+
+def assert_equal(got, want, tolerance):
     for x, y in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         assert_allclose(x, y, rtol=tolerance, atol=tolerance * np.abs(y).max())
 
 
-@table(TABLE)
+@pytest.mark.parametrize(
+    ("make", "method", "tolerance"),
+    [(make, method, tolerance) for make, _, method, tolerance in TABLE],
+    ids=[f"{make.__name__}-{name}" for make, name, _, _ in TABLE],
+)
 def test_every_method_on_every_operator_equals_the_dense_inverse(
     make, method, tolerance
 ):
-    """Oracle: `jnp.linalg.solve` with the dense matrix; jit, vmap over b and λ."""
-    ours, dense, b = functions(make, method)
-    bs, dampings = jnp.stack([b, jnp.cos(b)]), jnp.array([0.3, 2.0])
-    assert_equal(
-        lambda f: jax.vmap(f, (None, 0, 0))(PARAMS, dampings, bs),
-        ours,
-        dense,
-        tolerance,
-    )
-
-
-@table(DERIVATIVES)
-def test_derivatives_equal_those_of_the_dense_inverse(make, method, tolerance):
-    """Oracle: JAX's derivatives of `jnp.linalg.solve`, in params, λ and b."""
-    ours, dense, b = functions(make, method)
-    point = (PARAMS, jnp.asarray(0.5), b)
-
-    def derivatives(f):
-        tangent = jax.tree.map(lambda x: jr.normal(jr.key(3), x.shape), point)
-        return jax.jvp(f, point, tangent), jax.vjp(f, *point)[1](jnp.cos(b))
-
-    assert_equal(derivatives, ours, dense, tolerance)
+    """Oracle: `jnp.linalg.solve`: values, vmap, jvp and vjp in params, λ and b; jit."""
+    got = uses(inverse_by(make, method), right_hand_side(make))
+    assert_equal(got, dense_uses(make), tolerance)
 
 
 def vector_like(operator):
@@ -153,6 +160,7 @@ def vector_like(operator):
 
 def all_methods(C):
     yield ok.Woodbury()
+    yield lx.Cholesky()
     for make, _ in (OURS | LINEAX).values():
         yield make(C)
 
@@ -252,12 +260,13 @@ def test_entries_and_diagonal_have_derivatives(make):
         M = jnp.linalg.inv(make(params).as_matrix() + d * jnp.eye(8))
         return jnp.diagonal(M), M[2, :3]
 
+    @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
     def derivatives(f):
         point = (PARAMS, jnp.asarray(0.5))
         out, pull = jax.vjp(f, *point)
         return jax.jvp(f, point, point), pull(jax.tree.map(jnp.cos, out))
 
-    assert_equal(derivatives, ours, dense, 1e-9)
+    assert_equal(derivatives(ours), derivatives(dense), 1e-9)
 
 
 def test_a_method_of_ours_works_in_lineax_and_optimistix():

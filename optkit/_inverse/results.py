@@ -1,0 +1,67 @@
+"""How a solve ended, and what to do when it did not end well."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import PyTree
+
+
+class RESULTS(lx.RESULTS):  # pyright: ignore  # an enumeration Equinox can extend
+    """How a solve ended: Lineax's results, and what can go wrong with a curvature."""
+
+    indefinite = (
+        "The damped curvature is not positive definite: along some direction its "
+        "curvature is negative, or zero to rounding. Raise `damping`, use a "
+        "curvature that cannot be indefinite such as `ok.gauss_newton` or "
+        "`ok.empirical_fisher`, or a method that allows it: `lx.LU()`, `lx.GMRES(...)`."
+    )
+    inaccurate = (
+        "The conjugate gradient residual stopped falling above `rtol`: rounding "
+        "allows no smaller one. Raise `rtol` or `damping`, give a `preconditioner`, "
+        "or compute in float64."
+    )
+    diverging = (
+        "The Neumann series is diverging: the last term is larger than the one "
+        "before. Lower `step_size` below 2 / (largest eigenvalue), or leave it None "
+        "to have it estimated; if the curvature is indefinite, raise `damping`."
+    )
+    undamped = (
+        "A curvature of low rank has no inverse without damping. Pass "
+        "`ok.invert(..., damping=...)` a number > 0."
+    )
+    nonfinite_operator = (
+        "The curvature is NaN or infinite. Check the params and the batch that it was "
+        "made from."
+    )
+    bad_preconditioner = (
+        "The preconditioner is not positive definite: rᵀMr <= 0 for a residual r. Give "
+        "one that is, such as `ok.nystrom_preconditioner(P)`, or none."
+    )
+
+
+NEAREST_IN_LINEAX = {
+    "indefinite": lx.RESULTS.breakdown,
+    "inaccurate": lx.RESULTS.stagnation,
+    "diverging": lx.RESULTS.breakdown,
+    "undamped": lx.RESULTS.singular,
+    "nonfinite_operator": lx.RESULTS.breakdown,
+    "bad_preconditioner": lx.RESULTS.breakdown,
+    "nonfinite_input": lx.RESULTS.nonfinite_input,
+    "max_steps_reached": lx.RESULTS.max_steps_reached,
+}
+
+
+def all_finite(tree: PyTree) -> Any:
+    """Whether no entry of the tree is NaN or infinite."""
+    flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
+
+
+def first_of(*cases: tuple[Any, Any]) -> Any:
+    """The result of the first pair (holds, result) that holds, else success."""
+    outcome: Any = RESULTS.successful
+    for holds, result in reversed(cases):
+        outcome = RESULTS.where(holds, result, outcome)
+    return outcome
