@@ -1,7 +1,7 @@
 """Curvature by automatic differentiation: products with a matrix nobody forms.
 
 A Hessian-vector product is the derivative of the gradient along the vector: one
-forward-over-reverse pass, about three times the cost of the loss. A product with the
+forward-over-reverse pass, about two and a half times the cost of the gradient. A product with the
 Gauss-Newton matrix JᵀHJ goes through the model's outputs and back: J, then the
 Hessian H of the loss at the outputs, then Jᵀ.
 """
@@ -57,8 +57,8 @@ def value_grad_and_hvp(
 ) -> Callable[..., tuple[Array, Params, Params]]:
     """Makes a function that returns value, gradient and Hessian-vector product.
 
-    All three come from one forward-over-reverse pass, in which the gradient costs
-    nothing beside the product.
+    All three come from one forward-over-reverse pass, which costs less than the
+    gradient and the product one after the other.
 
     Args:
         loss: loss(params, *args) -> a real scalar.
@@ -130,7 +130,7 @@ def hessian(loss: Callable[..., Any], params: Params, *args: PyTree) -> Hessian:
 
     Returns:
         A symmetric curvature; a product costs one `ok.hvp`. `lx.linearise(C)` keeps
-        the pass through the loss, so that many products cost about half.
+        the pass through the loss, so that a further product costs about a quarter less.
 
     Raises:
         TypeError: for params that are not real floating.

@@ -100,6 +100,7 @@ class Neumann(AbstractInverse):
         # scale: once it grows, it grows for ever. Up to rounding of the products.
         eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(vector)])
         is_growing = norm > before * (1 + 10 * eps) + 10 * eps * start
+        is_growing = is_growing | ~jnp.isfinite(norm)
         outcome = first_of(
             (~jnp.isfinite(scale), RESULTS.nonfinite_input),
             (~jnp.isfinite(alpha), RESULTS.nonfinite_operator),

@@ -57,6 +57,15 @@ def test_a_step_that_is_too_long_is_reported(key):
         ok.invert(C, ok.Neumann(30, 1.0)).mv(b)
 
 
+@pytest.mark.parametrize("num_terms", [20, 30, 50, 60])
+def test_a_norm_that_overflows_is_no_success(num_terms):
+    """Oracle: |1 - 1.0 * 6.1| > 1; in float32 the square of a term overflows first."""
+    C = ok.LowRank(jnp.ones((2, 3), jnp.float32))
+    P = ok.invert(C, ok.Neumann(num_terms, step_size=1.0), damping=0.1)
+    solution = P.solve(jnp.ones(3, jnp.float32))
+    assert solution.result == ok.RESULTS.diverging
+
+
 def test_negative_curvature_is_reported_and_damping_mends_it():
     C, b = diagonal(1.0, -0.5), jnp.array([1.0, 1.0])
     assert ok.invert(C, ok.Neumann(9)).solve(b).result == ok.RESULTS.indefinite
