@@ -10,12 +10,13 @@ import jax
 from rich.console import Console
 from rich.table import Table
 
-from . import adan, diag
+from . import adan, diag, mfac
 from .measure import Row
 
 JOBS: dict[str, tuple[str, Callable[[int, int], list[Row]], int]] = {
     "adan": ("One step of Adan, float32 parameters in 5 leaves", adan.run, 25_000_000),
     "diag": ("Loss, gradient and Hutchinson diagonal", diag.run, 1_800_000),
+    "mfac": ("One step of M-FAC, window 512", mfac.run, 1_000_000),
 }
 
 

@@ -48,15 +48,43 @@ from ._inverse.nystrom import (
 )
 from ._inverse.results import RESULTS as RESULTS
 from ._inverse.woodbury import Woodbury as Woodbury, solve_rows as solve_rows
+from ._optim.accumulate import (
+    AccumulateState as AccumulateState,
+    accumulate as accumulate,
+)
+from ._optim.adahessian import (
+    AdaHessianState as AdaHessianState,
+    adahessian as adahessian,
+    scale_by_adahessian as scale_by_adahessian,
+)
 from ._optim.adan import (
     AdanState as AdanState,
     adan as adan,
     restart_adan as restart_adan,
     scale_by_adan as scale_by_adan,
 )
+from ._optim.averages import (
+    average_blocks as average_blocks,
+    average_conv_kernels as average_conv_kernels,
+    average_rows as average_rows,
+)
 from ._optim.decay import (
     ProximalDecayState as ProximalDecayState,
     proximal_weight_decay as proximal_weight_decay,
+)
+from ._optim.hutchinson import (
+    HutchinsonState as HutchinsonState,
+    with_hutchinson as with_hutchinson,
+)
+from ._optim.mfac import (
+    MfacState as MfacState,
+    mfac as mfac,
+    scale_by_mfac as scale_by_mfac,
+)
+from ._optim.sophia import (
+    SophiaState as SophiaState,
+    scale_by_sophia as scale_by_sophia,
+    sophia as sophia,
 )
 from ._pruning import (
     Pruned as Pruned,

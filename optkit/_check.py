@@ -6,6 +6,8 @@ cost nothing inside `jax.jit` and never wait for a device.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +49,35 @@ def check_inexact(call: str, tree: PyTree) -> None:
             )
 
 
-def check_like(call: str, name: str, tree: PyTree, reference: PyTree) -> None:
+def check_real_params(call: str, params: PyTree) -> None:
+    """Raises a `TypeError` at the first leaf that is not floating."""
+    for path, leaf in jtu.tree_leaves_with_path(params):
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"`{call}` needs real floating leaves, got {dtype} at "
+                f"params{jtu.keystr(path)}: its Hessian is of a real function of real "
+                f"numbers. Split a complex leaf into its real and imaginary parts; "
+                f"leave others out with `optax.masked` or `optax.partition`."
+            )
+
+
+def check_state_dtype(call: str, state_dtype: Any) -> None:
+    """Raises a `TypeError` unless `state_dtype` is None or a floating dtype."""
+    if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
+        raise TypeError(
+            f"`{call}` needs a floating state_dtype, got {state_dtype!r}. Pass None "
+            f"for the params' own, widened to float32, or for example jnp.float32."
+        )
+
+
+def check_like(
+    call: str,
+    name: str,
+    tree: PyTree,
+    reference: PyTree,
+    dtype_of: Callable[[Any], Any] = jnp.result_type,
+) -> None:
     """Raises unless `tree` has the structure, shapes and dtypes of `reference`.
 
     Args:
@@ -55,6 +85,7 @@ def check_like(call: str, name: str, tree: PyTree, reference: PyTree) -> None:
         name: what `tree` is to the caller, such as "gradients".
         tree: what arrived.
         reference: what the state was made for.
+        dtype_of: the dtype in which a state keeps a leaf, if not its own.
 
     Raises:
         ValueError: if structure or a shape differs.
@@ -76,7 +107,7 @@ def check_like(call: str, name: str, tree: PyTree, reference: PyTree) -> None:
                 f"`{call}` got shape {jnp.shape(leaf)} at {where}, and its state has "
                 f"{like.shape}. {again}"
             )
-        if jnp.result_type(leaf) != like.dtype:
+        if dtype_of(leaf) != like.dtype:
             raise TypeError(
                 f"`{call}` got dtype {jnp.result_type(leaf)} at {where}, and its "
                 f"state has {like.dtype}. Cast the {name} to the dtype of the params, "

@@ -30,6 +30,16 @@ def no_extra(loss: Callable[[Any], Any], params: Any) -> dict[str, Any]:
     return {}
 
 
+def given_diag(loss: Callable[[Any], Any], params: Any) -> dict[str, Any]:
+    """A Hessian diagonal as data: that of `loss`, less its coupling term."""
+    return {"hessian_diag": jax.tree.map(lambda p: 2 + 1.2 * p**2, params)}
+
+
+def objective(loss: Callable[[Any], Any], params: Any) -> dict[str, Any]:
+    """The function whose curvature the transform estimates itself."""
+    return {"value_fn": loss}
+
+
 @dataclass(frozen=True)
 class Row:
     """One optimizer under contract."""
@@ -40,6 +50,10 @@ class Row:
     complex_leaves: bool = True  # supported; else refused with a TypeError in init
     moments: tuple[str, ...] = ()  # fields of the state that are float32 or wider
     elementwise: bool = True  # a leaf's update depends on that leaf alone
+    outermost: bool = False  # refused inside a wrapper that hides leaves
+    stacked: tuple[str, ...] = ()  # fields with an axis of their own before the leaf's
+    replicated: tuple[str, ...] = ()  # fields that every device has the whole of
+    jitted: bool = False  # plain steps are compiled: eagerly `lax.cond` is, each time
 
     def __call__(self, **options: Any) -> optax.GradientTransformationExtraArgs:
         return optax.with_extra_args_support(self.make(**(self.options | options)))
@@ -51,6 +65,27 @@ def sgd_prox(learning_rate: Any) -> optax.GradientTransformation:
     return optax.chain(optax.sgd(learning_rate), decay)
 
 
+def hutchinson_adahessian(learning_rate: Any) -> optax.GradientTransformation:
+    """AdaHessian that estimates its diagonal at each step."""
+    return ok.with_hutchinson(ok.adahessian(learning_rate), key=jr.key(0))
+
+
+def hutchinson_sophia(learning_rate: Any) -> optax.GradientTransformation:
+    """Sophia that estimates its diagonal when it looks at it, at each second step."""
+    tx = ok.sophia(learning_rate, gamma=1.0, update_interval=2)
+    return ok.with_hutchinson(tx, key=jr.key(0), update_interval=2)
+
+
+def accumulated(learning_rate: Any) -> optax.GradientTransformation:
+    """The wrapper itself; `tests/_optim/test_accumulate.py` has longer windows."""
+    return ok.accumulate(ok.adahessian(learning_rate), every=1)
+
+
+def mfac(learning_rate: Any) -> optax.GradientTransformation:
+    """M-FAC whose window, an integer, is no hyperparameter to inject."""
+    return ok.mfac(learning_rate, 4, 0.5, momentum=0.5, weight_decay=0.1)
+
+
 ROWS = {
     "scale_by_adan": Row(ok.scale_by_adan, moments=("m", "v", "n")),
     "adan": Row(ok.adan, {"learning_rate": 0.1}, moments=("m", "v", "n")),
@@ -59,6 +94,57 @@ ROWS = {
         ok.adan, {"learning_rate": 0.1, "weight_decay": 0.1, "proximal": False}
     ),
     "proximal_weight_decay": Row(sgd_prox, {"learning_rate": 0.01}),
+    "adahessian": Row(
+        ok.adahessian,
+        {"learning_rate": 0.1, "weight_decay": 0.1},
+        given_diag,
+        complex_leaves=False,
+        moments=("m", "v"),
+    ),
+    "sophia": Row(
+        ok.sophia,
+        {"learning_rate": 0.1, "weight_decay": 0.1, "gamma": 0.1},
+        given_diag,
+        complex_leaves=False,
+        moments=("m", "h"),
+    ),
+    "accumulate": Row(
+        accumulated, {"learning_rate": 0.1}, given_diag, complex_leaves=False
+    ),
+    "hutchinson_adahessian": Row(
+        hutchinson_adahessian,
+        {"learning_rate": 0.1},
+        objective,
+        complex_leaves=False,
+        elementwise=False,
+        outermost=True,
+        jitted=True,
+    ),
+    "hutchinson_sophia": Row(
+        hutchinson_sophia,
+        {"learning_rate": 0.1},
+        objective,
+        complex_leaves=False,
+        elementwise=False,
+        outermost=True,
+        jitted=True,
+    ),
+    "scale_by_mfac": Row(
+        ok.scale_by_mfac,
+        {"window": 4, "damping": 0.5},
+        complex_leaves=False,
+        elementwise=False,
+        stacked=("window",),
+        replicated=("gram",),
+    ),
+    "mfac": Row(
+        mfac,
+        {"learning_rate": 0.1},
+        complex_leaves=False,
+        elementwise=False,
+        stacked=("window",),
+        replicated=("gram",),
+    ),
 }
 every_row = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS.keys())
 every_alias = pytest.mark.parametrize(
@@ -99,11 +185,18 @@ def one_step(row: Row, tx: Any, params: Any, state: Any, loss: Any = loss):
 
 
 def run(row: Row, tx: Any, params: Any, num_steps: int = NUM_STEPS, loss: Any = loss):
-    """Plain eager steps."""
-    state = tx.init(params)
+    """Plain steps, eager if possible."""
+    state, step = tx.init(params), lambda p, s: one_step(row, tx, p, s, loss)
+    step = jax.jit(step) if row.jitted else step
     for _ in range(num_steps):
-        params, state = one_step(row, tx, params, state, loss)
+        params, state = step(params, state)
     return params, state
+
+
+def one_leaf(row: Row, grads: Any, params: Any, extra: dict[str, Any]) -> jax.Array:
+    """The update of the leaf "a" by an optimizer that knows of no other."""
+    tx, extra = row(), {name: tree["a"] for name, tree in extra.items()}
+    return tx.update(grads["a"], tx.init(params["a"]), params["a"], **extra)[0]
 
 
 def assert_close(tree: Any, other: Any, rtol: float = 1e-10) -> None:
@@ -184,12 +277,14 @@ def test_masked_leaves_pass_through(row):
     grads = jax.grad(loss)(params)
     extra = row.extra(loss, params)
     tx = optax.masked(row(), {"a": True, "b": False})
+    if row.outermost:
+        with pytest.raises(ValueError, match="outside"):
+            tx.init(params)
+        return
     updates, _ = tx.update(grads, tx.init(params), params, **extra)
     assert_array_equal(updates["b"], grads["b"])
     if row.elementwise:
-        alone = row()
-        expected, _ = alone.update(grads["a"], alone.init(params["a"]), params["a"])
-        assert_allclose(updates["a"], expected, rtol=1e-12)
+        assert_allclose(updates["a"], one_leaf(row, grads, params, extra), rtol=1e-12)
 
 
 @every_row
@@ -198,13 +293,15 @@ def test_partition_runs_each_leaf_by_its_label(row):
     params = {"a": jnp.ones(3), "b": jnp.full(2, 2.0)}
     grads = jax.grad(loss)(params)
     tx = optax.partition({"x": row(), "y": optax.sgd(0.1)}, {"a": "x", "b": "y"})
+    if row.outermost:
+        with pytest.raises(ValueError, match="outside"):
+            tx.init(params)
+        return
     extra = row.extra(loss, params)
     updates, _ = tx.update(grads, tx.init(params), params, **extra)
     assert_allclose(updates["b"], -0.1 * grads["b"])
     if row.elementwise:
-        alone = row()
-        expected, _ = alone.update(grads["a"], alone.init(params["a"]), params["a"])
-        assert_allclose(updates["a"], expected, rtol=1e-12)
+        assert_allclose(updates["a"], one_leaf(row, grads, params, extra), rtol=1e-12)
 
 
 @every_row
@@ -266,7 +363,8 @@ def test_mixed_bfloat16_and_float32_leaves_keep_their_dtypes(row):
     wide = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
     expected, _ = tx.update(wide, tx.init(exact), exact, **row.extra(loss, exact))
     cast = jax.tree.map(lambda u: u.astype(jnp.float32), updates)
-    chex.assert_trees_all_close(cast, expected, rtol=2 * 2**-8, atol=1e-4)
+    # Of the gradient, and of a curvature that the transform makes itself.
+    chex.assert_trees_all_close(cast, expected, rtol=4 * 2**-8, atol=1e-4)
 
 
 @every_row
@@ -336,9 +434,16 @@ def test_sharded_params_stay_sharded_in_every_state(row, axis_type):
         for _ in range(NUM_STEPS):
             found, state = step(found, state)
     assert_close(jax.device_get(found), jax.device_get(expected))
-    for leaf in jax.tree.leaves((found, state)):
-        if leaf.ndim:
-            assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    for path, leaf in jax.tree_util.tree_leaves_with_path((found, state)):
+        fields = {getattr(entry, "name", None) for entry in path}
+        spec = PartitionSpec("x")
+        if fields & set(row.stacked):
+            spec = PartitionSpec(None, "x")
+        if fields & set(row.replicated):
+            spec = PartitionSpec()
+        if leaf.ndim and jnp.issubdtype(leaf.dtype, jnp.inexact):  # not a random key
+            expected = NamedSharding(mesh, spec)
+            assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), path
 
 
 @every_row

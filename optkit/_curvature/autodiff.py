@@ -1,9 +1,9 @@
 """Curvature by automatic differentiation: products with a matrix nobody forms.
 
 A Hessian-vector product is the derivative of the gradient along the vector: one
-forward-over-reverse pass, about two and a half times the cost of the gradient. A product with the
-Gauss-Newton matrix JᵀHJ goes through the model's outputs and back: J, then the
-Hessian H of the loss at the outputs, then Jᵀ.
+forward-over-reverse pass, about two and a half times the cost of the gradient. A
+product with the Gauss-Newton matrix JᵀHJ goes through the model's outputs and back: J,
+then the Hessian H of the loss at the outputs, then Jᵀ.
 """
 
 from collections.abc import Callable
