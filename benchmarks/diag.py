@@ -12,7 +12,7 @@ from optkit._tree import signs
 
 from .measure import Candidate, Row, compiled, measure
 
-NUM_EXAMPLES = 128
+NUM_EXAMPLES = 512
 
 
 def run(size: int, rounds: int) -> list[Row]:

@@ -24,10 +24,11 @@ from .base import accumulated_in, checked_diag
 class AccumulateState(NamedTuple):
     """The sums over the micro-steps since the last step, in float32 or wider.
 
-    count: micro-steps summed, below `every`.
-    grads: the sum of gradients.
-    hessian_diag: the sum of Hessian diagonals, or None.
-    inner_state: of the wrapped optimizer.
+    Attributes:
+        count: micro-steps summed, below `every`.
+        grads: the sum of gradients.
+        hessian_diag: the sum of Hessian diagonals, or None.
+        inner_state: of the wrapped optimizer.
     """
 
     count: Int[Array, ""]

@@ -27,9 +27,10 @@ from .decay import is_zero
 class AdaHessianState(NamedTuple):
     """What AdaHessian's next step needs; each tree has the shapes of the params.
 
-    count: steps taken.
-    m: mean gradient.
-    v: mean square of the averaged Hessian diagonal.
+    Attributes:
+        count: steps taken.
+        m: mean gradient.
+        v: mean square of the averaged Hessian diagonal.
     """
 
     count: Int[Array, ""]
@@ -73,7 +74,7 @@ def scale_by_adahessian(
     diagonal is averaged where you average the gradient, with the same probes on each:
     theirs forgets to, and its probes are biased.
 
-    One probe has E[h_i^2] = sum_j H_ij^2, so v tends to the norm of a row of H, not to
+    One probe has E[h_i^2] = sum_j H_ij^2, so √v tends to the norm of a row of H, not to
     its diagonal entry, unless averages or more probes remove the noise.
 
     Args:

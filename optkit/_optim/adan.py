@@ -21,11 +21,12 @@ State = TypeVar("State")
 class AdanState(NamedTuple):
     """What Adan's next step needs; each tree has the shapes of the params.
 
-    count: steps taken since the start, or the last restart.
-    m: mean gradient.
-    v: mean gradient difference.
-    n: mean square of the look-ahead gradient, real.
-    prev_grad: the last gradient as it came, in the params' own dtype.
+    Attributes:
+        count: steps taken since the start, or the last restart.
+        m: mean gradient.
+        v: mean gradient difference.
+        n: mean square of the look-ahead gradient, real.
+        prev_grad: the last gradient as it came, in the params' own dtype.
     """
 
     count: Int[Array, ""]

@@ -30,10 +30,11 @@ from .base import is_masked
 class HutchinsonState(NamedTuple):
     """What the next estimate needs.
 
-    count: steps taken.
-    key_data: of the run's own random key, as plain integers that any file can hold.
-    hessian_diag: the last estimate, in the params' dtypes; None if made at each step.
-    inner_state: of the wrapped optimizer.
+    Attributes:
+        count: steps taken.
+        key_data: of the run's own random key, as plain integers that any file can hold.
+        hessian_diag: the last estimate, in the params' dtypes; None if K is 1.
+        inner_state: of the wrapped optimizer.
     """
 
     count: Int[Array, ""]

@@ -29,10 +29,11 @@ from .mfac_solve import write_and_solve
 class MfacState(NamedTuple):
     """What M-FAC's next step needs.
 
-    pointer: the row of the window that the next gradient goes to.
-    num_filled: how many rows hold a gradient, at most m; the others are zero.
-    window: the last gradients as they are stored, each leaf with a leading axis m.
-    gram: the dots of all pairs of rows, in float64 where JAX has it, else float32.
+    Attributes:
+        pointer: the row of the window that the next gradient goes to.
+        num_filled: how many rows hold a gradient, at most m; the others are zero.
+        window: the last gradients as they are stored, each leaf with a leading axis m.
+        gram: the dots of all pairs of rows, in float64 where JAX has it, else float32.
     """
 
     pointer: Int[Array, ""]

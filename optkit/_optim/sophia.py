@@ -28,10 +28,11 @@ from .decay import is_zero
 class SophiaState(NamedTuple):
     """What Sophia's next step needs; each tree has the shapes of the params.
 
-    count: steps taken.
-    m: mean gradient.
-    h: mean Hessian diagonal.
-    win_rate: the fraction of entries that the last step did not clip.
+    Attributes:
+        count: steps taken.
+        m: mean gradient.
+        h: mean Hessian diagonal.
+        win_rate: the fraction of entries that the last step did not clip.
     """
 
     count: Int[Array, ""]
@@ -71,7 +72,8 @@ def scale_by_sophia(
     of the maximum with eps, scales Sophia-G's h by the batch size when it is used,
     which `ok.value_grad_and_gauss_newton_diag` has done, and refreshes after a step.
     Like both, there is no bias correction for Sophia-G; their code has one of m for
-    Sophia-H, their paper not. Beyond it: arithmetic in float32 or wider.
+    Sophia-H, their paper not. Departs: (1)
+    arithmetic in float32 or wider.
 
     Args:
         b1: decay of the mean gradient, in [0, 1).

@@ -80,7 +80,7 @@ def test_twenty_steps_equal_the_transcription(make, oracle, interval, num_probes
 
 
 def test_lazy_refresh_has_the_right_scale():
-    """Oracle: closed form; averaging less often than correcting is 3.2 times off."""
+    """Oracle: closed form; averages less often than it corrects: up to √10 off."""
     tx = ok.with_hutchinson(
         ok.scale_by_adahessian(eps=0.0), key=jr.key(0), update_interval=10
     )
