@@ -13,6 +13,7 @@ import lineax as lx
 from jaxtyping import Array, Float, PyTree
 
 from ._check import check_batch, check_positive_int, check_scalar, check_vector
+from ._curvature.base import check_symmetric
 from ._tree import dot
 from ._types import Params
 
@@ -76,6 +77,7 @@ def influence(
     """
     call = "ok.influence"
     check_positive_int(call, "chunk", chunk)
+    check_symmetric(call, inverse)
     check_batch(call, "train", train)
     check_batch(call, "test", test)
     check_vector(call, params, inverse.in_structure())

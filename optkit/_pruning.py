@@ -15,10 +15,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from ._check import check_positive_int, check_vector
-from ._curvature.base import diagonal_of
+from ._curvature.base import check_symmetric, diagonal_of
 from ._curvature.masked import Masked
 from ._inverse.base import invert
 from ._inverse.cg import CG
+from ._inverse.results import all_finite
 from ._tree import smallest
 from ._types import Params
 
@@ -65,6 +66,7 @@ def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
     Reference:
         Hassibi and Stork 1992; Frantar et al. 2021, arXiv:2107.03356 (M-FAC).
     """
+    check_symmetric("ok.obs_saliency", inverse)
     check_vector("ok.obs_saliency", params, inverse.in_structure())
     return jax.tree.map(lambda w, p: w**2 / (2 * p), params, diagonal_of(inverse))
 
@@ -166,6 +168,7 @@ def obs_prune(
         Frantar et al. 2021, arXiv:2107.03356, section 3.1 and the authors' code.
     """
     _check_sparsity("ok.obs_prune", sparsity)
+    check_symmetric("ok.obs_prune", inverse)
     check_vector("ok.obs_prune", params, inverse.in_structure())
     kept = _all_kept(params) if kept is None else kept
     if jax.tree.map(jnp.shape, kept) != jax.tree.map(jnp.shape, params):
@@ -190,6 +193,12 @@ def _prune(
     update: UpdateRule,
 ) -> Pruned:
     """`obs_prune` after its checks, compiled once for all rounds."""
+    params = eqx.error_if(
+        params,
+        ~all_finite(params),
+        "`ok.obs_prune` got weights that are NaN or infinite, which have no saliency. "
+        "Check the training that they come from.",
+    )
     saliency = _only(kept, obs_saliency(params, inverse))
     removed = smallest(count, saliency, may)
     kept = jax.tree.map(lambda k, r: k & ~r, kept, removed)
@@ -310,7 +319,7 @@ def _sparsity(kept: PyTree, mask: PyTree) -> float:
 
 def _check_sparsity(call: str, sparsity: float) -> None:
     """Raises a `ValueError` unless 0 <= sparsity < 1."""
-    if not 0.0 <= sparsity < 1.0:
+    if not isinstance(sparsity, int | float) or not 0.0 <= sparsity < 1.0:
         raise ValueError(
             f"`{call}` needs 0 <= sparsity < 1, got {sparsity!r}: the fraction of "
             f"weights that are zero afterwards."

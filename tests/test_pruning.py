@@ -197,3 +197,10 @@ def test_smallest_over_all_leaves_equals_a_sort(count, key):
     flat = np.concatenate([np.ravel(np.asarray(x, float)) for x in tree.values()])
     flat[2] = np.inf
     assert_array_equal(np.flatnonzero(found), np.sort(np.argsort(flat)[:count]))
+
+
+def test_weights_that_are_not_finite_are_refused(weights, inverse):
+    """Oracle: the message."""
+    bad = weights | {"b": weights["b"].at[0].set(jnp.nan)}
+    with pytest.raises(RuntimeError, match=r"`ok.obs_prune` got weights that are NaN"):
+        ok.obs_prune(bad, inverse, sparsity=0.5)

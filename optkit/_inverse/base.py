@@ -25,7 +25,7 @@ from .._check import check_index, check_vector
 from .._curvature.base import AbstractCurvature, Damped
 from .._tree import from_vector, to_vector
 from .._types import Params
-from .results import NEAREST_IN_LINEAX, RESULTS
+from .results import NEAREST_IN_LINEAX, RESULTS, all_finite, first_of
 
 
 class AbstractInverse(lx.AbstractLinearSolver):
@@ -210,7 +210,7 @@ class Inverse(AbstractCurvature):
         """The diagonal of P, for methods that know it."""
         operator, solver, factor = self._parts()
         if isinstance(solver, AbstractExplicitInverse):
-            return solver.diagonal(operator, factor)
+            return fit_for_use(solver.diagonal(operator, factor), operator, factor)
         raise NotImplementedError(
             f"The diagonal of an inverse by `{type(solver).__name__}` is not known "
             f"without its matrix. Estimate it with `ok.hutchinson_diag(P, key=key, "
@@ -242,7 +242,8 @@ class Inverse(AbstractCurvature):
         a, b = jnp.broadcast_arrays(a, b)
         if isinstance(solver, AbstractExplicitInverse):
             known = solver.entry(operator, factor, a, b)
-            return with_derivative_of(_entry_by_solve, (self, a, b), known)
+            entries = with_derivative_of(_entry_by_solve, (self, a, b), known)
+            return fit_for_use(entries, operator, factor)
         return _entry_by_solve((self, a, b))
 
     def _parts(self) -> tuple[lx.AbstractLinearOperator, Any, PyTree]:
@@ -307,6 +308,18 @@ def split_damping(
         damping = damping + operator.damping.astype(damping.dtype)
         operator = operator.curvature
     return operator, damping
+
+
+def fit_for_use(
+    value: PyTree, operator: lx.AbstractLinearOperator, factor: PyTree
+) -> PyTree:
+    """The value, or the text of `ok.RESULTS` where its factor could not be made."""
+    _, damping = split_damping(operator)
+    outcome = first_of(
+        (~(damping > 0), RESULTS.undamped),
+        (~all_finite(factor), RESULTS.nonfinite_operator),
+    )
+    return outcome.error_if(value, outcome != RESULTS.successful)
 
 
 @eqx.filter_custom_jvp

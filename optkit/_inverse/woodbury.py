@@ -26,6 +26,7 @@ from .._types import Params, wide_dtype
 from .base import (
     AbstractExplicitInverse,
     Inverse,
+    fit_for_use,
     split_damping,
     with_derivative_of,
 )
@@ -205,7 +206,8 @@ def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
         )
     known = _solve_rows(curvature.rows, factor, damping, coefficients)
     inputs = (curvature.rows, damping, coefficients)
-    return with_derivative_of(_solve_rows_anew, inputs, known)
+    solved = with_derivative_of(_solve_rows_anew, inputs, known)
+    return fit_for_use(solved, inverse.operator, factor)
 
 
 def _split(operator: lx.AbstractLinearOperator) -> tuple[Any, Float[Array, ""]]:

@@ -216,3 +216,22 @@ def test_bad_calls_raise(rng):
         ok.solve_rows(P, jnp.ones(3))
     with pytest.raises(TypeError, match="real floating"):
         ok.LowRank(jnp.ones((2, 3), int))
+
+
+@pytest.mark.parametrize(
+    ("rows", "damping", "match"),
+    [(1.0, 0.0, "no inverse without damping"), (np.nan, 0.1, "NaN or infinite")],
+)
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda P: P.diagonal(),
+        lambda P: P.entry(0, 1),
+        lambda P: ok.solve_rows(P, jnp.ones(2)),
+    ],
+)
+def test_what_has_no_inverse_raises_wherever_it_is_used(rows, damping, match, use):
+    """Oracle: the message; no NaN comes back."""
+    C = ok.LowRank(jnp.full((2, 3), rows))
+    with pytest.raises(RuntimeError, match=match):
+        use(ok.invert(C, ok.Woodbury(), damping=damping))
