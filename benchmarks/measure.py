@@ -47,8 +47,27 @@ def compiled(
     return Candidate(name, executable, carry, seconds, temp)
 
 
+def repeated(
+    name: str, functions: Sequence[Callable[..., Any]], args: tuple[Any, ...]
+) -> Candidate:
+    """A candidate that calls functions of the same arguments, one after the other."""
+    made = [compiled(name, lambda c, f=f: f(*c), args, False) for f in functions]
+
+    def run(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        jax.block_until_ready([candidate.run(args) for candidate in made])
+        return args
+
+    seconds = sum(candidate.compile_seconds for candidate in made)
+    return Candidate(name, run, args, seconds, max(c.temp_bytes for c in made))
+
+
 def measure(candidates: Sequence[Candidate], rounds: int = 20) -> list[Row]:
     """Times all candidates in turn, `rounds` times, after one round of warming up."""
+    return as_rows(candidates, timed(candidates, rounds))
+
+
+def timed(candidates: Sequence[Candidate], rounds: int) -> np.ndarray:
+    """Seconds, a row for each round, a column for each candidate."""
     carries = [candidate.carry for candidate in candidates]
     times = np.zeros((rounds + 1, len(candidates)))
     for i in range(rounds + 1):
@@ -57,7 +76,11 @@ def measure(candidates: Sequence[Candidate], rounds: int = 20) -> list[Row]:
             start = time.perf_counter()
             carries[j] = jax.block_until_ready(candidates[j].run(carries[j]))
             times[i, j] = time.perf_counter() - start
-    times = times[1:]
+    return times[1:]
+
+
+def as_rows(candidates: Sequence[Candidate], times: np.ndarray) -> list[Row]:
+    """Medians and quartiles; the first candidate is what ratios are to."""
     ratios = times / times[:, :1]
     rows = []
     for j, candidate in enumerate(candidates):

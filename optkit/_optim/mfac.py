@@ -69,9 +69,10 @@ def scale_by_mfac(
     If gradients nearly repeat and λ is tiny, rounding in K would show in u. A bound on
     that is read off the Cholesky factor in each step. Where it exceeds a tenth of half
     the digits (3e-5 in float32), the step is done again by the eigenvectors of K and
-    refined by products with the window, 5 to 15 slower passes. Under `jax.vmap` both
-    branches run, in every step. Below λ = 1e-7 ‖g‖² with such gradients, the rounding
-    of float32 gradients themselves is what F⁻¹g depends on.
+    refined by products with the window, 5 to 15 slower passes. Under `jax.vmap` the
+    whole batch does so in the steps in which one member has to, and in no other. Below
+    λ = 1e-7 ‖g‖² with such gradients, the rounding of float32 gradients themselves is
+    what F⁻¹g depends on.
 
     A gradient that is not finite makes every update NaN until it leaves the window,
     m steps later: guard the whole with `optax.apply_if_finite`.

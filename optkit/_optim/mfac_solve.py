@@ -5,12 +5,14 @@ this is not accurate, because gradients nearly repeat and the damping is tiny, t
 is done again with care.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import jax.scipy as jsp
 from jax import lax
+from jax.custom_batching import custom_vmap
 from jaxtyping import Array, PyTree
 
 from .._inverse.woodbury import decompose
@@ -59,12 +61,50 @@ def write_and_solve(
     norm = jnp.sqrt(jnp.maximum(c @ (gram @ c), 0))
     is_accurate = bound <= _TOLERANCE * ε**0.5 * norm
 
-    u = lax.cond(
-        is_accurate | ~jnp.all(jnp.isfinite(row)),
-        lambda: combine_blocks(n * c, rows),
-        lambda: _by_eigenvectors(rows, g, gram, unit, shift, n),
-    )
-    return u, rows, gram
+    def by_cholesky(rows: PyTree, c: Array, *_: Any) -> PyTree:
+        return combine_blocks(c, rows)
+
+    def by_eigenvectors(rows: PyTree, _: Array, *others: Any) -> PyTree:
+        return _by_eigenvectors(rows, *others)
+
+    is_doubtful = ~is_accurate & jnp.all(jnp.isfinite(row))
+    operands = (rows, n * c, g, gram, unit, shift, n)
+    return _cond(is_doubtful, by_eigenvectors, by_cholesky, operands), rows, gram
+
+
+# Under `jax.vmap` a conditional becomes a selection, and both sides run in every step.
+# Here the batch has one conditional of its own, and a batch of batches too.
+
+
+def _cond(
+    pred: Array,
+    if_true: Callable[..., PyTree],
+    if_false: Callable[..., PyTree],
+    operands: tuple[PyTree, ...],
+) -> PyTree:
+    """`lax.cond`, but a batch runs `if_true` only if one of its members needs it."""
+
+    @custom_vmap
+    def branch(pred: Array, operands: tuple[PyTree, ...]) -> PyTree:
+        return lax.cond(pred, if_true, if_false, *operands)
+
+    @branch.def_vmap
+    def branch_of_batch(
+        size: int, is_batched: Any, pred: Array, operands: tuple[PyTree, ...]
+    ) -> tuple[PyTree, PyTree]:
+        def select(pred: Array, operands: tuple[PyTree, ...]) -> PyTree:
+            pair = if_true(*operands), if_false(*operands)
+            return jax.tree.map(lambda x, y: jnp.where(pred, x, y), *pair)
+
+        def plain(_: Array, operands: tuple[PyTree, ...]) -> PyTree:
+            return if_false(*operands)
+
+        axes = jax.tree.map(lambda here: 0 if here else None, is_batched)
+        some, none = (jax.vmap(f, axes, axis_size=size) for f in (select, plain))
+        result = _cond(jnp.any(pred), some, none, (pred, operands))
+        return result, jax.tree.map(lambda _: True, result)
+
+    return branch(pred, operands)
 
 
 # Where K does not determine c, it still determines u = Gᵀc. With K = V diag(σ) Vᵀ:

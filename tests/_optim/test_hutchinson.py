@@ -263,6 +263,33 @@ def test_the_diagonal_is_averaged_over_devices_with_the_same_probes_on_each():
     )
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        ok.adan(0.1, weight_decay=0.1),
+        ok.mfac(0.1, 2, 0.5, momentum=0.5, weight_decay=0.1),
+        optax.chain(optax.sgd(0.1), ok.proximal_weight_decay(0.1, 0.5)),
+    ],
+    ids=["adan", "mfac", "proximal_weight_decay"],
+)
+def test_what_does_not_read_the_diagonal_steps_as_without(tx):
+    """Oracle: identity with the transform alone, over steps, its state included."""
+    found = expected = jnp.array([0.3, -1.0, 0.2])
+    wrapped = ok.with_hutchinson(tx, key=jr.key(0))
+    outer, state = wrapped.init(found), tx.init(expected)
+    for _ in range(3):
+        grads = jax.grad(quadratic)(expected)
+        updates, state = tx.update(grads, state, expected)
+        expected = optax.apply_updates(expected, updates)
+        updates, outer = wrapped.update(grads, outer, found, value_fn=quadratic)
+        found = optax.apply_updates(found, updates)
+        assert_array_equal(found, expected)
+    leaves = zip(
+        jax.tree.leaves(outer.inner_state), jax.tree.leaves(state), strict=True
+    )
+    assert all(np.array_equal(*pair) for pair in leaves)
+
+
 def test_inside_a_mask_it_says_to_stand_outside():
     """Oracle: the message."""
     tx = ok.with_hutchinson(ok.adahessian(0.1), key=jr.key(0))

@@ -179,17 +179,49 @@ def test_the_step_makes_no_copy_of_the_window(dtype):
     assert memory.temp_size_in_bytes < 0.25 * 64 * 250_000 * 4
 
 
-def test_vmap_runs_the_careful_branch_too(rng):
-    """Oracle: one seed at a time, one of them with equal gradients."""
+def test_a_batch_is_as_careful_as_its_members(rng):
+    """Oracle: one seed at a time, one of them with equal gradients; nested batches."""
     grads = jnp.asarray(rng.standard_normal((2, 1, 30)).repeat(6, 1), jnp.float32)
     grads = grads.at[1].add(jnp.asarray(rng.standard_normal((6, 30)), jnp.float32))
     tx = ok.scale_by_mfac(4, 1e-6, window_dtype=jnp.bfloat16)
-    step, state = jax.jit(jax.vmap(tx.update)), jax.vmap(tx.init)(grads[:, 0])
+    nested = grads.reshape(2, 1, 6, 30)
+    step, state = (
+        jax.vmap(jax.vmap(tx.update)),
+        jax.vmap(jax.vmap(tx.init))(nested[:, :, 0]),
+    )
+    step = jax.jit(step)
     for i in range(6):
-        found, state = step(grads[:, i], state)
+        found, state = step(nested[:, :, i], state)
     for seed in range(2):
         *_, (expected, _) = updates_of(tx, list(grads[seed]))
-        assert relative_error(found[seed], expected) < 1e-5
+        assert relative_error(found[seed, 0], expected) < 1e-5
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_batch_takes_no_eigenvectors_unless_a_member_needs_them(depth, rng):
+    """Oracle: the program, which has a branch rather than both of its sides."""
+    tx, shape = ok.scale_by_mfac(4, 1e-6), (2,) * depth
+    init, update = tx.init, tx.update
+    for _ in shape:
+        init, update = jax.vmap(init), jax.vmap(update)
+    grads = jnp.asarray(rng.standard_normal((*shape, 30)))
+    program = jax.make_jaxpr(update)(grads, init(grads))
+    is_reached = {"eigh": 0, "cholesky": 0}
+    count_unconditional(program.jaxpr, is_reached)
+    assert is_reached == {"eigh": 0, "cholesky": 1}
+
+
+def count_unconditional(jaxpr, counts):
+    """Counts the primitives that run whatever the data, by name."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in counts:
+            counts[equation.primitive.name] += 1
+        if equation.primitive.name == "cond":
+            continue
+        for inner in jax.tree.leaves(equation.params):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                count_unconditional(inner, counts)
 
 
 def test_a_nan_leaves_after_m_steps(rng):
