@@ -5,6 +5,50 @@ curvature is built once and used four ways: to precondition an update, to
 differentiate a solution, to attribute a prediction to data, to prune weights.
 """
 
+from ._bilevel.base import (
+    Batches as Batches,
+    BilevelInfo as BilevelInfo,
+    BilevelSolver as BilevelSolver,
+)
+from ._bilevel.descent import (
+    DescentState as DescentState,
+    hypergradient_descent as hypergradient_descent,
+)
+from ._bilevel.f2sa import F2saState as F2saState, f2sa as f2sa
+from ._bilevel.f3sa import F3saState as F3saState, f3sa as f3sa
+from ._bilevel.hypergradient import (
+    AbstractHypergradient as AbstractHypergradient,
+    HypergradientInfo as HypergradientInfo,
+    hypergradient as hypergradient,
+)
+from ._bilevel.implicit import (
+    Implicit as Implicit,
+    ImplicitProjected as ImplicitProjected,
+)
+from ._bilevel.penalty import PenaltyState as PenaltyState, penalty as penalty
+from ._bilevel.penalty_momentum import (
+    PenaltyMomentumState as PenaltyMomentumState,
+    penalty_momentum as penalty_momentum,
+)
+from ._bilevel.run import Run as Run, run as run
+from ._bilevel.saba import (
+    SabaMemory as SabaMemory,
+    SabaState as SabaState,
+    Term as Term,
+    saba as saba,
+)
+from ._bilevel.schedules import (
+    PenaltySchedule as PenaltySchedule,
+    scale_by_penalty as scale_by_penalty,
+    sigma_schedule as sigma_schedule,
+)
+from ._bilevel.soba import SobaState as SobaState, soba as soba
+from ._bilevel.theory import (
+    Constants as Constants,
+    f2sa_schedule as f2sa_schedule,
+    f3sa_schedule as f3sa_schedule,
+)
+from ._bilevel.unrolled import ForwardMode as ForwardMode, Unrolled as Unrolled
 from ._curvature.autodiff import (
     gauss_newton as gauss_newton,
     hessian as hessian,
@@ -32,6 +76,23 @@ from ._curvature.low_rank import (
 )
 from ._curvature.masked import Masked as Masked
 from ._curvature.trace import hutchinson_trace as hutchinson_trace
+from ._implicit import (
+    optimality as optimality,
+    projections as projections,
+    prox as prox,
+)
+from ._implicit.anderson import AndersonInfo as AndersonInfo, anderson as anderson
+from ._implicit.base import ImplicitSolve as ImplicitSolve
+from ._implicit.check import (
+    ImplicitReport as ImplicitReport,
+    check_implicit as check_implicit,
+)
+from ._implicit.fixed_point import implicit_fixed_point as implicit_fixed_point
+from ._implicit.host import host_solver as host_solver
+from ._implicit.linear import OneStep as OneStep
+from ._implicit.minimum import implicit_minimum as implicit_minimum
+from ._implicit.root import implicit_root as implicit_root
+from ._implicit.unroll import unroll as unroll
 from ._influence import influence as influence
 from ._inverse.base import (
     AbstractExplicitInverse as AbstractExplicitInverse,
@@ -40,6 +101,7 @@ from ._inverse.base import (
     invert as invert,
 )
 from ._inverse.cg import CG as CG
+from ._inverse.gmres import GMRES as GMRES
 from ._inverse.neumann import Neumann as Neumann
 from ._inverse.nystrom import (
     Nystrom as Nystrom,

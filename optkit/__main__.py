@@ -14,6 +14,7 @@ import jax.random as jr
 try:
     from rich.console import Console
 
+    from .demo import cleaning_command
     from .demo.data import digits
     from .demo.optimizers import OPTIMIZERS
     from .demo.progress import add_bar, progress_bar
@@ -39,6 +40,7 @@ writes it with the learning curves. No download. Ctrl-C keeps what is finished.
 EPILOG = f"""\
 optimizers: {", ".join(OPTIMIZERS)}
 example:    {PROG} --optimizers adan --steps 500 --out my-run
+also:       {PROG} cleaning   (finds wrong labels)
 """
 
 
@@ -51,8 +53,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, or 130 if Ctrl-C cut the run short.
     """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == ["cleaning"]:
+        parser = _Parser(prog=f"{PROG} cleaning")
+        return cleaning_command.main(
+            words[1:], parser, _whole(0, 2**32 - 1), _held_interrupt
+        )
     parser = _make_parser()
-    options = parser.parse_args(argv)
+    options = parser.parse_args(words)
     names = _split_names(options.optimizers, parser)
     try:
         folder = claim_folder(options.out)

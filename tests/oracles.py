@@ -226,3 +226,172 @@ class Mfac:
         self.v = self.momentum * self.v + (1 - self.momentum) * u
         self.theta = self.theta - self.lr * self.v
         return self.theta
+
+
+class NoisyQuadratic:
+    """The four gradients of `problems.noisy_upper` (f) and `problems.noisy_lower` (g)."""
+
+    @staticmethod
+    def f_x(x, y, b):
+        return 0.1 * x + b["C"] @ y
+
+    @staticmethod
+    def f_y(x, y, b):
+        return y - b["t"] + b["C"].T @ x
+
+    @staticmethod
+    def g_x(x, y, b):
+        return b["e"] * x - b["B"].T @ y  # e has one entry
+
+    @staticmethod
+    def g_y(x, y, b):
+        return b["A"] @ y - b["B"] @ x
+
+
+def f2sa(p, x, y, z, samples, inner_steps, alpha, gamma, delta, penalty, ratio):
+    """F2SA as its pseudo-code has it; `samples[k]` is an `ok.Batches` of NumPy arrays."""
+    for k, s in enumerate(samples):
+        for t in range(inner_steps):
+            phi_z, zeta_y, phi_y = (
+                {name: a[t] for name, a in b.items()}
+                for b in (s.lower_z, s.upper_y, s.lower_y)
+            )
+            z = z - gamma(k) * p.g_y(x, z, phi_z)
+            y = y - alpha(k) * (p.f_y(x, y, zeta_y) + penalty * p.g_y(x, y, phi_y))
+        gap = p.g_x(x, y, s.lower_x) - p.g_x(x, z, s.lower_x)
+        x = x - ratio * alpha(k) * (p.f_x(x, y, s.upper_x) + penalty * gap)
+        penalty = penalty + delta(k, penalty)
+    return x, y, z, penalty
+
+
+def f3sa(p, x, y, z, samples, alpha, gamma, eta, delta, penalty, ratio):
+    """F3SA with all six estimators of its pseudo-code."""
+    x_old, y_old, z_old = x, y, z
+    h = dict.fromkeys(("z", "fy", "gy", "fx", "gxy", "gxz"), 0.0)
+
+    def momentum(name, k, new, old):
+        h[name] = new + (1 - eta(k)) * (h[name] - old)
+        return h[name]
+
+    for k, s in enumerate(samples):
+        h_z = momentum("z", k, p.g_y(x, z, s.lower_z), p.g_y(x_old, z_old, s.lower_z))
+        h_f = momentum("fy", k, p.f_y(x, y, s.upper_y), p.f_y(x_old, y_old, s.upper_y))
+        h_g = momentum("gy", k, p.g_y(x, y, s.lower_y), p.g_y(x_old, y_old, s.lower_y))
+        z_new = z - gamma(k) * h_z
+        y_new = y - alpha(k) * (h_f + penalty * h_g)
+        xi, phi = s.upper_x, s.lower_x
+        h_fx = momentum("fx", k, p.f_x(x, y_new, xi), p.f_x(x_old, y, xi))
+        h_gxy = momentum("gxy", k, p.g_x(x, y_new, phi), p.g_x(x_old, y, phi))
+        h_gxz = momentum("gxz", k, p.g_x(x, z_new, phi), p.g_x(x_old, z, phi))
+        x_old, y_old, z_old = x, y, z
+        x = x - ratio * alpha(k) * (h_fx + penalty * (h_gxy - h_gxz))
+        y, z = y_new, z_new
+        penalty = penalty + delta(k, penalty)
+    return x, y, z, penalty
+
+
+def penalty_double_loop(
+    p, x, y, z, samples, inner_steps, alpha, gamma, sigma, rho, beta, project
+):
+    """The proximal double loop, onto {project(v) = v} on both levels."""
+    for k, s in enumerate(samples):
+        u, w = y, z
+        for t in range(inner_steps):
+            phi_w, zeta_u, phi_u = (
+                {name: a[t] for name, a in b.items()}
+                for b in (s.lower_z, s.upper_y, s.lower_y)
+            )
+            h_u = sigma(k) * p.f_y(x, u, zeta_u) + p.g_y(x, u, phi_u)
+            w = project(w - gamma * (p.g_y(x, w, phi_w) + (w - z) / rho))
+            u = project(u - gamma * (h_u + (u - y) / rho))
+        z = (1 - beta) * z + beta * w
+        y = (1 - beta) * y + beta * u
+        gap = p.g_x(x, u, s.lower_x) - p.g_x(x, w, s.lower_x)
+        x = project(x - alpha * (p.f_x(x, u, s.upper_x) + gap / sigma(k)))
+    return x, y, z
+
+
+def penalty_single_loop(
+    p, x, y, z, samples, alpha, gamma, eta, sigma, rho, beta, project
+):
+    """The proximal method in one loop, with all six estimators."""
+    u, w = y, z
+    x_old, u_old, w_old = x, u, w
+    h = dict.fromkeys(("w", "fu", "gu", "fx", "gxu", "gxw"), 0.0)
+
+    def momentum(name, k, new, old):
+        h[name] = new + (1 - eta(k)) * (h[name] - old)
+        return h[name]
+
+    for k, s in enumerate(samples):
+        h_w = momentum("w", k, p.g_y(x, w, s.lower_z), p.g_y(x_old, w_old, s.lower_z))
+        h_f = momentum("fu", k, p.f_y(x, u, s.upper_y), p.f_y(x_old, u_old, s.upper_y))
+        h_g = momentum("gu", k, p.g_y(x, u, s.lower_y), p.g_y(x_old, u_old, s.lower_y))
+        w_new = project(w - gamma * (h_w + (w - z) / rho))
+        u_new = project(u - gamma * (sigma(k) * h_f + h_g + (u - y) / rho))
+        xi, phi = s.upper_x, s.lower_x
+        h_fx = momentum("fx", k, p.f_x(x, u_new, xi), p.f_x(x_old, u, xi))
+        h_gxu = momentum("gxu", k, p.g_x(x, u_new, phi), p.g_x(x_old, u, phi))
+        h_gxw = momentum("gxw", k, p.g_x(x, w_new, phi), p.g_x(x_old, w, phi))
+        x_old, u_old, w_old = x, u, w
+        x = project(x - alpha * (h_fx + (h_gxu - h_gxw) / sigma(k)))
+        u, w = u_new, w_new
+        z = (1 - beta) * z + beta * w
+        y = (1 - beta) * y + beta * u
+    return x, y, z
+
+
+class QuadraticSlopes:
+    """Derivatives of `benchmarks.problems.quadratic`, a mean of rank-one quadratics."""
+
+    @staticmethod
+    def first(x, y, b):
+        """The derivatives in x and y."""
+        n = len(b.a)
+        d_x = (b.b.T @ (b.b @ x) + b.u.T @ (b.w @ y) + b.q.sum(0)) / n
+        d_y = (b.a.T @ (b.a @ y) + b.w.T @ (b.u @ x) + b.p.sum(0)) / n
+        return d_x, d_y
+
+    @staticmethod
+    def products(v, b):
+        """J v and H v."""
+        n = len(b.a)
+        return b.u.T @ (b.w @ v) / n, b.a.T @ (b.a @ v) / n
+
+
+def soba(x, y, v, upper_batches, lower_batches, rho, gamma):
+    """SOBA: all directions at the same point, step sizes as functions of the step."""
+    slopes = QuadraticSlopes
+    for k, (f, g) in enumerate(zip(upper_batches, lower_batches, strict=True)):
+        f_x, f_y = slopes.first(x, y, f)
+        _, g_y = slopes.first(x, y, g)
+        j_v, h_v = slopes.products(v, g)
+        x, y, v = (
+            x - gamma(k) * (j_v + f_x),
+            y - rho(k) * g_y,
+            v - rho(k) * (h_v + f_y),
+        )
+    return x, y, v
+
+
+def saba(x, y, v, upper_terms, lower_terms, draws, rho, gamma):
+    """SABA: five SAGA tables, all zero at first, and one term of each level a step."""
+    slopes = QuadraticSlopes
+    tables = {}
+
+    def reduced(name, i, new, n):
+        table = tables.setdefault(name, [np.zeros_like(new) for _ in range(n)])
+        direction = new - table[i] + sum(table) / n
+        table[i] = new
+        return direction
+
+    n, m = len(upper_terms), len(lower_terms)
+    for i, j in draws:
+        f_x, f_y = slopes.first(x, y, upper_terms[i])
+        _, g_y = slopes.first(x, y, lower_terms[j])
+        j_v, h_v = slopes.products(v, lower_terms[j])
+        d_x = reduced("j_v", j, j_v, m) + reduced("f_x", i, f_x, n)
+        d_v = reduced("h_v", j, h_v, m) + reduced("f_y", i, f_y, n)
+        d_y = reduced("g_y", j, g_y, m)
+        x, y, v = x - gamma * d_x, y - rho * d_y, v - rho * d_v
+    return x, y, v

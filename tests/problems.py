@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 
@@ -100,3 +101,90 @@ def linear_example_loss(params, example):
     """Cross-entropy of one example."""
     x, label = example
     return linear_loss(params, x[None], label[None])
+
+
+def assert_derivatives(f, inputs, key, tolerance=1e-8):
+    """Both modes of f's derivative along a random direction of all inputs.
+
+    Forward against central differences, whose own error is about 1e-10; reverse
+    against forward, by the adjoint identity. One compilation.
+    """
+    h = 1e-5
+
+    def noise(key, tree):
+        leaves, treedef = jax.tree.flatten(tree)
+        keys = jr.split(key, len(leaves))
+        new = [jr.normal(k, jnp.shape(x)) for k, x in zip(keys, leaves, strict=True)]
+        return treedef.unflatten(new)
+
+    @jax.jit
+    def everything(inputs):
+        k1, k2 = jr.split(key)
+        d = noise(k1, inputs)
+        _, tangent = jax.jvp(f, inputs, d)
+        ahead = f(*jax.tree.map(lambda x, d: x + h * d, inputs, d))
+        behind = f(*jax.tree.map(lambda x, d: x - h * d, inputs, d))
+        difference = jax.tree.map(lambda a, b: (a - b) / (2 * h), ahead, behind)
+        value, pull = jax.vjp(f, *inputs)
+        cotangent = noise(k2, value)
+        flat = [ravel_pytree(t)[0] for t in (d, tangent, difference, cotangent)]
+        return *flat, ravel_pytree(pull(cotangent))[0]
+
+    d, tangent, difference, cotangent, back = map(np.asarray, everything(inputs))
+    scale = 1 + np.max(np.abs(tangent), initial=0)
+    np.testing.assert_allclose(tangent, difference, atol=tolerance * scale, rtol=0)
+    expected = np.vdot(cotangent, tangent)
+    np.testing.assert_allclose(np.vdot(back, d), expected, atol=1e-11 * scale, rtol=0)
+
+
+# The fixture Q2: g = ½ yᵀAy - yᵀ(Bx + c) and F = ½ |y - t|² + ½ ρ |x|², ρ = 0.1.
+Q2_A = jnp.array([[2.0, 0.5], [0.5, 1.0]])
+Q2_B = jnp.array([[1.0, -1.0], [2.0, 0.5]])
+Q2_C = jnp.array([0.3, -0.2])
+Q2_T = jnp.array([1.0, -1.0])
+Q2_X = jnp.array([0.7, -0.4])
+Q2_RHO = 0.1
+Q2_MINIMISER = (0.04184167, -0.90007132)
+
+
+def q2_upper(x, y, batch=None):
+    """F, of which nothing is random."""
+    return 0.5 * jnp.sum((y - Q2_T) ** 2) + 0.05 * jnp.sum(x**2)
+
+
+def q2_lower(x, y, batch=None):
+    """g, strongly convex in y."""
+    return 0.5 * y @ Q2_A @ y - y @ (Q2_B @ x + Q2_C)
+
+
+def q2_solution(x):
+    """y*(x)."""
+    return jnp.linalg.solve(Q2_A, Q2_B @ x + Q2_C)
+
+
+def q2_hypergradient(x):
+    """∇Φ in closed form."""
+    return 0.1 * x + Q2_B.T @ jnp.linalg.solve(Q2_A, q2_solution(x) - Q2_T)
+
+
+def noisy_sample(rng, *shape):
+    """Random coefficients of `noisy_upper` and `noisy_lower`, along leading axes."""
+    root = 0.3 * rng.normal(size=(*shape, 2, 2))
+    return {
+        "A": np.eye(2) + root @ np.swapaxes(root, -1, -2),
+        "B": rng.normal(size=(*shape, 2, 3)),
+        "C": rng.normal(size=(*shape, 3, 2)),
+        "t": rng.normal(size=(*shape, 2)),
+        "e": rng.normal(size=(*shape, 1)),
+    }
+
+
+def noisy_upper(x, y, batch):
+    """A quadratic of x in R^3 and y in R^2; `oracles.NoisyQuadratic` has its slopes."""
+    return 0.5 * jnp.sum((y - batch["t"]) ** 2) + 0.05 * x @ x + x @ batch["C"] @ y
+
+
+def noisy_lower(x, y, batch):
+    """A quadratic that is strongly convex in y."""
+    curved = 0.5 * y @ batch["A"] @ y + 0.5 * jnp.sum(batch["e"]) * x @ x
+    return curved - y @ batch["B"] @ x

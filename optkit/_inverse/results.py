@@ -39,6 +39,51 @@ class RESULTS(lx.RESULTS):  # pyright: ignore  # an enumeration Equinox can exte
         "The preconditioner is not positive definite: rᵀMr <= 0 for a residual r. Give "
         "one that is, such as `ok.nystrom_preconditioner(P)`, or none."
     )
+    stalled = (
+        "GMRES stopped making progress above `rtol`: the operator is singular or too "
+        "badly conditioned for this dtype, or `restart` is too small. Raise `restart` "
+        "or `rtol`, use `lx.LU()` where the matrix fits in memory, or compute in "
+        "float64."
+    )
+    nonfinite_solution = (
+        "The solution to differentiate is NaN or infinite. Check how the solver ended, "
+        "its starting point `y0`, and `args`."
+    )
+    singular_jacobian = (
+        "The derivative of a solution needs the Jacobian of its optimality conditions "
+        "to be invertible, and its linear solve returned NaN or infinity: the Jacobian "
+        "is singular, or not finite, at the solution. Look at the conditioning with "
+        "`ok.check_implicit`; add damping or a small regulariser to the problem."
+    )
+    inexact_backward = (
+        "The linear solve behind the derivative of a solution missed its tolerance: "
+        "the true residual |b - A x| / |b| is too large. The Jacobian may be singular "
+        "or badly conditioned: look with `ok.check_implicit`. Allow more steps, take "
+        "another `solver=`, or compute in float64."
+    )
+    nonfinite_iterate = (
+        "An iterate became NaN or infinite: the iteration diverged, or its mapping is "
+        "not finite there. The best iterate before is returned. Check `y0` and `args`; "
+        "lower `mixing`, raise `ridge`, or damp the mapping."
+    )
+    nonfinite_gradient = (
+        "A gradient or an iterate is NaN or infinite: the step was not taken, and the "
+        "variables are as before. Check the batch; if it is finite, lower the step "
+        "sizes."
+    )
+    bad_penalty = (
+        "The penalty is not positive and finite: the step was not taken, and the "
+        "variables are as before. Give a schedule that stays above zero."
+    )
+    cancellation = (
+        "The two lower iterates agree to rounding, so that the difference of their "
+        "gradients, times the penalty, is noise. Cap the penalty (a dtype allows "
+        "about 1 / sqrt(eps)), or compute in a wider dtype."
+    )
+    schedule_bounds = (
+        "The step sizes or the penalty are outside the bounds under which the method "
+        "is known to converge. The step was taken."
+    )
 
 
 NEAREST_IN_LINEAX = {
@@ -48,6 +93,10 @@ NEAREST_IN_LINEAX = {
     "undamped": lx.RESULTS.singular,
     "nonfinite_operator": lx.RESULTS.breakdown,
     "bad_preconditioner": lx.RESULTS.breakdown,
+    "stalled": lx.RESULTS.stagnation,
+    "nonfinite_solution": lx.RESULTS.nonfinite_input,
+    "singular_jacobian": lx.RESULTS.singular,
+    "inexact_backward": lx.RESULTS.stagnation,
     "nonfinite_input": lx.RESULTS.nonfinite_input,
     "max_steps_reached": lx.RESULTS.max_steps_reached,
 }

@@ -3,7 +3,7 @@
 import contextlib
 import csv
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -77,12 +77,18 @@ def as_table(rows: list[Row]) -> Table:
     return table
 
 
-def claim_folder(out: str | None) -> Path:
+def claim_folder(
+    out: str | None,
+    default: str = DEFAULT_FOLDER,
+    files: Sequence[str] = (CSV_NAME, PNG_NAME),
+) -> Path:
     """Finds the folder for the results, makes it, and checks that it can be written.
 
     Args:
         out: the user's choice, or None for the first free one of `optkit-demo`,
             `optkit-demo-2`, ... in the working directory.
+        default: the name of the first of these.
+        files: what must not be there yet.
 
     Returns:
         A folder without results in it.
@@ -91,11 +97,11 @@ def claim_folder(out: str | None) -> Path:
         OSError: if there cannot be such a folder; the text says why.
     """
     if out is None:
-        return _next_free(Path(DEFAULT_FOLDER))
+        return _next_free(Path(default))
     folder = Path(out)
     if not out.strip() or (folder.exists() and not folder.is_dir()):
         raise NotADirectoryError(f"{out!r} is not a folder")
-    for name in (CSV_NAME, PNG_NAME):
+    for name in files:
         if (folder / name).exists():
             raise FileExistsError(
                 f"{out!r} already holds {name}; choose another folder"
@@ -130,9 +136,10 @@ def save(runs: Mapping[str, Run], folder: Path) -> list[Path]:
 
 def _next_free(folder: Path) -> Path:
     """Makes the folder, or the first of `folder-2`, `folder-3`, ... that is new."""
+    first = folder.name
     for i in count(2):
         with contextlib.suppress(FileExistsError):
             folder.mkdir()  # atomic: two runs at once get two folders
             break
-        folder = folder.with_name(f"{DEFAULT_FOLDER}-{i}")
+        folder = folder.with_name(f"{first}-{i}")
     return folder

@@ -1,0 +1,106 @@
+"""The simulated quadratic problem of published bilevel benchmarks.
+
+Both levels are means of n quadratics of rank one, drawn as those benchmarks draw them:
+
+    ½ (aᵀy)² + ½ (bᵀx)² + (uᵀx)(wᵀy) + pᵀy + qᵀx
+
+E aaᵀ has spectrum [μ, L], E bbᵀ the same with one eigenvalue of zero, and E uwᵀ has
+singular values in [μ, L_cross]. Held as vectors and not as n matrices: 100 times
+smaller. What is measured is ‖∇Φ(x)‖² in closed form, over all examples.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+from jaxtyping import Array, Float, Int, Key
+
+
+class Quadratics(NamedTuple):
+    """The vectors of n quadratics, one in each row."""
+
+    a: Float[Array, "n dy"]
+    b: Float[Array, "n dx"]
+    u: Float[Array, "n dx"]
+    w: Float[Array, "n dy"]
+    p: Float[Array, "n dy"]
+    q: Float[Array, "n dx"]
+
+
+class Problem(NamedTuple):
+    """The examples of both levels."""
+
+    upper: Quadratics
+    lower: Quadratics
+
+
+def quadratic(x: Array, y: Array, batch: Quadratics) -> Float[Array, ""]:
+    """The mean of the batch: `upper` and `lower` alike."""
+    squares = 0.5 * (batch.a @ y) ** 2 + 0.5 * (batch.b @ x) ** 2
+    return jnp.mean(squares + (batch.u @ x) * (batch.w @ y) + batch.p @ y + batch.q @ x)
+
+
+def rows(examples: Quadratics, index: Int[Array, " b"]) -> Quadratics:
+    """The examples at an index."""
+    return jax.tree.map(lambda a: a[index], examples)
+
+
+def simulated(
+    *,
+    key: Key[Array, ""],
+    num: int = 1024,
+    dim_x: int = 100,
+    dim_y: int = 100,
+    mu: float = 0.1,
+    cross: float = 0.1,
+) -> Problem:
+    """Draws both levels, with L = 1."""
+    upper, lower = jr.split(key)
+    sizes = num, dim_x, dim_y, mu, cross
+    return Problem(_draw(upper, *sizes), _draw(lower, *sizes))
+
+
+def hypergradient(problem: Problem, x: Float[Array, " dx"]) -> Float[Array, " dx"]:
+    """∇Φ(x) in closed form, with y*(x) by a dense solve."""
+    g, f = problem.lower, problem.upper
+    n, m = len(g.a), len(f.a)
+    H, J = g.a.T @ g.a / n, g.u.T @ g.w / n
+    y = -jnp.linalg.solve(H, J.T @ x + jnp.mean(g.p, 0))
+    F_y = f.a.T @ (f.a @ y) / m + f.w.T @ (f.u @ x) / m + jnp.mean(f.p, 0)
+    F_x = f.b.T @ (f.b @ x) / m + f.u.T @ (f.w @ y) / m + jnp.mean(f.q, 0)
+    return F_x - J @ jnp.linalg.solve(H, F_y)
+
+
+def value_curvature(problem: Problem) -> Float[Array, " dx"]:
+    """The eigenvalues of ∇²Φ: a minimum exists where all are positive."""
+    dim_x = problem.upper.b.shape[1]
+    columns = jax.vmap(lambda x: hypergradient(problem, x))(jnp.eye(dim_x))
+    origin = hypergradient(problem, jnp.zeros(dim_x))
+    return jnp.linalg.eigvalsh(columns - origin)
+
+
+def _draw(
+    key: Key[Array, ""], n: int, dim_x: int, dim_y: int, mu: float, cross: float
+) -> Quadratics:
+    keys = jr.split(key, 9)
+    root_y = jnp.logspace(jnp.log10(mu) / 2, 0.0, dim_y)
+    root_x = jnp.r_[0.0, jnp.logspace(jnp.log10(mu) / 2, 0.0, dim_x - 1)]
+    basis_y = _orthogonal(keys[0], dim_y)
+    basis_x = _orthogonal(keys[1], dim_x)
+    a = jr.normal(keys[2], (n, dim_y)) @ (basis_y * root_y) @ basis_y.T
+    b = jr.normal(keys[3], (n, dim_x)) @ (basis_x * root_x) @ basis_x.T
+    # u = U D ξ and w = V ξ, so E u wᵀ = U D Vᵀ.
+    k = min(dim_x, dim_y)
+    D = jnp.zeros((dim_x, dim_y))
+    D = D.at[:k, :k].set(jnp.diag(jnp.logspace(jnp.log10(mu), jnp.log10(cross), k)))
+    xi = jr.normal(keys[4], (n, dim_y))
+    u = xi @ (_orthogonal(keys[5], dim_x) @ D).T
+    w = xi @ _orthogonal(keys[8], dim_y).T
+    p = jr.normal(keys[6], (n, dim_y))
+    q = jr.normal(keys[7], (n, dim_x))
+    return Quadratics(a, b, u, w, p, q)
+
+
+def _orthogonal(key: Key[Array, ""], dim: int) -> Float[Array, "dim dim"]:
+    return jnp.linalg.qr(jr.normal(key, (dim, dim)))[0]

@@ -1,0 +1,282 @@
+"""SABA: SOBA's step with the noise of a finite sum taken out, as SAGA does.
+
+The last value of every term is remembered. With n terms, an index i that is drawn, and
+a table row m_i for each of the five quantities q of a step,
+
+    d = q_i - m_i    direction = d + m̄    m̄ <- m̄ + d / n    m_i <- q_i
+
+m̄ is the mean of the table. Where the iterates converge, d vanishes: step sizes stay.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Int, PyTree
+
+from .._check import check_batch, check_index, check_positive_int
+from .._inverse.results import RESULTS
+from .._inverse.vectors import cast_like, widened
+from .._types import Params, wide_dtype
+from .base import (
+    Batch,
+    Batches,
+    BilevelInfo,
+    BilevelSolver,
+    Objective,
+    Projection,
+    keep_finite,
+    norm,
+    objectives_of,
+    relative_residual,
+    residual_of,
+    slope_of,
+    upper_slopes,
+)
+from .soba import Directions, SobaState, mover, start
+
+
+class Term(NamedTuple):
+    """Terms of a finite sum, and which ones they are.
+
+    With an index of shape (), `batch` is what one term takes. With one of shape (b,),
+    all leaves of `batch` have a leading axis of b.
+    """
+
+    index: Int[Array, "..."]
+    batch: Batch
+
+
+class SabaMemory(NamedTuple):
+    """One level's table and its mean."""
+
+    rows: PyTree  # m, a leading axis of n on every leaf
+    mean: PyTree  # m̄, in float32 or wider
+    lost: PyTree  # what rounding has left out of m̄: else its errors add up
+
+
+class SabaState(NamedTuple):
+    """What the next step of `ok.saba` needs."""
+
+    x: Params
+    y: Params
+    v: Params  # towards -H⁻¹ ∇_y F; in float32 or wider
+    outer: PyTree
+    inner: PyTree
+    linear: PyTree
+    count: Int[Array, ""]  # of calls
+    upper: SabaMemory  # of (∇_x F, ∇_y F)
+    lower: SabaMemory  # of (∇_y g, J v, H v)
+
+
+def saba(
+    upper: Objective,
+    lower: Objective,
+    *,
+    num_upper: int,
+    num_lower: int,
+    outer: optax.GradientTransformation,
+    inner: optax.GradientTransformation,
+    linear: optax.GradientTransformation | None = None,
+    project_x: Projection | None = None,
+    project_y: Projection | None = None,
+) -> BilevelSolver:
+    """Single-loop implicit bilevel descent on finite sums, without their noise.
+
+        D_y = ⟨∇_y g⟩    D_v = ⟨H v⟩ + ⟨∇_y F⟩    D_x = ⟨J v⟩ + ⟨∇_x F⟩
+        ⟨q⟩ = q_i - m_i + m̄    m̄ <- m̄ + (q_i - m_i) / n    m_i <- q_i
+
+    with the update of `ok.soba`. F and g are means of n terms, all of one weight. A
+    term is whatever a table row is paid for: one example, or a minibatch that is
+    always the same, which divides the memory by its size. Constant step sizes
+    converge to the solution, at a linear rate on well-conditioned problems. The tables
+    start at zero, so the first pass over the terms is a plain `ok.soba`.
+
+    The state holds, beside that of `ok.soba`, `num_lower` (2|y| + |x|) + `num_upper`
+    (|y| + |x|) numbers.
+
+    Args:
+        upper: F_i, upper(x, y, batch) -> scalar.
+        lower: g_j, lower(x, y, batch) -> scalar.
+        num_upper: how many terms F has.
+        num_lower: how many terms g has.
+        outer: the optax transform of x; constant steps.
+        inner: that of y.
+        linear: that of v; None is another `inner`.
+        project_x: onto the constraint set of x.
+        project_y: onto that of y; see `ok.soba`.
+
+    Returns:
+        An `ok.BilevelSolver`. A batch is `ok.Batches(upper_x=ok.Term(i, batch_i),
+        lower_x=ok.Term(j, batch_j))`, with i and j drawn independently. A step that is
+        not finite, or an index out of range, keeps all but `count`.
+
+    Raises:
+        TypeError: as `ok.soba`, and for a batch that is not one of terms.
+        ValueError: as `ok.soba`, and for numbers of terms that are not positive.
+        IndexError: for an index out of range that is not traced.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, optkit as ok
+        >>> data = jnp.array([0.0, 1.0, 5.0])
+        >>> def lower(x, y, batch):
+        ...     return 0.5 * jnp.sum((y - x - batch) ** 2)  # y* = x + 2
+        >>> def upper(x, y, batch):
+        ...     return 0.5 * jnp.sum((y - batch) ** 2)  # y* = 2, so x* = 0
+        >>> solver = ok.saba(upper, lower, num_upper=3, num_lower=3,
+        ...                  outer=optax.sgd(0.05), inner=optax.sgd(0.2))
+        >>> state, step = solver.init(jnp.ones(1), jnp.ones(1)), jax.jit(solver.step)
+        >>> for k in range(600):
+        ...     i, j = k % 3, 2 * k // 3 % 3
+        ...     batch = ok.Batches(upper_x=ok.Term(jnp.array(i), data[i]),
+        ...                        lower_x=ok.Term(jnp.array(j), data[j]))
+        ...     state, info = step(state, batch)
+        >>> print(abs(state.x) < 1e-4)
+        [ True]
+
+    Reference:
+        Dagréou, Ablin, Vaiter and Moreau 2022, arXiv:2201.13409, section 3.
+    """
+    call = "ok.saba"
+    objectives = objectives_of(call, upper, lower)
+    check_positive_int(call, "num_upper", num_upper)
+    check_positive_int(call, "num_lower", num_lower)
+    transforms = outer, inner, inner if linear is None else linear
+    move = mover(call, transforms, (project_x, project_y))
+
+    def init(x: Params, y: Params) -> SabaState:
+        variables = start(call, transforms, x, y)
+        x, y = variables.x, variables.y
+        memories = _empty((x, y), num_upper), _empty((y, x, y), num_lower)
+        return SabaState(*variables, *memories)
+
+    def step(state: SabaState, batch: Batch) -> tuple[SabaState, BilevelInfo]:
+        i, upper_batch, j, lower_batch = _terms(call, batch, num_upper, num_lower)
+        x, y, v = state.x, state.y, cast_like(state.v, state.y)
+
+        def upper_of(batch: Batch) -> tuple[Array, PyTree]:
+            F, F_x, F_y = upper_slopes(objectives[0], x, y, batch)
+            return F, (F_x, F_y)
+
+        def lower_of(batch: Batch) -> tuple[Array, PyTree]:
+            g, g_y, pull = slope_of(objectives[1], x, y, batch)
+            return g, (g_y, *pull(v))
+
+        F, new_upper = jax.vmap(upper_of)(upper_batch)
+        g, new_lower = jax.vmap(lower_of)(lower_batch)
+        (F_x, F_y), upper_memory = _reduced(state.upper, i, new_upper, num_upper)
+        (g_y, J_v, H_v), lower_memory = _reduced(state.lower, j, new_lower, num_lower)
+        along = Directions(
+            cast_like(jax.tree.map(jnp.add, J_v, F_x), x),
+            cast_like(g_y, y),
+            cast_like(jax.tree.map(jnp.add, H_v, F_y), state.v),
+        )
+        info = BilevelInfo(
+            jnp.mean(F),
+            jnp.mean(g),
+            norm(along.x),
+            residual_of(along.y, y, project_y),
+            jnp.full((), jnp.nan, F.dtype),
+            RESULTS.successful,
+            relative_residual(H_v, jax.tree.map(jnp.negative, F_y)),
+        )
+        # The tables are large: only the rows in question are looked at and chosen.
+        before = state._replace(
+            upper=state.upper._replace(rows=None), lower=state.lower._replace(rows=None)
+        )
+        after = before._replace(
+            **move(_variables(state), along)._asdict(),
+            upper=upper_memory,
+            lower=lower_memory,
+        )
+        kept, info = keep_finite(before, after, info)
+        is_fine = info.result != RESULTS.nonfinite_gradient
+        rows = _written(state.upper.rows, i, new_upper, is_fine)
+        kept = kept._replace(upper=kept.upper._replace(rows=rows))
+        rows = _written(state.lower.rows, j, new_lower, is_fine)
+        return kept._replace(lower=kept.lower._replace(rows=rows)), info
+
+    return BilevelSolver(init, jax.jit(step))
+
+
+def _variables(state: SabaState) -> SobaState:
+    """All but the tables."""
+    return SobaState(**{name: getattr(state, name) for name in SobaState._fields})
+
+
+def _terms(
+    call: str, batch: Any, num_upper: int, num_lower: int
+) -> tuple[Array, Batch, Array, Batch]:
+    """Indices and batches of both levels, all with a leading axis of terms."""
+    if not isinstance(batch, Batches) or not (
+        isinstance(batch.upper_x, Term) and isinstance(batch.lower_x, Term)
+    ):
+        raise TypeError(
+            f"`{call}` needs to know which terms a batch holds. Pass `ok.Batches("
+            f"upper_x=ok.Term(i, batch_i), lower_x=ok.Term(j, batch_j))`, got "
+            f"{type(batch).__name__}."
+        )
+    found = []
+    for name, term, num in (
+        ("upper_x", batch.upper_x, num_upper),
+        ("lower_x", batch.lower_x, num_lower),
+    ):
+        index = check_index(call, f"{name}.index", term.index, num)
+        own = term.batch
+        if index.ndim == 0:
+            index, own = jax.tree.map(lambda a: jnp.asarray(a)[None], (index, own))
+        size = check_batch(call, f"{name}.batch", (index, own))
+        found += [jnp.reshape(index, (size,)), own]
+    return tuple(found)
+
+
+def _empty(tree: PyTree, num: int) -> SabaMemory:
+    """Tables of zeros, sharded as the variables are."""
+
+    def rows(leaf: Array) -> Array:
+        return jnp.broadcast_to(jnp.zeros_like(leaf), (num, *leaf.shape))
+
+    mean = jax.tree.map(lambda a: jnp.zeros_like(a, wide_dtype(a)), tree)
+    return SabaMemory(jax.tree.map(rows, tree), mean, mean)
+
+
+def _reduced(
+    memory: SabaMemory, index: Array, new: PyTree, num: int
+) -> tuple[PyTree, SabaMemory]:
+    """The directions, and the memory without its rows once the new ones are in it."""
+    # A term that is drawn twice in one step changes its row once.
+    same = index[:, None] == index[None, :]
+    is_first = ~jnp.any(jnp.tril(same, -1), axis=1)
+
+    def fetch(m: Array) -> Array:
+        # An index out of range must not pass for another term: NaN, and none is kept.
+        return m.at[index].get(mode="fill", fill_value=jnp.nan)
+
+    old = jax.tree.map(fetch, memory.rows)
+    d = jax.tree.map(jnp.subtract, widened(new), widened(old))
+    directions = jax.tree.map(
+        lambda d, mean: jnp.mean(d, axis=0) + mean, d, memory.mean
+    )
+
+    def change(d: Array, lost: Array) -> Array:
+        once = jnp.where(jnp.expand_dims(is_first, range(1, d.ndim)), d, 0)
+        return jnp.sum(once, axis=0) / num + lost
+
+    # Kahan's summation, as the sum never ends.
+    changes = jax.tree.map(change, d, memory.lost)
+    mean = jax.tree.map(jnp.add, memory.mean, changes)
+    taken = jax.tree.map(jnp.subtract, mean, memory.mean)
+    lost = jax.tree.map(jnp.subtract, changes, taken)
+    return directions, SabaMemory(None, mean, lost)
+
+
+def _written(
+    rows: PyTree, index: Array, new: PyTree, is_fine: Bool[Array, ""]
+) -> PyTree:
+    """The table with new rows, where they are fine."""
+
+    def one(m: Array, q: Array) -> Array:
+        return m.at[index].set(jnp.where(is_fine, q, m[index]))
+
+    return jax.tree.map(one, rows, new)

@@ -1,0 +1,1 @@
+"""Use 2 of curvature, differentiate: decorators around any solver function."""

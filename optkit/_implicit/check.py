@@ -1,0 +1,289 @@
+"""What to run when the derivative of a solution looks wrong."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import lineax as lx
+import numpy as np
+from jaxtyping import Array, PyTree
+
+from .._check import check_positive
+from .._inverse.results import RESULTS
+from .._inverse.vectors import normalised
+from .._tree import common_dtype, dot, from_vector, structure_of, to_vector
+from .._types import Params, wide_dtype
+from .base import ImplicitSolve, constant
+from .linear import attempt
+
+_DENSE = 500  # coordinates
+_POWER_STEPS = 20
+
+
+class ImplicitReport(NamedTuple):
+    """How a derivative of a solution stands, in numbers, and a verdict in words."""
+
+    residual: float  # |F(y, args)|
+    distance: float  # |A⁻¹F| / |y|: a Newton step, how far y is from the solution
+    condition_number: float  # of A = ∂_yF; of large ones an estimate from below
+    backward_residual: float  # |b - A x| / |b|, the larger of A's and Aᵀ's
+    error: float  # of the implicit derivative, relative to the finite difference
+    noise: float  # how far two finite differences differ, relative
+    verdict: str
+
+    def __str__(self) -> str:
+        """One line for each number."""
+        lines = [
+            f"optimality residual   {self.residual:.1e}",
+            f"distance to solution  {self.distance:.1e} of its norm",
+            f"condition number      {self.condition_number:.1e}",
+            f"backward residual     {self.backward_residual:.1e}",
+            f"error of derivative   {self.error:.1e} against finite differences",
+            f"  which differ by     {self.noise:.1e} among themselves",
+            self.verdict,
+        ]
+        return "\n".join(lines)
+
+
+def check_implicit(
+    solve: ImplicitSolve,
+    args: PyTree,
+    *,
+    y0: PyTree,
+    key: Array,
+    step: float | None = None,
+    rtol: float | None = None,
+) -> ImplicitReport:
+    """Compares the implicit derivative of a solution with finite differences.
+
+    Along a random direction t of all floating arrays in args, of their size:
+
+        implicit  ẏ = -A⁻¹ ∂_θF t        finite  (y(θ + h t) - y(θ - h t)) / 2h
+
+    It runs the solver five times, from y0, outside of `jit`, and looks at whatever can
+    go wrong between: a solver that stopped early, a Jacobian A that is singular or
+    badly conditioned, a linear solve that missed its tolerance, a cheap one that is
+    biased, an optimality function that is not what the solver solves.
+
+    Args:
+        solve: what `ok.implicit_root`, `ok.implicit_minimum` or
+            `ok.implicit_fixed_point` made of a solver.
+        args: where to check.
+        y0: the starting point for the solver.
+        key: a random key, for the direction.
+        step: h. The cube root of the precision of args if None; larger for a solver
+            that is inexact.
+        rtol: the error to accept. If None, 1e-2 in float32 and 1e-5 in float64.
+
+    Returns:
+        An `ok.ImplicitReport`. Print it.
+
+    Raises:
+        TypeError: for a solver that is not decorated.
+        ValueError: for args without a floating array.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optkit as ok
+        >>> @ok.implicit_root(lambda y, a: y**3 - a)
+        ... def cube_root(y0, a):
+        ...     return jnp.cbrt(a)
+        >>> a = jnp.array([1.0, 8.0])
+        >>> report = ok.check_implicit(cube_root, a, y0=a, key=jax.random.key(0))
+        >>> print(report.verdict)
+        The implicit derivative agrees with finite differences.
+    """
+    if not isinstance(solve, ImplicitSolve):
+        raise TypeError(
+            f"`ok.check_implicit` needs a solver that `ok.implicit_root` or another of "
+            f"these decorators made, got {solve!r}."
+        )
+    for name, value in (("step", step), ("rtol", rtol)):
+        if value is not None:
+            check_positive("ok.check_implicit", name, value)
+    args = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, args)
+    theta, rest = eqx.partition(args, eqx.is_inexact_array)
+    if not jax.tree.leaves(theta):
+        raise ValueError(
+            "`ok.check_implicit` needs a floating array in args, got none: there is "
+            "nothing to differentiate by. Hand parameters over as arrays in args."
+        )
+    eps = max([float(jnp.finfo(x).eps) for x in jax.tree.leaves(theta)])
+    h = eps ** (1 / 3) if step is None else step
+    rtol = (1e-2 if eps > 1e-10 else 1e-5) if rtol is None else rtol
+    t = _direction(key, theta)
+
+    def solution(h: float) -> Params:
+        moved = jax.tree.map(lambda x, t: x + jnp.asarray(h, x.dtype) * t, theta, t)
+        out = solve(y0, eqx.combine(moved, rest))
+        return jax.tree.map(_wide, out[0] if solve.has_aux else out)
+
+    def difference(h: float) -> Params:
+        pair = solution(h), solution(-h)
+        return jax.tree.map(lambda a, b: (a - b) / (2 * h), *pair)
+
+    out = solve(y0, args)
+    y = out[0] if solve.has_aux else out
+    found = _analysed(solve.condition, solve.solver, y, theta, rest, t, key)
+    near, far = difference(h), difference(2 * h)
+    size = _norm(near)
+    size = jnp.where(size > 0, size, 1)
+    error = _norm(jax.tree.map(jnp.subtract, jax.tree.map(_wide, found.ydot), near))
+    noise = _norm(jax.tree.map(jnp.subtract, near, far))
+    numbers = (
+        found.residual,
+        found.distance,
+        found.condition_number,
+        found.backward_residual,
+        error / size,
+        noise / size,
+    )
+    report = ImplicitReport(*map(float, numbers), verdict="")
+    eps = max([float(jnp.finfo(x).eps) for x in jax.tree.leaves(y)])
+    return report._replace(verdict=_verdict(report, found.outcome, rtol, eps))
+
+
+class _Analysis(NamedTuple):
+    ydot: Params
+    residual: Array
+    distance: Array
+    condition_number: Array
+    backward_residual: Array
+    outcome: Any
+
+
+@eqx.filter_jit
+def _analysed(
+    condition: Any,
+    solver: lx.AbstractLinearSolver,
+    y: Params,
+    theta: PyTree,
+    rest: PyTree,
+    t: PyTree,
+    key: Array,
+) -> _Analysis:
+    """All that needs no further run of the user's solver."""
+
+    def residual(theta: PyTree) -> Params:
+        return condition.residual(y, eqx.combine(theta, rest))
+
+    F, t_F = jax.jvp(residual, (theta,), (t,))
+    operator = condition.operator(y, eqx.combine(theta, rest))
+    transposed = operator.transpose()
+    inner = solver.init(constant(operator), {})
+    inner_t, _ = solver.transpose(inner, {})
+
+    def solved(is_transposed: bool, b: Params) -> tuple[Params, Array, Any]:
+        state = (transposed, inner_t) if is_transposed else (operator, inner)
+        x, outcome, _ = attempt(solver, state, b)
+        r = jax.tree.map(lambda b, a: _wide(b) - _wide(a), b, state[0].mv(x))
+        return x, _norm(r) / jnp.maximum(_norm(b), jnp.finfo(float).tiny), outcome
+
+    ydot, forward, outcome = solved(False, jax.tree.map(jnp.negative, t_F))
+    _, backward, outcome_t = solved(True, _direction(key, y))
+    newton, _, _ = solved(False, F)
+    is_fine = outcome == RESULTS.successful
+    return _Analysis(
+        ydot=ydot,
+        residual=_norm(F),
+        distance=_norm(newton) / jnp.maximum(_norm(y), jnp.finfo(float).tiny),
+        condition_number=_condition(operator, transposed, solved, key),
+        backward_residual=jnp.maximum(forward, backward),
+        outcome=RESULTS.where(is_fine, outcome_t, outcome),
+    )
+
+
+def _condition(
+    operator: lx.AbstractLinearOperator,
+    transposed: lx.AbstractLinearOperator,
+    solved: Any,
+    key: Array,
+) -> Array:
+    """σ_max / σ_min: dense if small, else by power iteration on AᵀA and its inverse."""
+    structure = structure_of(operator.in_structure())
+    if operator.in_size() <= _DENSE:
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), structure)
+        eye = jnp.eye(operator.in_size(), dtype=common_dtype(structure))
+        linear = lx.linearise(operator)
+        matrix = jax.vmap(lambda e: to_vector(linear.mv(from_vector(e, zeros))))(eye)
+        return jnp.linalg.cond(matrix)
+
+    def power(product: Any, num_steps: int) -> Array:
+        def step(_: Any, carry: Any) -> Any:
+            v, _ = carry
+            v, norm = normalised(product(_cast(v, structure)))
+            return v, norm
+
+        v, norm = normalised(_direction(key, structure))
+        return jax.lax.fori_loop(0, num_steps, step, (v, norm))[1]
+
+    linear, linear_t = lx.linearise(operator), lx.linearise(transposed)
+    largest = power(lambda v: linear_t.mv(linear.mv(v)), _POWER_STEPS)
+    smallest = power(lambda v: solved(False, solved(True, v)[0])[0], _POWER_STEPS // 4)
+    return jnp.sqrt(largest * smallest)
+
+
+def _verdict(report: ImplicitReport, outcome: Any, rtol: float, eps: float) -> str:
+    off = f"off by about {report.distance:.0e} of its norm"
+    if outcome != RESULTS.successful:
+        return f"The linear solve behind the derivative failed. {RESULTS[outcome]}"
+    if not np.isfinite(report.error):
+        return "The solver returned NaN or infinity at or near these args."
+    if report.error <= rtol:
+        agrees = "The implicit derivative agrees with finite differences"
+        if report.distance > rtol:
+            return f"{agrees}, but the solver has not converged: y is {off}."
+        return f"{agrees}."
+    if report.condition_number * eps > 0.1:
+        return (
+            "The Jacobian of the optimality conditions is singular to rounding: the "
+            "solution is not a differentiable function of args here. Regularise the "
+            "problem, or take damping."
+        )
+    if report.distance > 1e-2 * report.error:
+        return (
+            f"The solver has not converged: y is {off}. Run it longer, or to a smaller "
+            f"tolerance: the derivative is wrong by as much, times a constant."
+        )
+    if report.backward_residual > rtol:
+        return (
+            "The derivative is biased by its cheap linear solve, whose residual is "
+            f"{report.backward_residual:.0e}: take more terms, or an exact `solver=`."
+        )
+    if report.noise > report.error / 3:
+        return (
+            "Finite differences are too noisy to tell: run the solver to a smaller "
+            "tolerance, in float64, or give a larger `step`."
+        )
+    return (
+        "The optimality function is not what the solver solves: a term, a scale or a "
+        "constraint differs, or the solution is not isolated, has a kink here, or "
+        "depends on something that is not in args."
+    )
+
+
+def _direction(key: Array, tree: PyTree) -> PyTree:
+    """Normal numbers, times the largest entry of each leaf, 1 for zeros."""
+    leaves, treedef = jax.tree.flatten(tree)
+
+    def one(key: Array, leaf: Any) -> Array:
+        t = jr.normal(key, leaf.shape, wide_dtype(leaf))
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            peak = jnp.max(jnp.abs(_wide(leaf)), initial=0)
+            t = t * jnp.where(peak > 0, peak, 1)
+        return t.astype(leaf.dtype)
+
+    return treedef.unflatten(map(one, jr.split(key, max(len(leaves), 1)), leaves))
+
+
+def _cast(tree: PyTree, structure: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, s: a.astype(s.dtype), tree, structure)
+
+
+def _wide(leaf: Array) -> Array:
+    return leaf.astype(wide_dtype(leaf))
+
+
+def _norm(tree: PyTree) -> Array:
+    return jnp.sqrt(dot(tree, tree))

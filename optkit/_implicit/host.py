@@ -1,0 +1,85 @@
+"""A NumPy or SciPy solver inside `jax.jit`."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from .._tree import structure_of
+from .._types import Params
+
+
+def host_solver(
+    solve: Callable[[PyTree, PyTree], PyTree],
+) -> Callable[[PyTree, PyTree], Params]:
+    """Makes a NumPy or SciPy solver callable under `jit`, `vmap` and `scan`.
+
+    The solver runs on the host, by `jax.pure_callback`, once for each element of a
+    batch. It has no derivative of its own: put it below `ok.implicit_root`,
+    `ok.implicit_minimum` or `ok.implicit_fixed_point`, which give it one. Outside of
+    `jit` those take a NumPy solver as it is.
+
+    Args:
+        solve: solve(y0, args) -> y, given NumPy arrays, returning numbers in the
+            structure and the shapes of y0. It must be pure, and should not call JAX,
+            which may wait for itself there.
+
+    Returns:
+        A solver of (y0, args) that returns arrays in the shapes and dtypes of y0.
+
+    Raises:
+        TypeError: for something that is not a function.
+        ValueError: when called, for a y in another structure or shape than y0.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, numpy as np, optkit as ok
+        >>> @jax.jit
+        ... @ok.implicit_root(lambda y, a: y**3 - a)
+        ... @ok.host_solver
+        ... def cube_root(y0, a):
+        ...     return np.cbrt(a)
+        >>> print(f"{jax.grad(cube_root, argnums=1)(1.0, 8.0):.4f}")
+        0.0833
+    """
+    if not callable(solve):
+        raise TypeError(f"`ok.host_solver` takes a function, got {solve!r}.")
+
+    @functools.wraps(solve)
+    def on_host(y0: PyTree, args: PyTree) -> Params:
+        y0 = jax.tree.map(jnp.asarray, y0)
+        arrays, rest = eqx.partition(args, eqx.is_array)
+        structure = structure_of(y0)
+
+        def run(y0: Any, arrays: Any) -> Any:
+            y0, arrays = jax.tree.map(np.asarray, (y0, arrays))
+            y = solve(y0, eqx.combine(arrays, rest))
+            return _checked(y, structure)
+
+        return jax.pure_callback(run, structure, y0, arrays, vmap_method="sequential")
+
+    return on_host
+
+
+def _checked(y: PyTree, structure: PyTree) -> PyTree:
+    """Y as NumPy arrays in the shapes and dtypes of y0."""
+    if (got := jax.tree.structure(y)) != (want := jax.tree.structure(structure)):
+        raise ValueError(
+            "`ok.host_solver` needs a solver that returns y in the structure of y0. "
+            "Return y alone, for SciPy `result.x`, and nothing beside it.\n"
+            f"  y: {got}\n  y0: {want}"
+        )
+
+    def one(leaf: Any, like: Any) -> Any:
+        if np.shape(leaf) != like.shape:
+            raise ValueError(
+                f"`ok.host_solver` needs y in the shapes of y0, got {np.shape(leaf)} "
+                f"for {like.shape}. SciPy flattens: reshape `result.x`."
+            )
+        return np.asarray(leaf, like.dtype)
+
+    return jax.tree.map(one, y, structure)

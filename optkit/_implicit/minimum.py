@@ -1,0 +1,96 @@
+"""Differentiates a minimum, by products with its Hessian."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import lineax as lx
+from jaxtyping import PyTree
+
+from .._check import check_non_negative, check_scalar
+from .._curvature.base import Damped
+from .._inverse.cg import CG
+from .._types import Params
+from .base import AbstractCondition, ImplicitSolve, check_decorated, linearised
+
+
+class Minimum(AbstractCondition):
+    """∇_y g(y, args) = 0, where g is minimal."""
+
+    function: Callable[..., Any]
+    damping: Any
+    call: str = "ok.implicit_minimum"
+
+    def residual(self, y: Params, args: PyTree) -> Params:
+        """∇_y g."""
+        return jax.grad(self.function)(y, args)
+
+    def operator(self, y: Params, args: PyTree) -> lx.AbstractLinearOperator:
+        """∇²_yy g + λI, which at a minimum has no negative eigenvalue."""
+        tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
+        hessian = linearised(lambda y: self.residual(y, args), y, tags)
+        return hessian if self.damping is None else Damped(hessian, self.damping)
+
+    def check(self, value: PyTree, y: Params) -> None:
+        """Raises unless g is a scalar."""
+        del y
+        check_scalar(self.call, value)
+
+
+def implicit_minimum(
+    objective: Callable[..., Any],
+    *,
+    solver: lx.AbstractLinearSolver | None = None,
+    damping: Any = 0.0,
+    has_aux: bool = False,
+) -> Callable[[Callable[..., Any]], ImplicitSolve]:
+    """Makes the minimiser of g(·, θ) differentiable, whatever found it.
+
+        ẏ = -(H + λI)⁻¹ ∂_θ∇_y g θ̇    with H = ∇²_yy g at the solution
+
+    As `ok.implicit_root` of ∇_y g, by the shorter way that H allows: it is symmetric,
+    so conjugate gradients do, and their error grows with the condition number of H and
+    not with its square.
+
+    Args:
+        objective: g(y, args) -> a scalar. It must be a pure function of y, args and
+            what it closes over, which may be traced and is differentiated.
+        solver: the method for H + λI: `ok.CG()` if None, any other of ours such as
+            `ok.Neumann(K)`, what K steps of gradient descent from the solution give, or
+            of Lineax's such as `lx.Cholesky()`. `ok.OneStep()` takes H for I.
+        damping: λ >= 0, absolute, for an H that is singular or nearly so; the
+            derivative is then that of a problem with a pull of strength λ towards
+            where its solution is.
+        has_aux: whether the solver returns (y, aux). Derivatives of aux are zero.
+
+    Returns:
+        A decorator for solve(y0, args) -> y, as of `ok.implicit_root`.
+
+    Raises:
+        TypeError: for something that is not a function, or not a method.
+        ValueError: for a negative damping.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optkit as ok
+        >>> def ridge(w, theta):
+        ...     return jnp.sum((w - 3.0) ** 2) + theta * jnp.sum(w**2)
+        >>> @ok.implicit_minimum(ridge)
+        ... def fit(w0, theta):
+        ...     return jnp.full(2, 3.0) / (1 + theta)
+        >>> print(jax.jacobian(fit, argnums=1)(jnp.zeros(2), 1.0))
+        [-0.75 -0.75]
+
+    Reference:
+        Blondel et al. 2022, arXiv:2105.15183, section 2.2.
+    """
+    call = "ok.implicit_minimum"
+    method = CG() if solver is None else solver
+    check_decorated(call, objective, method, has_aux)
+    check_non_negative(call, "damping", damping)
+    is_zero = isinstance(damping, int | float) and damping == 0
+    condition = Minimum(function=objective, damping=None if is_zero else damping)
+
+    def decorate(solve: Callable[..., Any]) -> ImplicitSolve:
+        return ImplicitSolve(solve, condition, method, has_aux)
+
+    return decorate

@@ -1,0 +1,168 @@
+"""Optimality maps, public as `ok.optimality`: what holds at a solution.
+
+How a solution is found and what it satisfies are different things, and only the second
+is needed to differentiate it. A function here builds it from the pieces of a problem:
+
+    a residual, zero at the solution         for `ok.implicit_root`
+    a mapping, whose fixed point it is       for `ok.implicit_fixed_point`
+
+Both have the signature `(y, args)` and return a tree like y. All pieces see the whole
+`args`, so that each picks its own hyperparameters from it: `objective(y, args)`,
+`prox(v, args, step_size)`, `projection(v, args)`. What has another signature is adapted
+by a lambda:
+
+    lambda v, args, t: ok.prox.lasso(v, args["l1"], t)
+    lambda v, args: optax.projections.projection_simplex(v, args["mass"])
+
+A step size scales the equation, not its solution: a derivative does not depend on it,
+only how well-conditioned the linear solve behind it is. The inverse of the objective's
+largest curvature is a good one.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from .conic import (
+    Cone as Cone,
+    ConicProgram as ConicProgram,
+    ConicSolution as ConicSolution,
+    conic as conic,
+)
+from .mirror import (
+    exponentiated_gradient as exponentiated_gradient,
+    mirror_descent as mirror_descent,
+)
+from .pieces import Map, Objective, add_scaled, checked_like, gradient_of
+from .steps import (
+    block_proximal_gradient as block_proximal_gradient,
+    gradient_descent as gradient_descent,
+    newton as newton,
+    projected_gradient as projected_gradient,
+    proximal_gradient as proximal_gradient,
+)
+
+
+class KKT(NamedTuple):
+    """The unknowns of a constrained problem.
+
+    Attributes:
+        primal: z.
+        dual_eq: ν, a tree like what `equality` returns; None without one.
+        dual_ineq: λ >= 0, a tree like what `inequality` returns; None without one.
+    """
+
+    primal: PyTree
+    dual_eq: PyTree = None
+    dual_ineq: PyTree = None
+
+
+def fixed_point_residual(mapping: Map) -> Map:
+    """The residual of a mapping, for where a root is asked for.
+
+        F(y, args) = mapping(y, args) - y
+
+    Args:
+        mapping: any of those built here, or your own.
+
+    Returns:
+        A residual, for `ok.implicit_root`.
+    """
+
+    def residual(y: PyTree, args: PyTree) -> PyTree:
+        return add_scaled(mapping(y, args), -1.0, y)
+
+    return residual
+
+
+def stationary(objective: Objective) -> Map:
+    """The gradient of an objective, zero at its unconstrained minimum.
+
+        F(y, args) = ∇_y objective(y, args)
+
+    `ok.implicit_minimum` takes the objective itself and knows that the Jacobian of F
+    is symmetric: prefer it.
+
+    Args:
+        objective: `(y, args)` to a real scalar.
+
+    Returns:
+        A residual, for `ok.implicit_root`.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> F = ok.optimality.stationary(lambda y, c: jnp.sum((y - c) ** 2))
+        >>> print(F(jnp.array([3.0, 1.0]), jnp.array([1.0, 1.0])))
+        [4. 0.]
+    """
+    return gradient_of("ok.optimality.stationary", objective)
+
+
+def kkt(
+    objective: Objective, equality: Map | None = None, inequality: Map | None = None
+) -> Map:
+    """The Karush-Kuhn-Tucker equations of min f(z) with H(z) = 0 and G(z) <= 0.
+
+        stationarity       ∇f(z) + [∂H(z)]ᵀν + [∂G(z)]ᵀλ = 0
+        feasibility        H(z) = 0
+        complementarity    λ ∘ G(z) = 0
+
+    The unknown is an `ok.optimality.KKT(z, ν, λ)`. The inequalities G(z) <= 0 and
+    λ >= 0 select the solution and are no equations: the solver must satisfy them.
+    Where λ_i = 0 and G_i(z) = 0 together, the solution has no derivative, and the
+    Jacobian is singular. It is not symmetric.
+
+    Args:
+        objective: f, `(z, args)` to a real scalar.
+        equality: H, `(z, args)` to a tree of any structure.
+        inequality: G, `(z, args)` to a tree of any structure.
+
+    Returns:
+        A residual, for `ok.implicit_root`: an `ok.optimality.KKT` like the unknown.
+
+    Raises:
+        ValueError: when called, for multipliers of another structure or shape than
+            their constraints have.
+        TypeError: when called with something else than an `ok.optimality.KKT`.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> F = ok.optimality.kkt(
+        ...     lambda z, b: 0.5 * jnp.sum(z**2), lambda z, b: jnp.sum(z) - b
+        ... )
+        >>> y = ok.optimality.KKT(jnp.array([1.0, 1.0]), jnp.array(-1.0))
+        >>> print(F(y, 2.0).primal, F(y, 2.0).dual_eq)
+        [0. 0.] 0.0
+    """
+    call = "ok.optimality.kkt"
+    gradient = gradient_of(call, objective)
+
+    def residual(y: PyTree, args: PyTree) -> KKT:
+        if not isinstance(y, KKT):
+            raise TypeError(
+                f"`{call}` needs the unknown as `ok.optimality.KKT(primal, dual_eq, "
+                f"dual_ineq)`, got {type(y).__name__}."
+            )
+        z, nu, lam = y
+        stationarity = gradient(z, args)
+        feasibility = complementarity = None
+        if equality is not None:
+            feasibility, back = _pulled(call, "dual_eq", equality, z, args, nu)
+            stationarity = add_scaled(stationarity, 1.0, back)
+        if inequality is not None:
+            g, back = _pulled(call, "dual_ineq", inequality, z, args, lam)
+            stationarity = add_scaled(stationarity, 1.0, back)
+            complementarity = jax.tree.map(jnp.multiply, lam, g)
+        return KKT(stationarity, feasibility, complementarity)
+
+    return residual
+
+
+def _pulled(
+    call: str, name: str, constraint: Map, z: PyTree, args: PyTree, dual: PyTree
+) -> tuple[PyTree, PyTree]:
+    """The constraint at z, and its transposed Jacobian times the multipliers."""
+    value, pull = jax.vjp(lambda z: constraint(z, args), z)
+    return value, pull(checked_like(call, name, dual, value))[0]

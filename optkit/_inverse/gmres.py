@@ -1,0 +1,247 @@
+"""GMRES that does not depend on scale, and says when it failed."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax import lax
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, PyTree
+
+from .._check import check_positive, check_positive_int
+from .._tree import combine, dot, project
+from .._types import Params
+from .results import NEAREST_IN_LINEAX, RESULTS, first_of
+from .vectors import add, cast_like, normalised, widened
+
+_SMALL = 100  # coordinates
+
+
+class _Cycle(NamedTuple):
+    """Between two restarts: A V = V H, Q H = R; all in float32 or wider."""
+
+    V: PyTree  # m + 1 orthonormal rows, those from k + 1 on zero
+    Q: Array  # the rotations so far, (m + 1, m + 1)
+    R: Array  # upper triangular, (m + 1, m)
+    k: Array
+    norm: Array  # the least residual over the rows so far, by recurrence
+    is_finite: Array
+    is_over: Array  # the rows span an invariant space
+
+
+class GMRES(lx.AbstractLinearSolver):
+    """Restarted GMRES, for any square operator, matrix-free.
+
+        min_x |b - A x|    over x in x_0 + span{r_0, A r_0, ..., Aᵐ⁻¹ r_0}
+
+    and from its minimiser again, until |b - A x| <= rtol |b|, by the true residual.
+    For the Jacobians of roots and fixed points, where `ok.CG` does not apply. It
+    differs from `lx.GMRES` in this:
+
+    1. b is scaled to norm one and there is no absolute tolerance, so the relative
+       error is the same for a loss times 1e-9 and times 1e9;
+    2. leaves may have different dtypes, and all that is kept is in float32 or wider;
+    3. rows are orthogonalised twice, so none of their orthogonality is lost.
+
+    Exact, to rounding, in as many steps as there are coordinates if `restart` allows
+    them. Costs one product a step, one for each restart, and the memory of
+    `restart + 1` vectors; the number of steps grows with the condition number of A
+    where its eigenvalues lie around the origin, and is small where they cluster, as
+    those of I - ∂T do for a contraction T.
+
+    `stats` has `num_steps`, `max_steps`, and `residual`, the true |b - A x| / |b|.
+
+    Args:
+        rtol: the relative residual to reach, > 0. Taken as 4 eps of the narrowest
+            leaf where that is larger: no residual can be smaller.
+        restart: m, the number of vectors to keep. None is 30, and all of them for up
+            to 100 coordinates.
+        max_steps: None is ten times the number of coordinates.
+
+    Raises:
+        ValueError: for rtol <= 0, restart < 1 or max_steps < 1.
+
+    Example:
+        >>> import jax.numpy as jnp, lineax as lx, optkit as ok
+        >>> A = lx.MatrixLinearOperator(jnp.array([[1.0, 2.0], [0.0, 1.0]]))
+        >>> x = lx.linear_solve(A, jnp.array([4.0, 1.0]), ok.GMRES()).value
+        >>> print(x.round(4))
+        [2. 1.]
+
+    Reference:
+        Saad and Schultz 1986, algorithm 4.
+    """
+
+    rtol: float
+    restart: int | None
+    max_steps: int | None
+
+    def __init__(
+        self,
+        rtol: float = 1e-5,
+        restart: int | None = None,
+        max_steps: int | None = None,
+    ) -> None:
+        check_positive("ok.GMRES", "rtol", rtol)
+        if restart is not None:
+            check_positive_int("ok.GMRES", "restart", restart)
+        if max_steps is not None:
+            check_positive_int("ok.GMRES", "max_steps", max_steps)
+        self.rtol, self.restart, self.max_steps = rtol, restart, max_steps
+
+    def init(
+        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
+    ) -> lx.AbstractLinearOperator:
+        """Nothing to factorise: checks that the operator is square."""
+        if options:
+            raise ValueError(f"`ok.GMRES` takes no options, got {sorted(options)}.")
+        if operator.in_structure() != operator.out_structure():
+            raise ValueError(
+                "`ok.GMRES` needs an operator that takes a pytree to one like it. For "
+                "one that does not, take a least-squares method such as `lx.LSMR`.\n"
+                f"  in: {operator.in_structure()}\n  out: {operator.out_structure()}"
+            )
+        return operator
+
+    def compute(
+        self,
+        state: lx.AbstractLinearOperator,
+        vector: Params,
+        options: dict[str, Any],
+    ) -> tuple[Params, Any, dict[str, Any]]:
+        """Iterates from x = 0."""
+        del options
+        size = max(state.in_size(), 1)
+        max_steps = self.max_steps or 10 * size
+        restart = min(self.restart or (size if size <= _SMALL else 30), size)
+        linear = lx.linearise(state)
+        b, scale = normalised(vector)
+        eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(vector)])
+        rtol = jnp.asarray(max(self.rtol, 4 * eps), scale.dtype)
+
+        def product(v: Params) -> Params:
+            return widened(linear.mv(cast_like(v, vector)))
+
+        def go_on(carry: Any) -> Array:
+            _, _, norm, steps, is_stalled = carry
+            is_fine = jnp.isfinite(norm) & ~is_stalled
+            return (norm > rtol) & (steps < max_steps) & is_fine
+
+        def cycle(carry: Any) -> Any:
+            x, r, norm, steps, _ = carry
+            end = _cycle(product, r, norm, 0.9 * rtol, restart, max_steps - steps)
+            x = jax.tree.map(jnp.add, x, _minimiser(end, norm))
+            r = add(b, -jnp.ones((), rtol.dtype), product(x))
+            after = jnp.sqrt(dot(r, r))
+            is_stalled = (after > 0.999 * norm) | ~end.is_finite
+            return x, r, after, steps + end.k, is_stalled
+
+        zeros = jax.tree.map(jnp.zeros_like, b)
+        steps = jnp.zeros((), jnp.int32)
+        first = (zeros, b, jnp.sqrt(dot(b, b)), steps, jnp.zeros((), bool))
+        x, _, norm, steps, is_stalled = lax.while_loop(go_on, cycle, first)
+
+        outcome = first_of(
+            (~jnp.isfinite(scale), RESULTS.nonfinite_input),
+            (~jnp.isfinite(norm), RESULTS.nonfinite_operator),
+            (norm <= rtol, RESULTS.successful),
+            (is_stalled, RESULTS.stalled),
+            (steps >= max_steps, RESULTS.max_steps_reached),
+        )
+        x = jax.tree.map(lambda a: a * scale.astype(a.dtype), x)
+        stats = {
+            "num_steps": steps,
+            "max_steps": jnp.asarray(max_steps, jnp.int32),
+            "residual": norm,
+            "outcome": outcome,
+        }
+        result = lx.RESULTS.successful
+        for name, nearest in NEAREST_IN_LINEAX.items():
+            is_it = outcome == getattr(RESULTS, name)
+            result = lx.RESULTS.where(is_it, nearest, result)
+        return cast_like(x, vector), result, stats
+
+    def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+        """The transposed operator."""
+        return state.transpose(), options
+
+    def conj(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
+        """The operator itself, as it is real."""
+        return state, options
+
+    def assume_full_rank(self) -> bool:
+        """True: A is invertible or the solve fails."""
+        return True
+
+
+def _cycle(
+    product: Any, r: Params, norm: Array, aim: Array, m: int, max_steps: Array
+) -> _Cycle:
+    """At most m steps of Arnoldi's process, with H = QᵀR kept up to date."""
+    dtype = norm.dtype
+
+    def go_on(now: _Cycle) -> Array:
+        is_fine = now.is_finite & ~now.is_over
+        return (now.k < jnp.minimum(m, max_steps)) & (now.norm > aim) & is_fine
+
+    def step(now: _Cycle) -> _Cycle:
+        w = product(jax.tree.map(lambda v: v[now.k], now.V))
+        before = jnp.sqrt(dot(w, w))
+        # Gram and Schmidt twice is enough. Rows not yet there are zero.
+        h = project(now.V, w)
+        w = jax.tree.map(jnp.subtract, w, combine(h, now.V))
+        h_again = project(now.V, w)
+        w = jax.tree.map(jnp.subtract, w, combine(h_again, now.V))
+        beta = jnp.sqrt(dot(w, w))
+        is_over = beta <= 10 * jnp.finfo(dtype).eps * before
+        beta = jnp.where(is_over, 0, beta)
+        w = jax.tree.map(
+            lambda a: a * jnp.where(is_over, 0, 1 / beta).astype(a.dtype), w
+        )
+        column = now.Q @ (h + h_again).at[now.k + 1].set(beta)
+        top = column[now.k]
+        length = jnp.sqrt(top**2 + beta**2)
+        c, s = jnp.where(length > 0, jnp.stack([top, beta]) / length, 0)
+        q, q_next = now.Q[now.k], now.Q[now.k + 1]
+        Q = now.Q.at[now.k].set(c * q + s * q_next)
+        Q = Q.at[now.k + 1].set(c * q_next - s * q)
+        kept = jnp.arange(m + 1, dtype=jnp.int32) < now.k
+        R = now.R.at[:, now.k].set(jnp.where(kept, column, 0).at[now.k].set(length))
+        return _Cycle(
+            V=jax.tree.map(lambda v, a: v.at[now.k + 1].set(a), now.V, w),
+            Q=Q,
+            R=R,
+            k=now.k + 1,
+            norm=jnp.abs(Q[now.k + 1, 0]) * norm,
+            is_finite=jnp.isfinite(before),
+            is_over=is_over,
+        )
+
+    def first_row(a: Array) -> Array:
+        rows = jnp.zeros((m + 1, *a.shape), a.dtype)
+        return rows.at[0].set(a / jnp.where(norm > 0, norm, 1).astype(a.dtype))
+
+    first = _Cycle(
+        V=jax.tree.map(first_row, r),
+        Q=jnp.eye(m + 1, dtype=dtype),
+        R=jnp.zeros((m + 1, m), dtype),
+        k=jnp.zeros((), jnp.int32),
+        norm=norm,
+        is_finite=jnp.ones((), bool),
+        is_over=jnp.zeros((), bool),
+    )
+    return lax.while_loop(go_on, step, first)
+
+
+def _minimiser(end: _Cycle, norm: Array) -> Params:
+    """Vᵀy with R y = Q e_1 |r|, by the steps that were made and are not singular."""
+    R = end.R[:-1]
+    m = R.shape[0]
+    diagonal = jnp.abs(jnp.diagonal(R))
+    tiny = jnp.finfo(R.dtype).eps * jnp.max(diagonal, initial=0)
+    is_used = (jnp.arange(m, dtype=jnp.int32) < end.k) & (diagonal > tiny)
+    R = jnp.where(is_used[:, None] & is_used, R, jnp.eye(m, dtype=R.dtype))
+    y = solve_triangular(R, jnp.where(is_used, end.Q[:-1, 0] * norm, 0))
+    y = jnp.where(end.is_finite, y, jnp.nan)
+    return combine(y, jax.tree.map(lambda v: v[:-1], end.V))

@@ -1,0 +1,38 @@
+import jax.numpy as jnp
+import pytest
+from problems import Q2_X, q2_lower, q2_upper
+
+import optkit as ok
+
+METHOD = ok.Implicit(ok.CG())
+
+
+def vector(x, y, batch):
+    return y
+
+
+@pytest.mark.parametrize("name", ["upper", "lower"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda f, g, x: ok.hypergradient(f, g, method=METHOD)(x, x, None),
+        lambda f, g, x: ok.hypergradient(f, g, method=ok.Unrolled(2, ok.adan(0.1)))(
+            x, x, None
+        ),
+    ],
+    ids=["implicit", "unrolled"],
+)
+def test_objectives_that_are_not_scalar_raise(name, make):
+    pair = {"upper": q2_upper, "lower": q2_lower} | {name: vector}
+    with pytest.raises(ValueError, match=rf"`ok.hypergradient\({name}\)` needs a loss"):
+        make(pair["upper"], pair["lower"], jnp.asarray(Q2_X))
+
+
+def test_bad_arguments_raise():
+    with pytest.raises(TypeError):
+        ok.hypergradient(q2_upper, None, method=METHOD)
+    with pytest.raises(TypeError):
+        ok.hypergradient(q2_upper, q2_lower, method="implicit")
+    gradient = ok.hypergradient(q2_upper, q2_lower, method=METHOD)
+    with pytest.raises(TypeError, match="needs real floating leaves, got int"):
+        gradient(jnp.arange(2), jnp.zeros(2), None)

@@ -1,0 +1,233 @@
+"""What a decorated solver may be, may be given, and says when it is wrong."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optax
+import pytest
+from numpy.testing import assert_allclose
+
+import optkit as ok
+
+
+def cube(y, a):
+    return y**3 - a
+
+
+def root(solve=lambda y0, a: jnp.cbrt(a), **options):
+    return ok.implicit_root(cube, solver=lx.LU(), **options)(solve)
+
+
+def slope(solve, a=8.0):
+    return jax.grad(lambda a: solve(jnp.ones(()), a))(a)
+
+
+def numpy_solve(y0, a):
+    return np.cbrt(np.asarray(a))
+
+
+def bisection(y0, a):
+    def halve(_, bounds):
+        low, high = bounds
+        middle = (low + high) / 2
+        return jnp.where(middle**3 < a, middle, low), jnp.where(
+            middle**3 < a, high, middle
+        )
+
+    return jax.lax.fori_loop(0, 60, halve, (0 * a, 2 * a))[0]
+
+
+def optax_loop(y0, a):
+    tx = optax.sgd(0.05)
+
+    def step(_, carry):
+        y, state = carry
+        updates, state = tx.update(cube(y, a), state)
+        return optax.apply_updates(y, updates), state
+
+    return jax.lax.fori_loop(0, 300, step, (y0, tx.init(y0)))[0]
+
+
+@pytest.mark.parametrize("solve", [numpy_solve, bisection, optax_loop])
+def test_any_solver_may_be_inside(solve):
+    """Oracle: 1/(3 y²) at y = 2, with no derivative of the solver's own in it."""
+    assert_allclose(slope(root(solve)), 1 / 12, rtol=1e-10)
+
+
+def test_a_bisection_has_a_second_derivative():
+    """Oracle: -2/(9 y⁵), where the bisection's own is zero."""
+    fit = root(bisection)
+    second = jax.jit(jax.grad(jax.grad(lambda a: fit(jnp.ones(()), a))))(8.0)
+    assert_allclose(second, -2 / 9 / 32, rtol=1e-10)
+
+
+def test_traced_values_may_be_closed_over_by_optimality_and_solver():
+    """Oracle: y = (a b)^(1/3), whose mixed derivative is 1/(9 y²)."""
+
+    def y(a, b):
+        def solve(y0, a):
+            return jnp.cbrt(a * b)
+
+        decorate = ok.implicit_root(lambda y, a: y**3 - a * b, solver=lx.LU())
+        return decorate(solve)(None, a)
+
+    grad = jax.jit(jax.grad(y, argnums=1))
+    assert_allclose(grad(4.0, 2.0), 4 / 12, rtol=1e-12)
+    batched = jax.jit(jax.vmap(jax.grad(y, argnums=1), (None, 0)))
+    assert_allclose(batched(4.0, jnp.array([2.0, 2.0])), [4 / 12] * 2, rtol=1e-12)
+
+
+def test_args_may_hold_anything_and_aux_carries_nothing(key):
+    """Oracle: 1/(3 y²); aux has integers and a value whose derivative is zero."""
+
+    class Power(eqx.Module):
+        exponent: int = eqx.field(static=True)
+
+    args = {"a": jnp.array(8.0), "n": jnp.array(3), "none": None, "text": "x"}
+    args |= {"key": key, "power": Power(3), "flag": True, "number": 1.0}
+
+    def optimality(y, args):
+        return y ** args["power"].exponent - args["a"] * args["number"]
+
+    def solve(y0, args):
+        y = jnp.cbrt(args["a"])
+        return y, {"steps": args["n"], "value": 5 * y}
+
+    fit = ok.implicit_root(optimality, solver=lx.LU(), has_aux=True)(solve)
+
+    def total(a):
+        y, aux = fit(None, {**args, "a": a})
+        return y + aux["value"], aux["steps"]
+
+    (value, steps), grad = jax.jit(jax.value_and_grad(total, has_aux=True))(8.0)
+    assert_allclose((value, steps, grad), (12, 3, 1 / 12), rtol=1e-12)
+    none = ok.implicit_root(lambda y, n: y - 1.0)(lambda y0, n: jnp.ones(()))
+    assert none(None, 3) == 1.0
+
+
+def test_the_starting_point_has_a_zero_derivative():
+    """Oracle: none of a solution of an equation that y0 is not in."""
+    fit = root(lambda y0, a: jnp.cbrt(a) + 0 * y0)
+    assert jax.grad(lambda y0: fit(y0, jnp.array(8.0)))(1.0) == 0.0
+
+
+def test_mixed_and_narrow_dtypes_and_none_leaves():
+    """Oracle: y = a/2 by its objective, in each leaf's own precision."""
+
+    def objective(y, a):
+        terms = jax.tree.map(lambda y, a: jnp.sum((y - a / 2).astype(float) ** 2), y, a)
+        return terms["narrow"] + terms["wide"] + terms["half"]
+
+    a = {
+        "narrow": jnp.ones(2, jnp.float32),
+        "wide": jnp.ones(3),
+        "half": jnp.ones((), jnp.bfloat16),
+        "none": None,
+    }
+    fit = ok.implicit_minimum(objective)(lambda y0, a: jax.tree.map(lambda a: a / 2, a))
+    _, tangent = jax.jvp(jax.jit(lambda a: fit(None, a)), (a,), (a,))
+    assert jax.tree.map(jnp.result_type, tangent) == jax.tree.map(jnp.result_type, a)
+    jax.tree.map(lambda t: assert_allclose(t.astype(float), 0.5, rtol=1e-2), tangent)
+
+
+def test_the_relative_error_does_not_depend_on_the_scale_of_the_loss():
+    """Oracle: the float64 solution; float32 at loss scales 1e-9, 1 and 1e9."""
+    h = jnp.linspace(1.0, 30.0, 8, dtype=jnp.float32)
+
+    def objective(y, a):
+        return 0.5 * jnp.vdot(h, y**2) + 0.1 * jnp.sum(y) ** 2 - a * jnp.sum(y)
+
+    H = np.diag(np.asarray(h, float)) + 0.2
+    want = np.linalg.solve(H, np.ones(8)).sum()
+    fit = ok.implicit_minimum(objective)(
+        lambda y0, a: a * jnp.asarray(np.linalg.solve(H, np.ones(8)), jnp.float32)
+    )
+
+    @jax.jit
+    def grad(scale):
+        return jax.grad(lambda a: scale * jnp.sum(fit(None, a)))(jnp.float32(1.0))
+
+    for scale in (1e-9, 1.0, 1e9):
+        got = float(grad(jnp.float32(scale))) / scale
+        assert_allclose(got, want, rtol=1e-5)
+
+
+def diagonal(h, a):
+    def objective(y, a):
+        return 0.5 * jnp.vdot(h, y**2) - jnp.vdot(a, y)
+
+    return objective
+
+
+def gradient_at_condition_1e6(dtype):
+    h = jnp.logspace(0, -6, 20, dtype=dtype)
+    fit = ok.implicit_minimum(diagonal(h, h), solver=ok.CG(1e-9))(lambda y0, a: a / h)
+    return jax.jit(jax.grad(lambda a: jnp.sum(fit(None, a))))(h)
+
+
+def test_a_badly_conditioned_solve_is_right_or_reported():
+    """Oracle: 1/h for κ = 1e6 in float64; in float32 better than κ eps."""
+    want = np.logspace(0, 6, 20)
+    assert_allclose(gradient_at_condition_1e6(jnp.float64), want, rtol=1e-5)
+    assert_allclose(gradient_at_condition_1e6(jnp.float32), want, rtol=1e-3)
+
+
+@pytest.mark.parametrize("solver", [ok.GMRES(), lx.LU()], ids=["GMRES", "LU"])
+def test_a_singular_jacobian_raises_in_both_modes(solver):
+    """Oracle: ∂_yF = [[1, 1], [1, 1]]."""
+    fit = ok.implicit_root(lambda y, a: jnp.sum(y) - a, solver=solver)(
+        lambda y0, a: a / 2
+    )
+    a = jnp.array([1.0, 2.0])
+    for transform in (jax.jacrev, jax.jacfwd):
+        with pytest.raises(RuntimeError, match="singular"):
+            jax.block_until_ready(transform(lambda a: fit(None, a)[0])(a))
+
+
+def test_a_solution_that_is_not_finite_raises_when_differentiated():
+    """Oracle: the message."""
+    fit = root(lambda y0, a: a * jnp.nan)
+    assert jnp.isnan(fit(None, jnp.array(8.0)))
+    with pytest.raises(RuntimeError, match="solution to differentiate is NaN"):
+        jax.block_until_ready(slope(fit))
+
+
+def test_static_mistakes_say_what_to_do():
+    """Oracle: the messages."""
+    a = jnp.ones(3)
+    with pytest.raises(ValueError, match="one equation for each unknown"):
+        ok.implicit_root(lambda y, a: y[:2] - a[:2])(lambda y0, a: a)(None, a)
+    with pytest.raises(ValueError, match="like the solution y"):
+        ok.implicit_fixed_point(lambda y, a: (y,))(lambda y0, a: a)(None, a)
+    with pytest.raises(TypeError, match="dtype float32"):
+        ok.implicit_root(lambda y, a: y.astype(jnp.float32))(lambda y0, a: a)(None, a)
+    with pytest.raises(ValueError, match="one real scalar"):
+        ok.implicit_minimum(lambda y, a: y)(lambda y0, a: a)(None, a)
+    with pytest.raises(ValueError, match="returns a pair"):
+        root(has_aux=True)(None, a)
+    with pytest.raises(TypeError, match="real floating leaves"):
+        ok.implicit_root(cube)(lambda y0, a: 3)(None, a)
+    with pytest.raises(ValueError, match="not symmetric"):
+        ok.implicit_root(cube, solver=ok.CG())
+    with pytest.raises(ValueError, match="step_size"):
+        ok.implicit_root(cube, solver=ok.Neumann(3))
+    with pytest.raises(ValueError, match="damping"):
+        ok.implicit_minimum(cube, damping=-1.0)
+
+
+def test_an_eager_derivative_compiles_once():
+    """Oracle: the number of times the optimality function is traced stays the same."""
+    calls = []
+
+    def counted(y, a):
+        calls.append(1)
+        return cube(y, a)
+
+    fit = ok.implicit_root(counted, solver=lx.LU())(numpy_solve)
+    counts = []
+    for a in (1.0, 8.0, 27.0):
+        slope(fit, jnp.array(a))
+        counts.append(len(calls))
+    assert counts[2] - counts[1] == 1

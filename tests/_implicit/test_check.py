@@ -1,0 +1,82 @@
+"""The verdicts of `check_implicit`, each for what causes it."""
+
+import jax.numpy as jnp
+import lineax as lx
+import pytest
+from numpy.testing import assert_allclose
+
+import optkit as ok
+
+H = jnp.diag(jnp.array([1.0, 4.0, 100.0]))
+A = jnp.array([1.0, -2.0, 3.0])
+
+
+def objective(y, a):
+    return 0.5 * y @ H @ y - jnp.vdot(a, y)
+
+
+def exact(y0, a):
+    return a / jnp.diagonal(H)
+
+
+def steps(y0, a):
+    for _ in range(3):
+        y0 = y0 - 0.01 * (H @ y0 - a)
+    return y0
+
+
+def check(key, solve=exact, function=objective, solver=None, a=A):
+    fit = ok.implicit_minimum(function, solver=solver)(solve)
+    return ok.check_implicit(fit, a, y0=jnp.zeros(3), key=key)
+
+
+def test_a_right_derivative_agrees(key):
+    """Oracle: κ = 100, and a solution in closed form."""
+    report = check(key, solver=ok.CG(1e-10))
+    assert "agrees" in report.verdict
+    assert report.error < 1e-8
+    assert report.distance < 1e-10
+    assert report.backward_residual < 1e-9
+    assert_allclose(report.condition_number, 100, rtol=1e-9)
+    assert len(str(report).splitlines()) == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "verdict"),
+    [
+        ({"solve": steps}, "has not converged"),
+        ({"solver": ok.OneStep()}, "biased by its cheap linear solve"),
+        ({"solve": lambda y0, a: exact(y0, 1.1 * a)}, "has not converged"),
+        ({"function": lambda y, a: objective(y, a) - y[0] ** 2}, "not positive"),
+    ],
+    ids=["three steps", "one step", "wrong problem", "indefinite"],
+)
+def test_what_is_wrong_is_named(key, options, verdict):
+    """Oracle: what was made wrong."""
+    report = check(key, **options)
+    assert verdict in report.verdict
+    assert "agrees" not in report.verdict
+
+
+def test_an_optimality_of_another_problem_and_one_without_a_derivative(key):
+    """Oracle: y = a solves y a = a² too, whose solver moves as a does not; y² = 0."""
+    other = ok.implicit_root(lambda y, a: y - a, solver=lx.LU())(
+        lambda y0, a: A + 2 * (a - A)
+    )
+    report = ok.check_implicit(other, A, y0=A, key=key)
+    assert "not what the solver solves" in report.verdict
+    assert_allclose(report.error, 0.5, rtol=1e-3)
+    flat = ok.implicit_root(lambda y, a: y**2 - a**2, solver=lx.LU())(
+        lambda y0, a: jnp.abs(a)
+    )
+    report = ok.check_implicit(flat, jnp.zeros(2), y0=A, key=key)
+    assert "singular" in report.verdict
+
+
+def test_bad_arguments_say_what_to_do(key):
+    """Oracle: the messages."""
+    fit = ok.implicit_minimum(objective)(exact)
+    with pytest.raises(ValueError, match="floating array in args"):
+        ok.check_implicit(fit, jnp.arange(3), y0=A, key=key)
+    with pytest.raises(ValueError, match="step > 0"):
+        ok.check_implicit(fit, A, y0=A, key=key, step=-1.0)

@@ -1,0 +1,156 @@
+"""Transport polytopes: against quadratic programs and plain Sinkhorn iterations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_allclose
+from problems import assert_derivatives
+
+import optkit as ok
+
+transport = jax.jit(ok.projections.transport)
+kl_transport = jax.jit(ok.projections.kl_transport)
+BOTH = [ok.projections.transport, ok.projections.kl_transport]
+
+
+def marginals(rng, a, b):
+    """Sums of some positive matrix, of total 1."""
+    P = rng.uniform(0.1, 1.0, (a, b))
+    return jnp.asarray(P.sum(1) / P.sum()), jnp.asarray(P.sum(0) / P.sum())
+
+
+def sinkhorn(x, r, c, steps):
+    """NumPy transcription: scale rows, then columns, in turn."""
+    K, u, v = np.exp(np.asarray(x)), np.ones(len(r)), np.ones(len(c))
+    for _ in range(steps):
+        u = np.asarray(r) / (K @ v)
+        v = np.asarray(c) / (K.T @ u)
+    return u[:, None] * K * v
+
+
+def constraints(r, c):
+    """(A, b) with A vec(P) = b for the sums of P."""
+    a, b = len(r), len(c)
+    A = np.concatenate([np.kron(np.eye(a), np.ones(b)), np.kron(np.ones(a), np.eye(b))])
+    return jnp.asarray(A), jnp.concatenate([r, c])
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
+def test_a_plan_is_the_projection_onto_a_polyhedron(rng, scale):
+    """Oracle: `polyhedron`, itself tested by enumeration, on vec(P)."""
+    r, c = marginals(rng, 3, 4)
+    x = jnp.asarray(scale * rng.normal(size=(3, 4)))
+    A, b = constraints(r, c)
+    expected = jax.jit(ok.projections.polyhedron)(
+        x.ravel(), -jnp.eye(12), jnp.zeros(12), A, b
+    )
+    assert_allclose(transport(x, r, c).ravel(), expected, atol=1e-13 * max(1, scale))
+
+
+@pytest.mark.parametrize("size", [(1, 5), (40, 30)])
+def test_a_plan_satisfies_its_optimality_conditions(rng, size):
+    """Oracle: sums, signs, and x - P = -(α + β) where P > 0, >= elsewhere."""
+    r, c = marginals(rng, *size)
+    x = jnp.asarray(rng.normal(size=size))
+    P = np.asarray(transport(x, r, c))
+    assert_allclose(P.sum(1), r, atol=1e-14)
+    assert_allclose(P.sum(0), c, atol=1e-14)
+    assert P.min() >= 0
+    # For any feasible Q, <x - P, Q - P> <= 0: Q from Sinkhorn at random costs.
+    for _ in range(20):
+        Q = sinkhorn(rng.normal(size=size) * 4, r, c, 2000)
+        assert np.sum((np.asarray(x) - P) * (Q - P)) <= 1e-12
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
+def test_a_kl_plan_is_the_limit_of_sinkhorn(rng, scale):
+    """Oracle: 20,000 iterations in NumPy."""
+    r, c = marginals(rng, 3, 4)
+    x = jnp.asarray(scale * rng.normal(size=(3, 4)))
+    expected = sinkhorn(x, r, c, 20_000)
+    assert_allclose(kl_transport(x, r, c), expected, rtol=1e-11, atol=1e-15)
+
+
+def test_a_kl_plan_converges_where_sinkhorn_does_not(rng):
+    """Oracle: the sums, and x - log P = -(α + β), at costs 300 times the entropy."""
+    r, c = marginals(rng, 20, 30)
+    x = jnp.asarray(300 * rng.normal(size=(20, 30)))
+    P = np.asarray(kl_transport(x, r, c))
+    assert_allclose(P.sum(1), r, rtol=1e-10)
+    assert_allclose(P.sum(0), c, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "project", [ok.projections.transport, ok.projections.kl_transport]
+)
+def test_derivatives_in_the_matrix_and_the_sums_are_right(project, rng, key):
+    """Oracle: central differences, the sums parametrised so that they agree."""
+    r, c = marginals(rng, 3, 4)
+    x = jnp.asarray(rng.normal(size=(3, 4)))
+
+    def f(x, r, c):
+        return project(x, r / r.sum(), c / c.sum())
+
+    assert_derivatives(f, (x, r, c), key)
+
+
+@pytest.mark.parametrize(
+    "project", [ok.projections.transport, ok.projections.kl_transport]
+)
+def test_second_derivatives_are_right(project, rng, key):
+    """Oracle: central differences of the gradient."""
+    r, c = marginals(rng, 2, 3)
+    x = jnp.asarray(0.3 * rng.normal(size=(2, 3)))
+    f = jax.grad(lambda x: jnp.sum(project(x, r, c) ** 3))
+    assert_derivatives(f, (x,), key)
+
+
+def test_birkhoff_finds_permutations_and_keeps_doubly_stochastic_matrices(rng):
+    """Oracle: a large permutation projects to it; a point of the set to itself."""
+    permutation = jnp.eye(5)[rng.permutation(5)]
+    x = 50 * permutation + jnp.asarray(rng.normal(size=(5, 5)))
+    birkhoff = jax.jit(ok.projections.birkhoff)
+    assert_allclose(birkhoff(x), permutation, atol=1e-12)
+    inside = 0.5 * permutation + 0.1
+    assert_allclose(birkhoff(inside), inside, atol=1e-14)
+    x = jnp.asarray(rng.normal(size=(5, 5)))
+    kl = ok.projections.kl_birkhoff(x)
+    assert_allclose(kl, sinkhorn(x, np.ones(5), np.ones(5), 5000), rtol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "project", [ok.projections.transport, ok.projections.kl_transport]
+)
+def test_vmap_equals_a_loop_and_float32_works(project, rng):
+    """Oracle: one at a time; float64."""
+    r, c = marginals(rng, 3, 4)
+    x = jnp.asarray(rng.normal(size=(4, 3, 4)))
+    plans = jax.jit(jax.vmap(project, (0, None, None)))(x, r, c)
+    single = jax.jit(project)(*(a.astype(jnp.float32) for a in (x[0], r, c)))
+    for one, plan in zip(x, plans, strict=True):
+        assert_allclose(plan, jax.jit(project)(one, r, c), atol=1e-13)
+    assert single.dtype == jnp.float32
+    assert_allclose(single, plans[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("project", [transport, kl_transport])
+def test_sums_that_disagree_or_are_negative_give_nan(project):
+    """Oracle: by hand."""
+    x, half = jnp.zeros((2, 2)), jnp.array([0.5, 0.5])
+    assert jnp.all(jnp.isnan(project(x, half, half + 0.1)))
+    assert jnp.all(jnp.isnan(project(x, half, jnp.array([1.5, -0.5]))))
+    assert jnp.all(jnp.isnan(project(x.at[0, 0].set(jnp.nan), half, half)))
+
+
+@pytest.mark.parametrize(
+    ("call", "match"),
+    [
+        (lambda: transport(jnp.ones((2, 3)), jnp.ones(3), jnp.ones(2)), "row_sums of"),
+        (lambda: ok.projections.birkhoff(jnp.ones((2, 3))), "square"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(call, match):
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match=match):
+        call()
