@@ -222,7 +222,10 @@ def solve_loudly(
                 (~is_valid, RESULTS.nonfinite_solution),
                 (outcome != RESULTS.successful, outcome),
             )
-            return outcome.error_if(x, outcome != RESULTS.successful)
+            # Through a scalar: a conditional on x itself is slow to compile.
+            one = jnp.ones((), bool)
+            one = outcome.error_if(one, outcome != RESULTS.successful)
+            return jax.tree.map(lambda a: jnp.where(one, a, jnp.nan), x)
 
         return solve
 

@@ -15,7 +15,7 @@ from .._tree import dot
 from .._types import Params
 from .base import AbstractInverse, Inverse
 from .results import RESULTS, first_of
-from .vectors import add, cast_like, check_matrix_free, normalised, widened
+from .vectors import add, cast_like, check_matrix_free, over_peak, widened
 
 
 class _Iterate(NamedTuple):
@@ -24,13 +24,14 @@ class _Iterate(NamedTuple):
     x: Params
     r: Params  # b - A x, by recurrence
     p: Params  # search direction, in the params' dtypes
+    rr: Array  # rᵀr
     rho: Array  # rᵀz
-    norm: Array  # |r|
-    top: Array  # the largest curvature pᵀAp / pᵀp so far
+    checked: Array  # rᵀr when r was last computed as b - A x
+    pp: Array  # pᵀM⁻¹p, by recurrence
+    top: Array  # the largest curvature pᵀAp / pᵀM⁻¹p so far
     steps: Array
     is_indefinite: Array
-    is_finite: Array
-    is_bad: Array  # the preconditioner
+    is_done: Array  # r is b - A x, and there is no going on from it
 
 
 class CG(AbstractInverse):
@@ -43,8 +44,8 @@ class CG(AbstractInverse):
     converged, b - A x is computed, and if that has not, the method goes on from it, as
     iterative refinement. It differs from `lx.CG` in this, and:
 
-    1. b is scaled to norm one and there is no absolute tolerance, so the relative
-       error is the same for a loss times 1e-9 and times 1e9;
+    1. b is divided by its largest entry and there is no absolute tolerance, so the
+       relative error is the same for a loss times 1e-9 and times 1e9;
     2. leaves may have different dtypes. x, r and all scalars are in float32 or wider;
     3. directions of negative curvature, and of zero curvature to rounding, stop the
        method and are reported; the operator need not claim to be positive definite.
@@ -116,108 +117,121 @@ class CG(AbstractInverse):
         """Iterates from x = 0."""
         del factor
         product = lx.linearise(operator).mv
-        b, scale = normalised(vector)
+        b, scale = over_peak(vector)
         dtype = scale.dtype
         eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(vector)])
         rtol = jnp.maximum(jnp.asarray(self.rtol, dtype), jnp.asarray(4 * eps, dtype))
         max_steps = self.max_steps or 10 * max(operator.in_size(), 1)
 
-        def residual(x: Params) -> Params:
-            return add(b, -jnp.ones((), dtype), product(cast_like(x, vector)))
-
-        def go_on(carry: tuple[_Iterate, Array]) -> Array:
-            now, is_stalled = carry
-            return self._unfinished(now, rtol, max_steps) & ~is_stalled
-
-        def refine(carry: tuple[_Iterate, Array]) -> tuple[_Iterate, Array]:
-            start, _ = carry
-            # The recurrence aims a little lower, to be confirmed by the true residual.
-            end = lax.while_loop(
-                lambda now: self._unfinished(now, 0.9 * rtol, max_steps),
-                lambda now: self._step(product, vector, now),
-                start,
-            )
-            has_converged = end.norm <= 0.9 * rtol
-            again = self._start(vector, end.x, residual(end.x), end)
-            return again, has_converged & (again.norm > 0.5 * start.norm)
-
         # Without a single vector of zeros: x = 0 and r = b cost no product.
-        zero = jnp.zeros((), dtype)
-        first = _Iterate(
+        bb = dot(b, b)
+        target = rtol**2 * bb
+        z, rho = self._precondition(b, bb, vector)
+        start = _Iterate(
             x=jax.tree.map(jnp.zeros_like, b),
             r=b,
-            p=cast_like(b, vector),
-            rho=zero,
-            norm=zero,
-            top=zero,
+            p=cast_like(z, vector),
+            rr=bb,
+            rho=rho,
+            checked=bb,
+            pp=rho,
+            top=jnp.zeros((), dtype),
             steps=jnp.zeros((), jnp.int32),
             is_indefinite=jnp.zeros((), bool),
-            is_finite=jnp.ones((), bool),
-            is_bad=jnp.zeros((), bool),
+            is_done=bb <= target,
         )
-        first = self._start(vector, first.x, b, first)
-        end, is_stalled = lax.while_loop(go_on, refine, (first, jnp.zeros((), bool)))
+        end = lax.while_loop(
+            lambda now: ~now.is_done & jnp.isfinite(now.rr),
+            lambda now: self._step(product, b, vector, target, max_steps, now),
+            start,
+        )
 
         outcome = first_of(
             (~jnp.isfinite(scale), RESULTS.nonfinite_input),
-            (end.is_bad, RESULTS.bad_preconditioner),
-            (~end.is_finite, RESULTS.nonfinite_operator),
-            (end.norm <= rtol, RESULTS.successful),
+            (_is_bad(end), RESULTS.bad_preconditioner),
+            (~jnp.isfinite(end.rr), RESULTS.nonfinite_operator),
+            (end.rr <= target, RESULTS.successful),
             (end.is_indefinite, RESULTS.indefinite),
-            (is_stalled, RESULTS.inaccurate),
             (end.steps >= max_steps, RESULTS.max_steps_reached),
+            (end.is_done, RESULTS.inaccurate),
         )
         x = jax.tree.map(lambda a: a * scale.astype(a.dtype), end.x)
         stats = {
             "num_steps": end.steps,
             "max_steps": jnp.asarray(max_steps, jnp.int32),
-            "residual": end.norm,
+            "residual": jnp.sqrt(end.rr / jnp.where(bb > 0, bb, 1)),
         }
         return cast_like(x, vector), outcome, stats
 
-    def _precondition(self, r: Params) -> Params:
+    def _precondition(self, r: Params, rr: Array, like: Params) -> tuple[Params, Array]:
+        """Returns z = M r and rᵀz."""
         m = self.preconditioner
         if m is None:
-            return r
-        return m.solve(r).value if isinstance(m, Inverse) else m.mv(r)
+            return r, rr
+        r = cast_like(r, like)
+        z = m.solve(r).value if isinstance(m, Inverse) else m.mv(r)
+        return z, dot(r, z)
 
-    def _unfinished(self, now: _Iterate, rtol: Array, max_steps: int) -> Array:
-        is_fine = now.is_finite & ~now.is_indefinite & ~now.is_bad
-        return (now.norm > rtol) & (now.steps < max_steps) & is_fine
+    def _step(
+        self,
+        product: Any,
+        b: Params,
+        like: Params,
+        target: Array,
+        max_steps: int,
+        now: _Iterate,
+    ) -> _Iterate:
+        """One step; or where the recurrence for r has come to an end, b - A x.
 
-    def _start(self, like: Params, x: Params, r: Params, old: _Iterate) -> _Iterate:
-        """Points the search along the residual."""
-        norm = jnp.sqrt(dot(r, r))
-        p = self._precondition(cast_like(r, like))
-        rho = norm**2 if self.preconditioner is None else dot(r, p)
-        return old._replace(
-            x=x, r=r, p=p, rho=rho, norm=norm, is_bad=(rho <= 0) & (norm > 0)
+        Both are in one body, with α = β = 0 for the latter, so that a product is
+        compiled once.
+        """
+        # The recurrence aims a little lower, to be confirmed by the true residual.
+        has_converged = now.rr <= 0.8 * target
+        is_out = now.is_indefinite | _is_bad(now) | (now.steps >= max_steps)
+        is_check = has_converged | is_out
+        q = product(
+            jax.tree.map(
+                lambda x, p: jnp.where(is_check, x.astype(p.dtype), p), now.x, now.p
+            )
         )
-
-    def _step(self, product: Any, like: Params, now: _Iterate) -> _Iterate:
-        q = product(now.p)
-        pp, pq = dot(now.p, now.p), dot(now.p, q)
-        curvature = pq / pp
-        top = jnp.maximum(now.top, jnp.abs(curvature))
+        pq = dot(now.p, q)
+        curvature = pq / now.pp
+        top = jnp.where(is_check, now.top, jnp.maximum(now.top, jnp.abs(curvature)))
         # A curvature this small beside the largest is rounding.
         is_flat = curvature <= jnp.finfo(pq.dtype).eps * top
-        is_finite = jnp.isfinite(pq)
-        alpha = jnp.where(is_flat | ~is_finite, 0, now.rho / jnp.where(is_flat, 1, pq))
-        x, r = add(now.x, alpha, now.p), add(now.r, -alpha, q)
+        is_step = ~is_check & ~is_flat & jnp.isfinite(pq)
+        alpha = jnp.where(is_step, now.rho / jnp.where(is_step, pq, 1), 0)
+        r = jax.tree.map(
+            lambda b, r, q: (
+                jnp.where(is_check, b, r)
+                - jnp.where(is_check, 1, alpha).astype(r.dtype) * q.astype(r.dtype)
+            ),
+            b,
+            now.r,
+            q,
+        )
 
-        norm = jnp.sqrt(dot(r, r))
-        z = self._precondition(cast_like(r, like))
-        rho = norm**2 if self.preconditioner is None else dot(r, z)
-        beta = rho / jnp.where(now.rho > 0, now.rho, 1)
+        rr = dot(r, r)
+        z, rho = self._precondition(r, rr, like)
+        beta = jnp.where(is_step, rho / jnp.where(now.rho > 0, now.rho, 1), 0)
+        # What does not halve the true residual never will.
+        is_stalled = rr > 0.25 * now.checked
         return _Iterate(
-            x=x,
+            x=add(now.x, alpha, now.p),
             r=r,
             p=cast_like(add(widened(z), beta, now.p), like),
+            rr=rr,
             rho=rho,
-            norm=norm,
+            checked=jnp.where(is_check, rr, now.checked),
+            pp=rho + beta**2 * now.pp,  # as zᵀM⁻¹p = rᵀp = 0
             top=top,
-            steps=now.steps + 1,
-            is_indefinite=is_flat,
-            is_finite=is_finite,
-            is_bad=(rho <= 0) & (norm > 0),
+            steps=now.steps + jnp.where(is_check, 0, 1),
+            is_indefinite=now.is_indefinite | (~is_check & is_flat),
+            is_done=is_check & (is_out | is_stalled | (rr <= target)),
         )
+
+
+def _is_bad(now: _Iterate) -> Array:
+    """Whether the preconditioner is not positive definite: rᵀMr <= 0 < rᵀr."""
+    return (now.rho <= 0) & (now.rr > 0)

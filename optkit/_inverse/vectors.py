@@ -28,14 +28,26 @@ def normalised(vector: Params) -> tuple[Params, Array]:
     Returns:
         The scaled vector, and the norm, which is 1 for a vector of zeros.
     """
-    dtype = common_dtype(vector)
-    peaks = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(vector)]
-    peak = jnp.max(jnp.stack([p.astype(dtype) for p in peaks] or [jnp.zeros(1)[0]]))
-    peak = jnp.where(peak == 0, 1, peak)
-    b = jax.tree.map(lambda a: a / peak.astype(a.dtype), widened(vector))
+    b, peak = over_peak(vector)
     norm = jnp.sqrt(dot(b, b))
     norm = jnp.where(norm == 0, 1, norm)
     return jax.tree.map(lambda a: a / norm.astype(a.dtype), b), norm * peak
+
+
+def over_peak(vector: Params) -> tuple[Params, Array]:
+    """The vector in float32 or wider over its largest entry; 0 stays 0.
+
+    Returns:
+        The scaled vector, and the modulus of that entry, 1 for a vector of zeros.
+    """
+    dtype = common_dtype(vector)
+    peaks = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(vector)]
+    peak = jnp.asarray(0, dtype)
+    for p in peaks:
+        peak = jnp.maximum(peak, p.astype(dtype))
+    peak = jnp.where(peak == 0, 1, peak)
+    b = jax.tree.map(lambda a: a / peak.astype(a.dtype), widened(vector))
+    return b, peak
 
 
 def widened(tree: Params) -> Params:
