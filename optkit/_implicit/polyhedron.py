@@ -1,17 +1,17 @@
 """Projections onto the solutions of linear equations and inequalities."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax import lax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from .._check import check_real
 from .._types import wide_dtype
 
-_MAX_STEPS = 50
+_STEPS_PER_ROW = 10
 
 
 def affine_set(x: Array, A: Array, b: Array) -> Float[Array, " n"]:
@@ -55,8 +55,8 @@ def polyhedron(
 ) -> Float[Array, " n"]:
     """The nearest point with G p <= h and A p = b.
 
-    A primal-dual interior point method finds which inequalities hold with equality;
-    the projection onto those and A p = b is the answer, and is what is differentiated.
+    A dual active set method finds which inequalities hold with equality; the
+    projection onto those and A p = b is the answer, and is what is differentiated.
 
     Args:
         x: the point.
@@ -80,8 +80,10 @@ def polyhedron(
         [1. 0.]
 
     Reference:
-        Nocedal and Wright 2006, Numerical Optimization, algorithm 16.4. Departs: (1)
-        equations are eliminated first; (2) the last step is exact.
+        Goldfarb and Idnani 1983, Mathematical Programming 27. Departs: (1) equations
+        are eliminated first; (2) the active rows' pseudo-inverse is kept, not a QR
+        factorisation; (3) a row that depends on the active ones is left out, and
+        what it asks for is checked at the end.
     """
     call = "ok.projections.polyhedron"
     _check_rows(call, x, ("G", G), ("h", h))
@@ -95,103 +97,159 @@ def polyhedron(
     active = _active(*lax.stop_gradient((x_, G, h, A, b)))
     M = jnp.concatenate([A, jnp.where(active[:, None], G, 0)])
     p = _nearest(x_, M, jnp.concatenate([b, jnp.where(active, h, 0)]))
-    tolerance = jnp.sqrt(jnp.finfo(dtype).eps)
-    size = jnp.linalg.norm(G, axis=1) * jnp.linalg.norm(p) + jnp.abs(h)
-    is_feasible = jnp.all(_product(G, p) - h <= tolerance * size)
+    is_feasible = jnp.all(_product(G, p) - h <= _slack(G, h, x_, p))
     return jnp.where(is_feasible, p, jnp.nan).astype(x.dtype)
 
 
-class _Iterate(NamedTuple):
-    """What the interior point method keeps."""
+# The rows g of G, projected onto the null space of A, have norm 1. With base the
+# projection onto A p = b and D the pseudo-inverse of the active rows, transposed, so
+# that D gᵀ = 1 on them, and w the multiplier of the entering row j, each step keeps
+#
+#     base - p = gᵀu + w g_j,  u = D (base - p - w g_j) >= 0,  G p = h on active rows.
+#
+# It moves p against z, the part of g_j that the active rows lack, and raises w, until
+# row j holds, and becomes active, or until an entry of u is 0, and its row leaves.
+class _Rows(NamedTuple):
+    """The inequalities, scaled, and where to start from."""
 
-    q: Float[Array, " n"]
-    s: Float[Array, " k"]
-    lam: Float[Array, " k"]
-    num_steps: Any
-    is_done: Any
+    base: Float[Array, " n"]
+    g: Float[Array, "k n"]
+    G: Float[Array, "k n"]
+    h: Float[Array, " k"]
+    is_zero: Bool[Array, " k"]
 
 
-# With p = base + σ q, base the projection onto A p = b and N onto the null space of A,
-# the problem is min ½|q|² with g q <= e, the rows g of G N having norm 1 and σ the
-# largest violation at the base.
+class _Pair(NamedTuple):
+    """The point, the dual basis, and the entering row."""
+
+    p: Float[Array, " n"]
+    D: Float[Array, "k n"]
+    is_active: Bool[Array, " k"]
+    is_left_out: Bool[Array, " k"]
+    j: Int[Array, ""]
+    w: Float[Array, ""]
+    is_done: Bool[Array, ""]
+    num_steps: Int[Array, ""]
+
+
 def _active(x: Array, G: Array, h: Array, A: Array, b: Array) -> Bool[Array, " k"]:
     """Which inequalities hold with equality at the projection."""
+    if not h.size:
+        return jnp.zeros(0, bool)
+    rows = _scaled(x, G, h, A, b)
+    none, zero = jnp.zeros(h.shape, bool), jnp.zeros((), jnp.int32)
+    start = _Pair(
+        p=rows.base,
+        D=jnp.zeros_like(G),
+        is_active=none,
+        is_left_out=rows.is_zero,
+        j=zero,
+        w=jnp.zeros((), x.dtype),
+        is_done=zero > 0,
+        num_steps=zero,
+    )
+    limit = _STEPS_PER_ROW * (1 + sum(G.shape))
+
+    def step(pair: _Pair) -> _Pair:
+        pair = _choose(pair, rows)
+        moved = _move(pair, rows)
+        return jax.tree.map(lambda a, b: jnp.where(pair.is_done, a, b), pair, moved)
+
+    return lax.while_loop(
+        lambda pair: ~pair.is_done & (pair.num_steps < limit), step, start
+    ).is_active
+
+
+def _scaled(x: Array, G: Array, h: Array, A: Array, b: Array) -> _Rows:
     base, g = x, G
     if A.shape[0]:
-        base = _nearest(x, A, b)
-        g = G - _product(_product(G, jnp.linalg.pinv(A)), A)
-    norms, whole = jnp.linalg.norm(g, axis=1), jnp.linalg.norm(G, axis=1)
-    eps = jnp.finfo(x.dtype).eps
-    is_zero = norms <= 100 * eps * whole
-    norms = jnp.where(is_zero, jnp.where(whole > 0, whole, 1), norms)
-    g = jnp.where(is_zero[:, None], 0, g) / norms[:, None]
-    e = (h - _product(G, base)) / norms
-    sigma = jnp.max(-e, initial=0)
-    e = e / jnp.where(sigma > 0, sigma, 1)
-    found = lax.while_loop(
-        lambda state: ~state.is_done & (state.num_steps < _MAX_STEPS),
-        lambda state: _predict_and_correct(state, g, e),
-        _Iterate(
-            jnp.zeros_like(x),
-            jnp.maximum(e, 1),
-            jnp.ones_like(e),
-            jnp.zeros((), jnp.int32),
-            ~(sigma > 0),
-        ),
+        points = jnp.concatenate([x[None], G])
+        rights = jnp.concatenate([b[None], jnp.zeros((h.size, b.size), b.dtype)])
+        points = jax.vmap(_nearest, (0, None, 0))(points, A, rights)
+        base, g = points[0], points[1:]
+    norms = jnp.linalg.norm(g, axis=1)
+    is_zero = norms <= 100 * jnp.finfo(x.dtype).eps * jnp.linalg.norm(G, axis=1)
+    norms = jnp.where(is_zero, 1, norms)
+    return _Rows(base, g / norms[:, None], G / norms[:, None], h / norms, is_zero)
+
+
+def _choose(pair: _Pair, rows: _Rows) -> _Pair:
+    """Corrects p on the active rows; the row most violated enters next."""
+    residual = jnp.where(pair.is_active, _product(rows.G, pair.p) - rows.h, 0)
+    p = pair.p - _product(pair.D.T, residual)
+    eps = jnp.finfo(p.dtype).eps
+    size = jnp.maximum(jnp.linalg.norm(p), jnp.sqrt(eps) * jnp.linalg.norm(rows.base))
+    size = jnp.linalg.norm(rows.G, axis=1) * size + jnp.abs(rows.h)
+    excess = _product(rows.G, p) - rows.h - 20 * eps * size
+    excess = jnp.where(pair.is_active | pair.is_left_out, -1, excess)
+    has_entered = pair.w == 0
+    worst = jnp.argmax(excess).astype(pair.j.dtype)
+    j = jnp.where(has_entered, worst, pair.j)
+    is_done = has_entered & ~jnp.any(excess > 0)
+    return pair._replace(p=p, j=j, is_done=is_done)
+
+
+def _move(pair: _Pair, rows: _Rows) -> _Pair:
+    """The longest step that keeps u >= 0."""
+    p, D, is_active, is_left_out, j, w, _, num_steps = pair
+    g, row = rows.g, rows.g[j]
+    eps = jnp.finfo(p.dtype).eps
+    u = jnp.maximum(_product(D, rows.base - p - w * row), 0)
+    r, z = jnp.zeros_like(u), row
+    for _ in range(2):  # twice is enough for z to be orthogonal to the active rows
+        more = _product(D, z)
+        r, z = r + more, z - _product(g.T, more)
+    square = jnp.vdot(z, z)
+    is_new = square > (100 * eps) ** 2
+    square = jnp.where(is_new, square, 1)
+    excess = jnp.maximum(jnp.vdot(rows.G[j], p) - rows.h[j], 0)
+    t_enter = jnp.where(is_new, excess / square, jnp.inf)
+    may_leave = is_active & (r > 100 * eps)
+    ratio = jnp.where(may_leave, u / jnp.where(may_leave, r, 1), jnp.inf)
+    k, t_leave = jnp.argmin(ratio), jnp.min(ratio)
+    enters, is_lost = t_enter <= t_leave, jnp.isinf(jnp.minimum(t_enter, t_leave))
+    enters, leaves = enters & ~is_lost, ~enters & ~is_lost
+    t = jnp.where(is_lost, 0, jnp.minimum(t_enter, t_leave))
+    out, basis = D[k], z / square
+    square = jnp.where(leaves, jnp.vdot(out, out), 1)
+    left = D - jnp.outer(_product(D, out) / square, out)
+    entered = (D - jnp.outer(r, basis)).at[j].set(basis)
+    return _Pair(
+        p=jnp.where(is_new, p - t * z, p),
+        D=jnp.where(enters, entered, jnp.where(leaves, left.at[k].set(0), D)),
+        is_active=is_active.at[k].set(is_active[k] & ~leaves).at[j].set(enters),
+        is_left_out=is_left_out.at[j].set(is_lost),
+        j=j,
+        w=jnp.where(leaves, w + t, 0),
+        is_done=pair.is_done,
+        num_steps=num_steps + 1,
     )
-    return (found.lam > found.s) & (sigma > 0) & ~is_zero
-
-
-def _predict_and_correct(state: _Iterate, g: Array, e: Array) -> _Iterate:
-    """One step for q + gᵀλ = 0, g q + s = e, s ∘ λ = 0, s >= 0, λ >= 0."""
-    q, s, lam = state.q, state.s, state.lam
-    r_dual = q + _product(g.T, lam)
-    r_primal = _product(g, q) + s - e
-    K = jnp.eye(q.size, dtype=q.dtype) + _product(g.T * (lam / s), g)
-    factor = jax.scipy.linalg.cho_factor(K)
-
-    def direction(r_c: Array) -> tuple[Array, Array, Array]:
-        right = r_dual + _product(g.T, (lam * r_primal - r_c) / s)
-        dq = -jax.scipy.linalg.cho_solve(factor, right)
-        ds = -r_primal - _product(g, dq)
-        return dq, ds, -(r_c + lam * ds) / s
-
-    def length(ds: Array, dlam: Array, share: float) -> Array:
-        both = jnp.concatenate([ds / s, dlam / lam])
-        return share / jnp.maximum(share, jnp.max(-both, initial=0))
-
-    mu = jnp.mean(s * lam)
-    _, ds, dlam = direction(s * lam)
-    a = length(ds, dlam, 1.0)
-    centre = (jnp.mean((s + a * ds) * (lam + a * dlam)) / mu) ** 3
-    dq, ds, dlam = direction(s * lam + ds * dlam - centre * mu)
-    a = length(ds, dlam, 0.995)
-    new = q + a * dq, s + a * ds, lam + a * dlam
-    is_fine = jnp.all(jnp.isfinite(jnp.concatenate(new))) & (jnp.min(new[1]) > 0)
-    is_fine = is_fine & (jnp.min(new[2]) > 0)
-    q, s, lam = (
-        jnp.where(is_fine, b, a) for a, b in zip((q, s, lam), new, strict=True)
-    )
-    eps = jnp.finfo(q.dtype).eps
-    scale = 1 + jnp.linalg.norm(q)
-    r_dual = q + _product(g.T, lam)
-    r_primal = (_product(g, q) + s - e) / (1 + jnp.abs(e))
-    is_small = jnp.max(jnp.abs(r_dual)) <= 100 * eps * scale
-    is_small = is_small & (jnp.max(jnp.abs(r_primal)) <= 100 * eps * scale)
-    is_done = ~is_fine | (is_small & (jnp.max(s * lam) <= eps * scale**2))
-    return _Iterate(q, s, lam, state.num_steps + 1, is_done)
 
 
 def _nearest(x: Array, A: Array, b: Array) -> Array:
     """The projection onto A p = b, NaN where there is none."""
     if not A.shape[0]:
         return x
-    operator = lx.MatrixLinearOperator(A)
-    p = x + lx.linear_solve(operator, b - _product(A, x), lx.SVD(), throw=False).value
-    size = jnp.linalg.norm(A, axis=1) * jnp.linalg.norm(p) + jnp.abs(b)
-    tolerance = jnp.sqrt(jnp.finfo(x.dtype).eps)
-    is_met = jnp.all(jnp.abs(_product(A, p) - b) <= tolerance * size)
+    norms = jnp.linalg.norm(lax.stop_gradient(A), axis=1)
+    norms = jnp.where(norms > 0, norms, 1)
+    A, b = A / norms[:, None], b / norms
+    solver, operator = lx.SVD(), lx.MatrixLinearOperator(A)
+    state = solver.init(operator, {})
+    right = b - _product(A, x)
+    p = x + lx.linear_solve(operator, right, solver, state=state, throw=False).value
+    # Of the exact solution, this is 0.
+    rest = solver.compute(state, b - _product(A, p), {})[0]
+    p = p + lax.stop_gradient(rest)
+    is_met = jnp.all(jnp.abs(_product(A, p) - b) <= _slack(A, b, x, p))
     return jnp.where(is_met, p, jnp.nan)
+
+
+def _slack(A: Array, b: Array, x: Array, p: Array) -> Array:
+    """How far A p may be from b by rounding, p being made from x."""
+    A, b, x, p = lax.stop_gradient((A, b, x, p))
+    eps = jnp.finfo(x.dtype).eps
+    size = jnp.linalg.norm(p) + 100 * jnp.sqrt(eps) * jnp.linalg.norm(x)
+    return jnp.sqrt(eps) * (jnp.linalg.norm(A, axis=1) * size + jnp.abs(b))
 
 
 def _product(a: Array, b: Array) -> Array:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from problems import assert_derivatives
+from scipy.optimize import nnls
 
 import optkit as ok
 
@@ -35,17 +36,41 @@ def random_polyhedron(rng, n, k, m):
     return G, G @ inside + rng.uniform(0, 0.5, k), A, A @ inside
 
 
+many = jax.jit(jax.vmap(ok.projections.polyhedron))
+
+
 @pytest.mark.parametrize("m", [0, 1])
 def test_the_projection_is_that_of_the_right_active_set(rng, m):
     """Oracle: enumeration; points near and far, under vmap."""
     G, h, A, b = random_polyhedron(rng, 4, 6, m)
     x = 10.0 ** rng.uniform(-2, 4, (40, 1)) * rng.normal(size=(40, 4))
     expected = [nearest_by_enumeration(point, G, h, A, b) for point in x]
-    p = jax.jit(jax.vmap(ok.projections.polyhedron, (0, None, None, None, None)))(
-        *map(jnp.asarray, (x, G, h, A, b))
-    )
+    sets = [np.broadcast_to(a, (40, *a.shape)) for a in (G, h, A, b)]
+    p = many(x, *map(jnp.asarray, sets if m else sets[:2]))
     scale = np.linalg.norm(x, axis=1)
     assert np.max(np.abs(p - np.array(expected)).max(1) / scale) < 1e-12
+
+
+def test_random_polyhedra_are_solved_in_both_precisions(rng):
+    """Oracle: KKT, x - p a non-negative combination of active rows; float64."""
+    x = 10.0 ** rng.uniform(-2, 3, (30, 1)) * rng.normal(size=(30, 10))
+    sets = [random_polyhedron(rng, 10, 30, 3) for _ in x]
+    args = x, *(np.stack(arrays) for arrays in zip(*sets, strict=True))
+    exact, single = (
+        np.asarray(many(*(jnp.asarray(a, dtype) for a in args)), np.float64)
+        for dtype in (jnp.float64, jnp.float32)
+    )
+    scale = 1 + np.linalg.norm(x, axis=1)
+    for point, p, p32, size, (G, h, A, b) in zip(
+        x, exact, single, scale, sets, strict=True
+    ):
+        active = G @ p > h - 1e-9
+        normals = np.concatenate([A, -A, G[active]]).T
+        assert nnls(normals, point - p)[1] < 1e-13 * size
+        for q, tolerance in ((p, 1e-13), (p32, 1e-5)):
+            assert np.max(G @ q - h) < tolerance * size
+            assert np.max(np.abs(A @ q - b)) < tolerance * size
+    assert np.max(np.abs(single - exact).max(1) / scale) < 1e-5
 
 
 def test_all_derivatives_of_a_polyhedron_are_right(rng, key):
@@ -57,15 +82,68 @@ def test_all_derivatives_of_a_polyhedron_are_right(rng, key):
     assert_derivatives(ok.projections.polyhedron, (x, G, h, A, b), key)
 
 
+NO = [0, 0]
+FREE = [1, 1, 1, 1]
+DEGENERATE = {  # name: (x, G, h, A, b, p), four inequalities and two equations in 2D
+    "inside": ([0.5, -2.0], [[1, 0], [0, 1], NO, NO], FREE, [NO, NO], NO, [0.5, -2.0]),
+    "on the edge": ([1.0, 0.0], [[1, 0], [1, 0], [2, 0], NO], [1, 1, 2, 0], [NO, NO],
+                    NO, [1.0, 0.0]),
+    "no bound": ([2.0, 1.0], [[1, 1], [1, 0], NO, NO], [1, np.inf, 1, 0], [NO, NO], NO,
+                 [1.0, 0.0]),
+    "repeated and useless": ([2.0, 1.5], [[1, 1], [2, 2], NO, [-1, -1]], [1, 2, 0, 50],
+                             [NO, NO], NO, [0.75, 0.25]),
+    "an apex": ([3.0, 1.0], [[1, 1], [1, -1], [1, 0], [1, 0.5]], [0, 0, 0, 0], [NO, NO],
+                NO, NO),
+    "a far apex": ([300.0, 1.7], [[1, 1], [1, -1], [1, 0], [1, 0.5]], [0, 0, 0, 0],
+                   [NO, NO], NO, NO),
+    "a vertex of all": ([5.0, 7.0], [[1, 0], [0, 1], [1, 1], [3, 2]], [1, 2, 3, 7],
+                        [NO, NO], NO, [1.0, 2.0]),
+    "a slab without inside": ([3.0, 1.0], [[1, 2], [-1, -2], [2, 4], NO], [2, -2, 4, 0],
+                              [NO, NO], NO, [2.4, -0.2]),
+    "implied equations": ([0.0, 0.0], [[1, 1], [-1, 0], [0, -1], NO], [2, 0, 0, 0],
+                          [[1, 1], [2, 2]], [2, 4], [1.0, 1.0]),
+    "one point": ([9.0, 9.0], [[1, 0], [-1, 0], [0, 1], [0, -1]], FREE,
+                  [[1, 0], [0, 1]], [1, -1], [1.0, -1.0]),
+    "parallel and apart": ([3.0, 1.0], [[1, 0], [-1, 0], NO, NO], [-1, -1, 0, 0],
+                           [NO, NO], NO, None),
+    "0 <= -1": ([3.0, 1.0], [[1, 0], NO, NO, NO], [5, -1, 0, 0], [NO, NO], NO, None),
+    "equations apart": ([3.0, 1.0], [[1, 0], NO, NO, NO], [5, 0, 0, 0],
+                        [[1, 1], [1, 1]], [0, 1], None),
+    "a triangle apart": ([0.0, 0.0], [[1, 1], [-1, 0], [0, -1], NO], [-1, 0, 0, 0],
+                         [NO, NO], NO, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+def test_degenerate_sets_do_no_harm_and_empty_ones_give_nan(dtype):
+    """Oracle: by hand."""
+    *args, _ = (
+        jnp.asarray(np.array(column, float), dtype)
+        for column in zip(*([*v[:5], 0] for v in DEGENERATE.values()), strict=True)
+    )
+    for name, *row in zip(DEGENERATE, *args, strict=True):
+        x, *_, expected = DEGENERATE[name]
+        p = project(*row)
+        if expected is None:
+            assert jnp.all(jnp.isnan(p)), name
+        else:
+            atol = 8 * float(jnp.finfo(dtype).eps) * (1 + float(np.linalg.norm(x)))
+            assert_allclose(p, expected, rtol=0, atol=atol, err_msg=name)
+
+
 def test_an_affine_set_may_have_dependent_rows(rng, key):
     """Oracle: the normal equations of independent rows; central differences."""
     A, x = jnp.asarray(rng.normal(size=(2, 5))), jnp.asarray(rng.normal(size=5))
     b = jnp.asarray(rng.normal(size=2))
-    p = ok.projections.affine_set(x, A, b)
+    affine_set = jax.jit(ok.projections.affine_set)
+    p = affine_set(x, A, b)
     assert_allclose(p, x - A.T @ jnp.linalg.solve(A @ A.T, A @ x - b), rtol=1e-12)
     assert_derivatives(ok.projections.affine_set, (x, A, b), key)
     twice, both = jnp.concatenate([A, 3 * A[:1]]), jnp.concatenate([b, 3 * b[:1]])
-    assert_allclose(ok.projections.affine_set(x, twice, both), p, rtol=1e-12)
+    assert_allclose(affine_set(x, twice, both), p, rtol=1e-12)
+    # At 0 the residual is all there is of the point.
+    through_0 = affine_set(twice[2], twice[2:], jnp.zeros(1))
+    assert_allclose(through_0, np.zeros(5), atol=1e-15)
 
 
 def test_an_affine_set_has_second_derivatives(rng, key):
@@ -78,53 +156,15 @@ def test_an_affine_set_has_second_derivatives(rng, key):
     assert_derivatives(jax.grad(f), (A,), key, tolerance=1e-7)
 
 
-def test_points_inside_stay_and_move_with_derivative_one():
+def test_points_inside_move_with_derivative_one():
     """Oracle: the identity."""
-    G, h = jnp.eye(3), jnp.ones(3)
     x = jnp.array([0.5, -2.0, 0.9])
-    assert_allclose(project(x, G, h), x)
-    assert_allclose(jax.jacfwd(project)(x, G, h), np.eye(3))
+    jacobian = jax.jit(jax.jacfwd(ok.projections.polyhedron))
+    assert_allclose(jacobian(x, jnp.eye(3), jnp.ones(3)), np.eye(3))
 
 
-def test_equations_may_be_pairs_of_inequalities():
-    """Oracle: the affine set; a set without interior."""
-    a = jnp.array([[1.0, 2.0, -1.0]])
-    x = jnp.array([3.0, 1.0, 4.0])
-    p = project(x, jnp.concatenate([a, -a]), jnp.array([2.0, -2.0]))
-    assert_allclose(p, ok.projections.affine_set(x, a, jnp.array([2.0])), rtol=1e-9)
-
-
-def test_repeated_and_useless_inequalities_do_no_harm():
-    """Oracle: the same set without them."""
-    G, h = jnp.array([[1.0, 1.0]]), jnp.array([1.0])
-    x = jnp.array([2.0, 1.5])
-    more = jnp.concatenate([G, 2 * G, jnp.zeros((1, 2)), -G])
-    right = jnp.array([1.0, 2.0, 0.0, 50.0])
-    assert_allclose(project(x, more, right), project(x, G, h), rtol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("G", "h", "A", "b"),
-    [
-        ([[1.0, 0.0], [-1.0, 0.0]], [-1.0, -1.0], None, None),
-        ([[0.0, 0.0]], [-1.0], None, None),
-        ([[1.0, 0.0]], [5.0], [[1.0, 1.0], [1.0, 1.0]], [0.0, 1.0]),
-    ],
-)
-def test_an_empty_set_gives_nan(G, h, A, b):
+def test_bfloat16_works():
     """Oracle: by hand."""
-    args = [None if a is None else jnp.array(a) for a in (G, h, A, b)]
-    assert jnp.all(jnp.isnan(project(jnp.array([3.0, 1.0]), *args)))
-
-
-def test_float32_and_bfloat16_work(rng):
-    """Oracle: float64."""
-    G, h, _, _ = random_polyhedron(rng, 4, 6, 0)
-    x = 5 * rng.normal(size=4)
-    exact = project(*map(jnp.asarray, (x, G, h)))
-    single = project(*(jnp.asarray(a, jnp.float32) for a in (x, G, h)))
-    assert single.dtype == jnp.float32
-    assert_allclose(single, exact, rtol=1e-4, atol=1e-5)
     half = project(jnp.ones(2, jnp.bfloat16), jnp.ones((1, 2)), jnp.ones(1))
     assert half.dtype == jnp.bfloat16
     assert_allclose(half.astype(jnp.float32), [0.5, 0.5])
@@ -142,7 +182,9 @@ def test_projected_gradient_over_a_polyhedron_is_differentiable(rng):
         objective, lambda v, c: ok.projections.polyhedron(v, G, h), 0.25
     )
     c = jnp.asarray([2.0, -1.0, 3.0])
-    y = jax.lax.fori_loop(0, 400, lambda _, y: mapping(y, c), jnp.zeros(3))
+    step, y = jax.jit(mapping), jnp.zeros(3)
+    for _ in range(100):
+        y = step(y, c)
     dy, dc = jax.jit(jax.jacrev(mapping, argnums=(0, 1)))(y, c)
     got = jnp.linalg.solve(jnp.eye(3) - dy, dc)
     active = jnp.abs(G @ y - h) < 1e-9

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 from problems import assert_derivatives
+from scipy.optimize import linprog
 
 import optkit as ok
 
 transport = jax.jit(ok.projections.transport)
 kl_transport = jax.jit(ok.projections.kl_transport)
-BOTH = [ok.projections.transport, ok.projections.kl_transport]
+both = pytest.mark.parametrize("project", [transport, kl_transport])
 
 
 def marginals(rng, a, b):
@@ -48,19 +49,33 @@ def test_a_plan_is_the_projection_onto_a_polyhedron(rng, scale):
     assert_allclose(transport(x, r, c).ravel(), expected, atol=1e-13 * max(1, scale))
 
 
-@pytest.mark.parametrize("size", [(1, 5), (40, 30)])
-def test_a_plan_satisfies_its_optimality_conditions(rng, size):
-    """Oracle: sums, signs, and x - P = -(α + β) where P > 0, >= elsewhere."""
-    r, c = marginals(rng, *size)
-    x = jnp.asarray(rng.normal(size=size))
-    P = np.asarray(transport(x, r, c))
-    assert_allclose(P.sum(1), r, atol=1e-14)
-    assert_allclose(P.sum(0), c, atol=1e-14)
-    assert P.min() >= 0
-    # For any feasible Q, <x - P, Q - P> <= 0: Q from Sinkhorn at random costs.
-    for _ in range(20):
-        Q = sinkhorn(rng.normal(size=size) * 4, r, c, 2000)
-        assert np.sum((np.asarray(x) - P) * (Q - P)) <= 1e-12
+def best_value(cost, r, c):
+    """The largest <cost, Q> over all Q >= 0 with those sums, by linear programming."""
+    A, b = constraints(r, c)
+    return -linprog(-cost.ravel(), A_eq=A, b_eq=b, method="highs").fun
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0, 100.0, 1000.0])
+def test_a_plan_satisfies_its_optimality_conditions_at_every_scale(rng, scale):
+    """Oracle: sums, signs, <x - P, Q - P> <= 0 for the best Q; both precisions."""
+    for r, c in (marginals(rng, 20, 20), (jnp.ones(20), jnp.ones(20))):
+        x = jnp.asarray(scale * rng.normal(size=(20, 20)))
+        P = np.asarray(transport(x, r, c))
+        single = np.asarray(transport(*(a.astype(jnp.float32) for a in (x, r, c))))
+        for plan, rtol in ((P, 1e-13), (single, 2e-6)):
+            assert plan.min() >= 0
+            assert_allclose(plan.sum(1), r, rtol=rtol)
+            assert_allclose(plan.sum(0), c, rtol=rtol)
+            cost = np.asarray(x) - plan
+            size = scale * float(r.sum())
+            assert best_value(cost, r, c) - np.sum(cost * plan) <= rtol * size
+
+
+def test_the_only_plan_of_one_row_is_the_column_sums(rng):
+    """Oracle: by hand."""
+    _, c = marginals(rng, 1, 5)
+    x = jnp.asarray(rng.normal(size=(1, 5)))
+    assert_allclose(transport(x, jnp.ones(1), c)[0], c, rtol=1e-14)
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 5.0])
@@ -81,29 +96,17 @@ def test_a_kl_plan_converges_where_sinkhorn_does_not(rng):
     assert_allclose(P.sum(0), c, rtol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "project", [ok.projections.transport, ok.projections.kl_transport]
-)
-def test_derivatives_in_the_matrix_and_the_sums_are_right(project, rng, key):
+@both
+def test_first_and_second_derivatives_are_right(project, rng, key):
     """Oracle: central differences, the sums parametrised so that they agree."""
-    r, c = marginals(rng, 3, 4)
-    x = jnp.asarray(rng.normal(size=(3, 4)))
-
-    def f(x, r, c):
-        return project(x, r / r.sum(), c / c.sum())
-
-    assert_derivatives(f, (x, r, c), key)
-
-
-@pytest.mark.parametrize(
-    "project", [ok.projections.transport, ok.projections.kl_transport]
-)
-def test_second_derivatives_are_right(project, rng, key):
-    """Oracle: central differences of the gradient."""
     r, c = marginals(rng, 2, 3)
     x = jnp.asarray(0.3 * rng.normal(size=(2, 3)))
-    f = jax.grad(lambda x: jnp.sum(project(x, r, c) ** 3))
-    assert_derivatives(f, (x,), key)
+
+    def f(x, r, c):
+        plan = project(x, r / r.sum(), c / c.sum())
+        return jnp.sum(plan**3), plan
+
+    assert_derivatives(jax.grad(f, argnums=(0, 1, 2), has_aux=True), (x, r, c), key)
 
 
 def test_birkhoff_finds_permutations_and_keeps_doubly_stochastic_matrices(rng):
@@ -115,32 +118,31 @@ def test_birkhoff_finds_permutations_and_keeps_doubly_stochastic_matrices(rng):
     inside = 0.5 * permutation + 0.1
     assert_allclose(birkhoff(inside), inside, atol=1e-14)
     x = jnp.asarray(rng.normal(size=(5, 5)))
-    kl = ok.projections.kl_birkhoff(x)
+    kl = jax.jit(ok.projections.kl_birkhoff)(x)
     assert_allclose(kl, sinkhorn(x, np.ones(5), np.ones(5), 5000), rtol=1e-11)
 
 
-@pytest.mark.parametrize(
-    "project", [ok.projections.transport, ok.projections.kl_transport]
-)
+@both
 def test_vmap_equals_a_loop_and_float32_works(project, rng):
     """Oracle: one at a time; float64."""
     r, c = marginals(rng, 3, 4)
     x = jnp.asarray(rng.normal(size=(4, 3, 4)))
     plans = jax.jit(jax.vmap(project, (0, None, None)))(x, r, c)
-    single = jax.jit(project)(*(a.astype(jnp.float32) for a in (x[0], r, c)))
+    single = project(*(a.astype(jnp.float32) for a in (x[0], r, c)))
     for one, plan in zip(x, plans, strict=True):
-        assert_allclose(plan, jax.jit(project)(one, r, c), atol=1e-13)
+        assert_allclose(plan, project(one, r, c), atol=1e-15)
     assert single.dtype == jnp.float32
     assert_allclose(single, plans[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("project", [transport, kl_transport])
-def test_sums_that_disagree_or_are_negative_give_nan(project):
+@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+@both
+def test_sums_that_disagree_or_are_negative_give_nan(project, dtype):
     """Oracle: by hand."""
-    x, half = jnp.zeros((2, 2)), jnp.array([0.5, 0.5])
-    assert jnp.all(jnp.isnan(project(x, half, half + 0.1)))
-    assert jnp.all(jnp.isnan(project(x, half, jnp.array([1.5, -0.5]))))
-    assert jnp.all(jnp.isnan(project(x.at[0, 0].set(jnp.nan), half, half)))
+    x, r, c = jnp.zeros((3, 4), dtype), jnp.ones(3, dtype), jnp.full(4, 0.75, dtype)
+    assert jnp.all(jnp.isnan(project(x, r, c + 0.1)))
+    assert jnp.all(jnp.isnan(project(x, r, jnp.array([3.5, -0.5, 0, 0], dtype))))
+    assert jnp.all(jnp.isnan(project(x.at[0, 0].set(jnp.nan), r, c)))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,156 @@
+"""Newton's method for matrices with given row and column sums.
+
+With dual variables α for the rows and β for the columns, and ϕ(z) = ½ max(z, 0)² for
+the Euclidean and ϕ(z) = exp(z) for the Kullback-Leibler projection of x,
+
+    P = ϕ'(Y),  Y = x + α 1ᵀ + 1 βᵀ
+    (α, β) = argmin  Σ ϕ(Y) - rᵀα - cᵀβ
+
+a convex problem of a + b unknowns for an (a, b) matrix. The iterations keep Y, not α
+and β: so P is made without cancellation, however large x is beside the sums.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+_MAX_STEPS = 500
+_MAX_HALVINGS = 100
+
+
+class _Potential(NamedTuple):
+    """ϕ' and ϕ''; a ridge for ϕ'' from the error; where to start; a line search."""
+
+    slope: Callable[[Array], Array]
+    curvature: Callable[[Array], Array]
+    ridge: Callable[[Array], Array]
+    start: Callable[[Array, Array, Array], Array]
+    move: Callable[[Array, Array, Array, Array, Array], Array]
+
+
+def _rows_first(x: Array, r: Array, c: Array) -> Array:
+    """α ample for one entry of each row."""
+    del c
+    return x - jnp.max(x, axis=1, keepdims=True) + r[:, None]
+
+
+# Along Y + t E the dual's slope Σ max(Y + t E, 0) E - (rᵀdα + cᵀdβ) grows with t,
+# linearly between the t at which an entry is 0: bisection finds the piece. Where the
+# Hessian is singular, only the minimum itself is a good length: a direction may be
+# long without ascending.
+def _to_the_minimum(Y: Array, E: Array, linear: Array, r: Array, c: Array) -> Array:
+    """The line search, exact, of the piecewise quadratic dual."""
+    del r, c
+    is_moving = E != 0
+    t = jnp.where(is_moving, -Y / jnp.where(is_moving, E, 1), -1).ravel()
+    t = jnp.sort(jnp.where(jnp.isfinite(t), jnp.maximum(t, 0), 0))
+    t = jnp.concatenate([jnp.zeros_like(t[:1]), t, 2 * t[-1:] + 1])
+
+    def slope(t: Array) -> Array:
+        return jnp.vdot(jnp.maximum(Y + t * E, 0), E) - linear
+
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) // 2
+        below = slope(t[middle]) <= 0
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    ends = jnp.zeros((), jnp.int32), jnp.full((), t.size - 1, jnp.int32)
+    low, high = lax.fori_loop(0, math.ceil(math.log2(t.size)), halve, ends)
+    is_positive = Y + (t[low] + t[high]) / 2 * E > 0
+    square = jnp.sum(jnp.where(is_positive, E**2, 0))
+    rest = -slope(t[low]) / jnp.where(square > 0, square, 1)
+    return Y + (t[low] + jnp.where(square > 0, rest, 0)) * E
+
+
+def _sinkhorn(Y: Array, r: Array, c: Array) -> Array:
+    """β from α, then α from β: exact in each, so it never ascends."""
+    Y = Y + jnp.log(c) - jax.nn.logsumexp(Y, axis=0)
+    return Y + (jnp.log(r) - jax.nn.logsumexp(Y, axis=1))[:, None]
+
+
+def _halve_and_sweep(Y: Array, E: Array, linear: Array, r: Array, c: Array) -> Array:
+    """A length that descends, then `_sinkhorn`."""
+    value = jnp.sum(jnp.exp(Y))
+    slope = jnp.vdot(jnp.exp(Y), E) - linear
+
+    def is_too_long(search: tuple[Array, Array]) -> Array:
+        t, j = search
+        change = jnp.sum(jnp.exp(Y + t * E)) - value - t * linear
+        bound = 1e-4 * t * slope + 10 * jnp.finfo(Y.dtype).eps * value
+        return ~(change <= bound) & (j < _MAX_HALVINGS)
+
+    start = jnp.ones_like(value), jnp.zeros((), jnp.int32)
+    t, j = lax.while_loop(is_too_long, lambda s: (s[0] / 2, s[1] + 1), start)
+    return jnp.where(j < _MAX_HALVINGS, _sinkhorn(Y + t * E, r, c), Y)
+
+
+EUCLIDEAN = _Potential(
+    jax.nn.relu,
+    lambda Y: (Y > 0).astype(Y.dtype),
+    lambda error: jnp.full_like(error, 3e-6),
+    _rows_first,
+    _to_the_minimum,
+)
+ENTROPIC = _Potential(
+    jnp.exp,
+    jnp.exp,
+    lambda error: jnp.clip(error, jnp.finfo(error.dtype).eps, 1e-3),
+    _sinkhorn,
+    _halve_and_sweep,
+)
+
+
+def with_sums(
+    phi: _Potential, x: Array, r: Array, c: Array
+) -> tuple[Float[Array, "a b"], Array]:
+    """Y by Newton's method, and whether it converged."""
+    eps = jnp.finfo(x.dtype).eps
+    sums, mass = jnp.concatenate([r, c]), jnp.sum(r)
+    gauge = jnp.concatenate([jnp.ones_like(r), -jnp.ones_like(c)])
+    eye = jnp.eye(gauge.size, dtype=x.dtype)
+    tolerance = 4 * eps * jnp.max(sums)
+
+    def gradient(Y: Array) -> Array:
+        plan = phi.slope(Y)
+        return jnp.concatenate([plan.sum(1) - r, plan.sum(0) - c])
+
+    def step(carry: Any) -> Any:
+        Y, g, k, _ = carry
+        H = bordered(phi.curvature(Y))
+        top = jnp.max(jnp.diagonal(H), initial=eps)
+        ridge = top * phi.ridge(jnp.max(jnp.abs(g)) / mass)
+        H = H + ridge * eye + top / gauge.size * jnp.outer(gauge, gauge)
+        d = -jnp.linalg.solve(H, g)
+        new = phi.move(Y, outer_sum(d, Y), jnp.vdot(sums, d), r, c)
+        return new, gradient(new), k + 1, jnp.all(new == Y)
+
+    def goes_on(carry: Any) -> Array:
+        _, g, k, is_stuck = carry
+        return (jnp.max(jnp.abs(g)) > tolerance) & (k < _MAX_STEPS) & ~is_stuck
+
+    Y = phi.start(x, r, c)
+    Y, g, _, _ = lax.while_loop(goes_on, step, (Y, gradient(Y), 0, jnp.zeros((), bool)))
+    # A gap between the sums of r and c leaves a gradient that no P removes.
+    return Y, jnp.max(jnp.abs(g), initial=0) <= jnp.sqrt(eps) * mass
+
+
+def outer_sum(z: Array, like: Array) -> Array:
+    """α 1ᵀ + 1 βᵀ."""
+    a = like.shape[0]
+    return z[:a, None] + z[a:]
+
+
+def bordered(weights: Float[Array, "a b"]) -> Float[Array, "n n"]:
+    """The Hessian in (α, β) of a separable sum of those second derivatives."""
+    return jnp.block(
+        [
+            [jnp.diag(weights.sum(1)), weights],
+            [weights.T, jnp.diag(weights.sum(0))],
+        ]
+    )
