@@ -229,7 +229,7 @@ class Mfac:
 
 
 class NoisyQuadratic:
-    """The four gradients of `problems.noisy_upper` (f) and `problems.noisy_lower` (g)."""
+    """The gradients of `problems.noisy_upper` (f) and `noisy_lower` (g)."""
 
     @staticmethod
     def f_x(x, y, b):
@@ -249,7 +249,7 @@ class NoisyQuadratic:
 
 
 def f2sa(p, x, y, z, samples, inner_steps, alpha, gamma, delta, penalty, ratio):
-    """F2SA as its pseudo-code has it; `samples[k]` is an `ok.Batches` of NumPy arrays."""
+    """F2SA as its pseudo-code; `samples[k]` is an `ok.Batches` of NumPy arrays."""
     for k, s in enumerate(samples):
         for t in range(inner_steps):
             phi_z, zeta_y, phi_y = (

@@ -183,7 +183,7 @@ class CG(AbstractInverse):
     ) -> _Iterate:
         """One step; or where the recurrence for r has come to an end, b - A x."""
         # Both are in one body, with α = β = 0 for the latter, so that a product is
-        # compiled once. The recurrence aims a little lower, to be confirmed by the true residual.
+        # compiled once. The recurrence aims a little lower, to be confirmed.
         has_converged = now.rr <= 0.8 * target
         is_out = now.is_indefinite | _is_bad(now) | (now.steps >= max_steps)
         is_check = has_converged | is_out
