@@ -39,7 +39,7 @@ class BilevelInfo(NamedTuple):
     lower: Float[Array, ""]  # g there
     hypergradient_norm: Float[Array, ""]  # of the estimate that moved x
     residual: Float[Array, ""]  # |∇_y g|, or of the step of y where y is constrained
-    penalty: Float[Array, ""]  # the weight of g beside F
+    penalty: Float[Array, ""]  # the weight λ of g beside F; 1/σ
     result: Any  # an item of `ok.RESULTS`: what, if anything, is wrong
     linear_residual: Any = math.nan  # |H v - ∇_y F| / |∇_y F|, of methods that solve it
 

@@ -17,8 +17,9 @@ from .base import (
     batches_of,
     check_variables,
     norm,
+    strong,
 )
-from .penalized import add_scaled, cast_like, conclude, move, oracles, strong
+from .penalized import add_scaled, cast_like, conclude, move, oracles
 from .schedules import as_penalty
 from .storm import (
     Estimates,

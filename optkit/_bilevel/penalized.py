@@ -84,11 +84,6 @@ def cast_like(tree: PyTree, like: PyTree) -> PyTree:
     return jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like)
 
 
-def strong(tree: PyTree) -> PyTree:
-    """New arrays whose dtypes are not weak, so that a step compiles once."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), tree)
-
-
 class Move(NamedTuple):
     """How one variable moves: an optax transform, then a projection if there is one."""
 

@@ -19,13 +19,13 @@ from .base import (
     check_variables,
     norm,
     repeat,
+    strong,
 )
 from .penalized import (
     add_scaled,
     conclude,
     move,
     oracles,
-    strong,
     zero_residual,
 )
 from .proximal import as_proximal

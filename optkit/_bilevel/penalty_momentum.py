@@ -17,8 +17,9 @@ from .base import (
     batches_of,
     check_variables,
     norm,
+    strong,
 )
-from .penalized import add_scaled, cast_like, conclude, move, oracles, strong
+from .penalized import add_scaled, cast_like, conclude, move, oracles
 from .proximal import as_proximal
 from .schedules import as_sigma
 from .storm import (

@@ -62,7 +62,8 @@ def run(
 
     Returns:
         The state after the last step, and the history. `history.result == ok.RESULTS.
-        successful` says which steps went well.
+        successful` says which steps went well, an array with one entry for each; what
+        is not finite is not taken, and the run goes on with the next batch.
 
     Raises:
         ValueError: for numbers of steps that are not positive.

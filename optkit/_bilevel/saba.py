@@ -94,7 +94,7 @@ def saba(
     start at zero, so the first pass over the terms is a plain `ok.soba`.
 
     The state holds, beside that of `ok.soba`, `num_lower` (2|y| + |x|) + `num_upper`
-    (|y| + |x|) numbers.
+    (|y| + |x|) numbers, and the means of these tables with what rounding left of them.
 
     Args:
         upper: F_i, upper(x, y, batch) -> scalar.

@@ -70,6 +70,11 @@ def anderson(
     On a linear mapping it is GMRES in disguise, so converges in about as many steps as
     the mapping has eigenvalues. Returned is the iterate of the smallest residual.
 
+    It need not converge where the plain iteration does: on a mapping with kinks, such
+    as a proximal step, or with I - ∂f nearly singular, the residual can stall, and
+    the result is `max_steps_reached`. A smaller `history` helps; with 1, it is the
+    plain iteration, which always converges for a contraction.
+
     Derivatives through the loop are for `ok.implicit_fixed_point` to replace:
 
         solve = functools.partial(ok.anderson, mapping)

@@ -243,8 +243,9 @@ def _verdict(report: ImplicitReport, outcome: Any, rtol: float, eps: float) -> s
         )
     if report.distance > 1e-2 * report.error:
         return (
-            f"The solver has not converged: y is {off}. Run it longer, or to a smaller "
-            f"tolerance: the derivative is wrong by as much, times a constant."
+            f"The solver has not converged, or it solves another problem than the "
+            f"condition says: y is {off}. Run it longer, or to a smaller tolerance: "
+            f"the derivative is wrong by as much, times a constant."
         )
     if report.backward_residual > rtol:
         return (

@@ -15,7 +15,9 @@ class RESULTS(lx.RESULTS):  # pyright: ignore  # an enumeration Equinox can exte
         "The damped curvature is not positive definite: along some direction its "
         "curvature is negative, or zero to rounding. Raise `damping`, use a "
         "curvature that cannot be indefinite such as `ok.gauss_newton` or "
-        "`ok.empirical_fisher`, or a method that allows it: `lx.LU()`, `lx.GMRES(...)`."
+        "`ok.empirical_fisher`, or a method that allows it: `lx.LU()`, `ok.GMRES()`. "
+        "Behind the derivative of a minimum it says that the solver stopped "
+        "elsewhere, or that the minimum is not isolated: see `ok.check_implicit`."
     )
     inaccurate = (
         "The conjugate gradient residual stopped falling above `rtol`: rounding "
@@ -24,8 +26,8 @@ class RESULTS(lx.RESULTS):  # pyright: ignore  # an enumeration Equinox can exte
     )
     diverging = (
         "The Neumann series is diverging: the last term is larger than the one "
-        "before. Lower `step_size` below 2 / (largest eigenvalue), or leave it None "
-        "to have it estimated; if the curvature is indefinite, raise `damping`."
+        "before. Lower `step_size` below 2 / (largest eigenvalue), or, for a Hessian, "
+        "leave it None to have it estimated; if it is indefinite, raise `damping`."
     )
     undamped = (
         "A curvature of low rank has no inverse without damping. Pass "
