@@ -3,9 +3,11 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import jaxopt
 import lineax as lx
 import numpy as np
 import optax
+import optimistix as optx
 import pytest
 from numpy.testing import assert_allclose
 
@@ -50,7 +52,23 @@ def optax_loop(y0, a):
     return jax.lax.fori_loop(0, 300, step, (y0, tx.init(y0)))[0]
 
 
-@pytest.mark.parametrize("solve", [numpy_solve, bisection, optax_loop])
+def optimistix_newton(y0, a):
+    return optx.root_find(cube, optx.Newton(1e-12, 1e-12), y0, a).value
+
+
+def jaxopt_descent(y0, a):
+    def energy(y, a):
+        return y**4 / 4 - a * y
+
+    solver = jaxopt.GradientDescent(
+        energy, stepsize=0.05, acceleration=False, tol=1e-12, implicit_diff=False
+    )
+    return solver.run(y0, a).params
+
+
+@pytest.mark.parametrize(
+    "solve", [numpy_solve, bisection, optax_loop, optimistix_newton, jaxopt_descent]
+)
 def test_any_solver_may_be_inside(solve):
     """Oracle: 1/(3 y²) at y = 2, with no derivative of the solver's own in it."""
     assert_allclose(slope(root(solve)), 1 / 12, rtol=1e-10)
