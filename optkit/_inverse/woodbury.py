@@ -225,11 +225,12 @@ def decompose(matrix: Float[Array, "r r"]) -> tuple[Array, Array]:
 # wrong with that in float32:
 #
 # (i) Eigenvectors are off by eps, so the parts of small σ mix with those of large ones.
-#     One step of iterative refinement, with products by the rows, takes that out. Not
-#     needed where the Gram matrix is wider than the rows.
+#     One step of iterative refinement, with products by the rows, takes that out: for
+#     the part of c where σ is zero to rounding, which is set apart, and for the rest.
+#     Not needed where the Gram matrix is wider than the rows.
 #
-# (ii) The part where σ is zero to rounding, a = V₀V₀ᵀc, is a combination of rows that
-#     vanishes if rows are equal and is small if they are nearly so. Divided by λ, it
+# (ii) The part set apart, a = V₀V₀ᵀc, is a combination of rows that vanishes if rows
+#     are equal and is small if they are nearly so. Divided by λ, it
 #     would be a difference of large terms. So t = Uᵀa is formed first, and left out if
 #     it is no larger than its rounding, eps ‖a‖ √σ_max.
 
@@ -241,7 +242,7 @@ def _solve_rows(
     damping, c = damping.astype(sigma.dtype), c.astype(sigma.dtype)
     eps = max([float(jnp.finfo(u.dtype).eps) for u in jax.tree.leaves(rows)])
     is_refined = eps <= float(jnp.finfo(sigma.dtype).eps)
-    is_large = sigma > eps * sigma[-1]
+    is_large = sigma > 8 * eps * sigma[-1]  # an eigenvalue is off by some eps σ_max
 
     def solve(shift: Any, c: Array) -> Array:
         damped = jnp.where(is_large, sigma + shift, 1)
@@ -250,10 +251,13 @@ def _solve_rows(
     def gram_times(y: Params) -> Array:
         return project(rows, y).astype(sigma.dtype)
 
-    d = solve(damping, c)
+    near_null = v @ (jnp.where(is_large, 0, 1) * (v.T @ c))
+    if is_refined:
+        near_null -= solve(0, gram_times(combine(near_null, rows)))
+    d = solve(damping, c - near_null)
     y = combine(d, rows)
     if is_refined:
-        rest = c - damping * d - gram_times(y)
+        rest = c - near_null - damping * d - gram_times(y)
         y = jax.tree.map(jnp.add, y, combine(solve(damping, rest), rows))
 
     a = v @ (jnp.where(is_large, 0, damping / (sigma + damping)) * (v.T @ c))

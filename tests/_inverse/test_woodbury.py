@@ -104,7 +104,7 @@ def windows(rng, m=64, d=4000):
 @pytest.mark.parametrize("x64", [True, False], ids=["x64", "float32"])
 @pytest.mark.parametrize("damping", [1e-3, 1e-5, 1e-6])
 @pytest.mark.parametrize("name", ["correlated", "trend", "equal"])
-def test_rows_are_solved_to_1e_4_in_float32(rng, name, damping, x64):
+def test_rows_are_solved_in_float32(rng, name, damping, x64):
     """Oracle: the same form in NumPy float64; with the r x r part in either dtype."""
     G = windows(rng)[name].astype(np.float32)
     rows = (G / np.float32(8)).astype(np.float32)
@@ -114,7 +114,7 @@ def test_rows_are_solved_to_1e_4_in_float32(rng, name, damping, x64):
     with jax.enable_x64(x64):
         P = ok.invert(ok.LowRank(jnp.asarray(rows)), ok.Woodbury(), damping=damping)
         got = np.asarray(ok.solve_rows(P, jnp.asarray(c, np.float32)), np.float64)
-    assert np.linalg.norm(got - want) < 1e-4 * np.linalg.norm(want)
+    assert np.linalg.norm(got - want) < 3e-5 * np.linalg.norm(want)
 
 
 def test_solved_rows_equal_the_product_and_have_derivatives(rng):
