@@ -1,99 +1,175 @@
-"""`python -m benchmarks`: one table per job."""
+"""`python -m benchmarks`: ratios beside the peers and the floor, one table per job."""
 
 import argparse
-import os
-import platform
 import sys
-from collections.abc import Callable
-from typing import Any, TypeAlias
+import time
+from collections.abc import Sequence
+from pathlib import Path
 
 import jax
-from rich.console import Console
-from rich.table import Table
 
-from . import (
-    adahessian,
-    adan,
-    bilevel,
-    convergence,
-    diag,
-    f2sa,
-    implicit,
-    implicit_memory,
-    mfac,
-    quality,
-)
-from .measure import Row
+try:
+    from rich.console import Console
 
-Tables: TypeAlias = list[Row] | list[list[Row]]
-JOBS: dict[str, tuple[str, Callable[[int, int], Tables], int]] = {
-    "adahessian": ("A step of AdaHessian on 512 examples", adahessian.run, 1_800_000),
-    "sophia": ("A step of Sophia on 512 examples", adahessian.run_sophia, 1_800_000),
-    "adan": ("One step of Adan, float32 parameters in 5 leaves", adan.run, 25_000_000),
-    "f2sa": ("50 steps of F2SA, each with 10 of y, batches of 64", f2sa.run, 100),
-    "bilevel": ("100 steps of SOBA and SABA, batches of 64", bilevel.run, 100),
-    "diag": ("Loss, gradient and Hutchinson diagonal", diag.run, 1_800_000),
-    "implicit": ("Hypergradient within 1e-6, float64 weights", implicit.run, 640),
-    "implicit_memory": (
-        "Gradient of a solution by its steps, and without them, float32 weights",
-        implicit_memory.run,
-        3_000,
-    ),
-    "mfac": ("One step of M-FAC, window 512", mfac.run, 1_000_000),
-}
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Runs the chosen jobs and prints their tables."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    jobs = [*JOBS, "convergence", "quality"]
-    parser.add_argument("--job", choices=jobs, action="append", help="default: all")
-    parser.add_argument("--size", type=int, help="number of parameters")
-    parser.add_argument("--rounds", type=int, default=20, help="timed rounds")
-    parser.add_argument(
-        "--tune", action="store_true", help="of quality: search the grids again"
+    from .jobs import JOBS
+    from .machine import describe
+    from .measure import CLOCKS, choose_clock
+    from .page import write_page
+    from .peers import missing
+    from .plots import write
+    from .quality import tune
+    from .report import Done, Session, load, save
+    from .show import (
+        TARGET_HEADINGS,
+        as_grid,
+        as_words,
+        floor_words,
+        summary,
+        target_words,
     )
+except ModuleNotFoundError as error:
+    words = f'{error}; run `pip install -e ".[bench]"` first'
+    print(f"python -m benchmarks: error: {words}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+WIDTH = 120  # of the tables, where nobody looks at a terminal
+EPILOG = f"""\
+jobs: {", ".join(name for name, job in JOBS.items() if not job.is_long)}
+long: {", ".join(name for name, job in JOBS.items() if job.is_long)}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the chosen jobs, prints their tables, writes what was asked for."""
+    parser = _make_parser()
     options = parser.parse_args(argv)
+    if options.size is not None and len(options.job or []) != 1:
+        parser.error("argument --size: needs exactly one --job, whose size it is")
+    if options.tune:
+        tune()
+        return 0
+    jax.config.update("jax_enable_compilation_cache", False)  # compile times are real
+    choose_clock(options.clock)
     console = Console()
-    console.print(_machine())
-    for job in options.job or jobs:
-        if job == "quality":
-            quality.run(console, tune=options.tune)
-            continue
-        if job == "convergence":
-            convergence.run(console)
-            continue
-        title, run, size = JOBS[job]
-        size = options.size or size
-        results: Any = run(size, options.rounds)
-        for rows in results if isinstance(results[0], list) else [results]:
-            console.print(_table(f"{title} ({size:,})", rows))
+    console = console if console.is_terminal else Console(width=WIDTH)
+    session = load(options.show) if options.show else _run(options, console)
+    if options.show:
+        for done in session.done:
+            _print(console, done)
+    _conclude(console, session)
+    _write(session, options)
     return 0
 
 
-def _table(title: str, rows: list[Row]) -> Table:
-    table = Table(title=title)
-    for column in ("", "ms", f"ratio to {rows[0].name}", "quartiles", "compile s"):
-        table.add_column(column, justify="left" if not column else "right")
-    table.add_column("temporaries MB", justify="right")
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.milliseconds:.1f}",
-            f"{row.ratio:.3f}",
-            f"{row.low:.3f} to {row.high:.3f}",
-            f"{row.compile_seconds:.2f}",
-            f"{row.temp_bytes / 1e6:.0f}",
+def _run(options: argparse.Namespace, console: Console) -> Session:
+    names = options.job or [
+        n for n, job in JOBS.items() if options.long or not job.is_long
+    ]
+    machine = describe()
+    console.print(machine)
+    start = time.perf_counter()
+    finished = []
+    for name in names:
+        job, begin = JOBS[name], time.perf_counter()
+        size = options.size or job.size
+        result = job.run(size, options.rounds or job.rounds)
+        result = result._replace(remarks=[*result.remarks, *missing()])
+        finished.append(Done(name, size, time.perf_counter() - begin, result))
+        _print(console, finished[-1])
+        jax.clear_caches()
+    left_out = [name for name, job in JOBS.items() if job.is_long and name not in names]
+    if left_out and not options.job:
+        console.print(
+            f"Left out, as they take minutes (--long): {', '.join(left_out)}."
         )
-    return table
+    return Session(machine, options.clock, finished, time.perf_counter() - start)
 
 
-def _machine() -> str:
-    device = jax.devices()[0]
-    return (
-        f"{platform.machine()}, {os.cpu_count()} cores, {device.device_kind}; "
-        f"Python {platform.python_version()}, jax {jax.__version__}"
+def _print(console: Console, done: Done) -> None:
+    job = JOBS[done.job]
+    console.print()
+    console.rule(f"{done.job}: {job.title}, {done.size:,} {job.unit}", align="left")
+    for table in done.result.tables:
+        console.print(as_grid(table.title, *as_words(table)))
+        if table.floor is not None:
+            console.print(floor_words(table), highlight=False)
+    for remark in done.result.remarks:
+        console.print(remark)
+    for target in done.result.targets:
+        words = target_words(target)
+        spread = f" ({words[3]})" if words[3] else ""
+        line = f"{words[0]}: {words[2]}{spread}, at most {words[1]}: {target.verdict}"
+        console.print(line, style="" if target.verdict == "met" else "bold")
+    console.print(f"{done.seconds:.0f} s", style="dim")
+
+
+def _conclude(console: Console, session: Session) -> None:
+    rows = [
+        target_words(target) for done in session.done for target in done.result.targets
+    ]
+    if len(session.done) > 1 and rows:
+        console.print()
+        console.print(as_grid("Targets", TARGET_HEADINGS, rows))
+    console.print(summary(session))
+
+
+def _write(session: Session, options: argparse.Namespace) -> None:
+    written = []
+    if options.json is not None:
+        save(session, options.json)
+        written.append(options.json)
+    if options.plots is not None:
+        plots = [plot for done in session.done for plot in done.result.plots]
+        written += write(plots, options.plots)
+    if options.write is not None:
+        written += write_page(session, options.write)
+    if written:
+        print("Wrote", ", ".join(map(str, written)))
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.add_argument(
+        "--job",
+        action="extend",
+        nargs="+",
+        choices=JOBS,
+        metavar="NAME",
+        help="which jobs (default: all but the long ones)",
+    )
+    parser.add_argument("--long", action="store_true", help="the long jobs, too")
+    parser.add_argument("--size", type=_positive, help="of one job, in its own unit")
+    parser.add_argument("--rounds", type=_positive, help="how often each is timed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="keep the plots")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE.md", help="write the page, and its plots"
+    )
+    parser.add_argument(
+        "--show", type=Path, metavar="FILE", help="run nothing: a kept --json instead"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="seconds of the wall, or of this process's processors, for a look on a "
+        "machine that others use",
+    )
+    parser.add_argument(
+        "--tune", action="store_true", help="only search the grids of quality again"
+    )
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"needs a whole number from 1, got {text!r}")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ optax's Sophia; and beside AdaHessian in PyTorch where `torch` and one of its po
 the authors' code (`torch_optimizer`, `pytorch_optimizer`) can be imported.
 """
 
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,66 +17,101 @@ import optax
 import optkit as ok
 from optkit._tree import signs
 
-from .measure import Candidate, Row, as_rows, compiled, repeated, timed
-from .network import loss, make_network
+from .machine import floor
+from .measure import Candidate, compiled, in_turn, measure
+from .network import loss, make_network, pass_flops
+from .peers import peer
+from .report import Job, Result, Role, Table, at_most
+from .torch_peers import on_device, synchronised
 
 TORCH_PORTS = {"torch_optimizer": "Adahessian", "pytorch_optimizer": "AdaHessian"}
+PASS = "jvp of value_and_grad, ready probe"
+ADAHESSIAN = "ok.adahessian"
+WRAPPED = "ok.with_hutchinson(ok.adahessian)"
+SOPHIA = "ok.sophia, K = 1"
+TENTH = "ok.with_hutchinson(ok.sophia), K = 10"
 
 
-def run(size: int, rounds: int) -> list[list[Row]]:
+def run(size: int, rounds: int) -> Result:
     """AdaHessian: tables against the pass, optax's Sophia, and PyTorch."""
     params, x, y = make_network(size)
-    ours = _with_diag("ok.adahessian", ok.adahessian(0.1), params, x, y)
     tx = ok.with_hutchinson(ok.adahessian(0.1), key=jr.key(1))
-    wrapped = _with_objective("ok.with_hutchinson(ok.adahessian)", tx, params, x, y)
-    references = [
-        _one_pass(params, x, y),
-        _optax_sophia(1, params, x, y),
-        *_torch_steps(params, x, y),
+    in_torch = list(_torch_steps(params, x, y))
+    candidates = [
+        one_pass(params, x, y),
+        optax_sophia(1, params, x, y),
+        *in_torch,
+        with_diag(ADAHESSIAN, ok.adahessian(0.1), params, x, y),
+        _with_objective(WRAPPED, tx, params, x, y),
     ]
-    return _against_each(references, [ours, wrapped], rounds)
+    timing = measure(candidates, rounds)
+    counted = floor(flops=pass_flops(params))
+
+    def against(reference: Candidate) -> Any:
+        names = [reference.name, ADAHESSIAN, WRAPPED]
+        return timing.table(f"Beside {reference.name}", reference.name, names, counted)
+
+    to_pass, to_sophia, *to_torch = map(against, [*candidates[:2], *in_torch])
+    targets = [
+        at_most(
+            1.15,
+            to_pass.row(ADAHESSIAN),
+            "A step of `ok.adahessian` takes at most 1.15 × one `jvp` of "
+            "`value_and_grad` with a ready probe",
+            _ELEMENTWISE,
+        ),
+        at_most(
+            0.9,
+            to_sophia.row(ADAHESSIAN),
+            "and at most 0.9 × optax's Sophia at interval 1",
+        ),
+    ]
+    targets += [
+        at_most(
+            0.7,
+            table.row(ADAHESSIAN),
+            f"and at most 0.7 × `{table.reference}` (PyTorch)",
+        )
+        for table in to_torch or [_absent()]
+    ]
+    return Result([to_pass, to_sophia, *to_torch], targets)
 
 
-def run_sophia(size: int, rounds: int) -> list[list[Row]]:
+def run_sophia(size: int, rounds: int) -> Result:
     """Sophia: tables against the pass, and optax's at equal intervals."""
     params, x, y = make_network(size)
-    tx = ok.sophia(0.01, update_interval=1)
-    every = _with_diag("ok.sophia, K = 1", tx, params, x, y)
     tx = ok.with_hutchinson(ok.sophia(0.01), key=jr.key(1), update_interval=10)
-    tenth = _with_objective("ok.with_hutchinson(ok.sophia), K = 10", tx, params, x, y)
-    at_one = [_one_pass(params, x, y), _optax_sophia(1, params, x, y)]
-    at_ten = [_optax_sophia(10, params, x, y)]
-    return [
-        *_against_each(at_one, [every], rounds),
-        *_against_each(at_ten, [tenth], 10 * rounds, mean_of=10),
+    every = [
+        one_pass(params, x, y),
+        optax_sophia(1, params, x, y),
+        with_diag(SOPHIA, ok.sophia(0.01, update_interval=1), params, x, y),
     ]
+    tenth = [
+        optax_sophia(10, params, x, y),
+        _with_objective(TENTH, tx, params, x, y),
+    ]
+    timing = measure(every, rounds)
+    counted = floor(flops=pass_flops(params))
+    tables = [
+        timing.table(f"Beside {every[i].name}", every[i].name, names, counted)
+        for i, names in enumerate(([PASS, SOPHIA], [every[1].name, SOPHIA]))
+    ]
+    lazy = measure(tenth, 10 * max(rounds // 2, 1)).mean_of(10)
+    tables.append(lazy.table("A refresh every ten steps: means of ten", tenth[0].name))
+    return Result(tables)
 
 
-def _against_each(
-    references: list[Candidate], ours: list[Candidate], rounds: int, mean_of: int = 1
-) -> list[list[Row]]:
-    """All timed in the same rounds; a table for each reference."""
-    times = timed([*references, *ours], rounds)
-    times = times.reshape(rounds // mean_of, mean_of, -1).mean(axis=1)
-    first = len(references)
-    tables = []
-    for i, reference in enumerate(references):
-        columns = [i, *range(first, first + len(ours))]
-        tables.append(as_rows([reference, *ours], times[:, columns]))
-    return tables
-
-
-def _one_pass(params: Any, x: Any, y: Any) -> Candidate:
+def one_pass(params: Any, x: Any, y: Any) -> Candidate:
     """What a step cannot do without: loss, gradient and one product with H."""
     z = signs(jr.key(2), params)
 
     def pass_(p: Any) -> Any:
         return jax.jvp(lambda p: jax.value_and_grad(loss)(p, x, y), (p,), (z,))
 
-    return repeated("jvp of value_and_grad, ready probe", [pass_], (params,))
+    return in_turn(PASS, [pass_], (params,), "floor")
 
 
-def _with_diag(name: str, tx: Any, params: Any, x: Any, y: Any) -> Candidate:
+def with_diag(name: str, tx: Any, params: Any, x: Any, y: Any) -> Candidate:
     """A step by `ok.value_grad_and_diag`; it draws its own probe."""
     value_grad_diag = ok.value_grad_and_diag(loss)
 
@@ -88,10 +122,12 @@ def _with_diag(name: str, tx: Any, params: Any, x: Any, y: Any) -> Candidate:
         updates, state = tx.update(grads, state, params, hessian_diag=diag)
         return optax.apply_updates(params, updates), state, i + 1, value
 
-    return _stepper(name, step, tx, params)
+    return _stepper(name, step, tx, params, "ours")
 
 
-def _with_objective(name: str, tx: Any, params: Any, x: Any, y: Any) -> Candidate:
+def _with_objective(
+    name: str, tx: Any, params: Any, x: Any, y: Any, role: Role = "ours"
+) -> Candidate:
     """A step of an optimizer that is handed the objective."""
 
     def step(carry: Any) -> Any:
@@ -104,47 +140,46 @@ def _with_objective(name: str, tx: Any, params: Any, x: Any, y: Any) -> Candidat
         updates, state = tx.update(grads, state, params, obj_fn=objective)
         return optax.apply_updates(params, updates), state, i + 1, value
 
-    return _stepper(name, step, tx, params)
+    return _stepper(name, step, tx, params, role)
 
 
-def _optax_sophia(interval: int, params: Any, x: Any, y: Any) -> Candidate:
+def optax_sophia(interval: int, params: Any, x: Any, y: Any) -> Candidate:
     """Optax's Sophia-H; in the steps between, it makes no pass either."""
     tx = optax.contrib.sophia(0.01, update_interval=interval)
     name = f"optax.contrib.sophia, K = {interval}"
-    return _with_objective(name, tx, params, x, y)
+    return _with_objective(name, tx, params, x, y, "peer")
 
 
-def _stepper(name: str, step: Callable[[Any], Any], tx: Any, params: Any) -> Candidate:
+def _stepper(
+    name: str, step: Callable[[Any], Any], tx: Any, params: Any, role: Role
+) -> Candidate:
     """A candidate from a step of (params, state, count, loss), all donated."""
     params = jax.tree.map(jnp.copy, params)
     carry = params, tx.init(params), jnp.zeros([], jnp.int32), jnp.zeros([])
-    return compiled(name, step, jax.tree.map(jnp.copy, carry))
+    return compiled(name, step, jax.tree.map(jnp.copy, carry), role)
 
 
 def _torch_steps(params: Any, x: Any, y: Any) -> Iterator[Candidate]:
     """AdaHessian of each PyTorch port that can be imported, on the same network."""
-    try:
-        torch = importlib.import_module("torch")
-    except ImportError:
-        print("Without PyTorch: `torch` cannot be imported.")
-        return
-    for module, cls in TORCH_PORTS.items():
-        try:
-            optimizer = getattr(importlib.import_module(module), cls)
-        except ImportError:
-            print(f"Without {module}.{cls}: `{module}` cannot be imported.")
-            continue
-        yield _torch_step(torch, f"{module}.{cls}", optimizer, params, x, y)
+    torch = peer("torch")
+    for module, cls in TORCH_PORTS.items() if torch else ():
+        port = peer(module)
+        if port is not None:
+            name = f"{module}.{cls}"
+            yield _torch_step(torch, name, getattr(port, cls), params, x, y)
 
 
 def _torch_step(
     torch: Any, name: str, optimizer: Any, params: Any, x: Any, y: Any
 ) -> Candidate:
-    weights = [torch.tensor(np.asarray(w), requires_grad=True) for w in params]
-    inputs, labels = torch.tensor(np.asarray(x)), torch.tensor(np.asarray(y)).long()
+    def tensor(array: Any) -> Any:
+        return on_device(torch, torch.tensor(np.asarray(array)))
+
+    weights = [tensor(w).requires_grad_() for w in params]
+    inputs, labels = tensor(x), tensor(y).long()
     tx = optimizer(weights, lr=0.1)
 
-    def step(carry: Any) -> Any:
+    def step() -> None:
         hidden = inputs
         for w in weights[:-1]:
             hidden = torch.tanh(hidden @ w)
@@ -154,6 +189,44 @@ def _torch_step(
         for w in weights:
             w.grad = None  # breaks the cycle that keeps the graph alive
         value.item()
-        return carry
 
-    return Candidate(name, step, ())
+    return Candidate(name, synchronised(torch, step), (), "peer")
+
+
+def _absent() -> Any:
+    """A table without rows, for the target of a peer that is not here."""
+    return Table("", "the authors' optimizer", [])
+
+
+_ELEMENTWISE = (
+    "What comes on top of the pass is elementwise: the probe is drawn and multiplied "
+    "with its product, and the update reads and writes six trees. It does not shrink "
+    "with the batch, so its share depends on how fast the machine multiplies matrices "
+    "beside how fast it moves memory."
+)
+_NETWORK = "float32 weights of a tanh network, 784 inputs, 512 examples"
+
+JOB = Job(
+    title="A step of AdaHessian, from the batch to the new weights",
+    run=run,
+    size=1_800_000,
+    unit=_NETWORK,
+    reading=(
+        "The Hessian diagonal comes out of the pass that makes the gradient, so a step "
+        "costs that pass and some elementwise work. `ok.with_hutchinson` is the same "
+        "behind the interface of optax, where gradient and curvature are two passes. "
+        "PyTorch builds the graph of the gradient anew in every step and goes through "
+        "it twice. The floor counts the products of matrices alone."
+    ),
+)
+JOB_SOPHIA = Job(
+    title="A step of Sophia, from the batch to the new weights",
+    run=run_sophia,
+    size=1_800_000,
+    unit=_NETWORK,
+    reading=(
+        "With a refresh in every step the order is that of AdaHessian. With one in ten "
+        "steps both libraries make the pass in the step that refreshes alone, and the "
+        "ratio nears that of two gradients."
+    ),
+)

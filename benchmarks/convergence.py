@@ -1,79 +1,191 @@
-"""‖∇Φ‖² of the bilevel solvers on the simulated quadratic problem, in closed form."""
+"""Bilevel solvers to a target: ‖∇Φ‖² by steps and seconds, beside flat scripts.
 
-from typing import Any
+The simulated quadratic problem, whose ‖∇Φ‖² is known in closed form. Script and solver
+have the same step sizes and see the same minibatches, so they make the same iterates to
+rounding, and their seconds compare. All run in turn, a thousand steps at a time.
+"""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import optax
+import numpy as np
+from jax import lax
 from jaxtyping import Array
-from rich.console import Console
-from rich.table import Table
 
-import optkit as ok
+from . import bilevel, f2sa
+from .measure import Candidate, Timing, compiled
+from .problems import Problem, hypergradient, simulated
+from .report import NAN, Job, Line, Plot, Result, Role, Table, at_most
 
-from . import f2sa
-from .problems import Problem, hypergradient, quadratic, rows, simulated
-
-DIM, NUM_BLOCKS = 100, 16
-MARKS = (1_000, 5_000, 10_000, 50_000)
-
-
-def run(console: Console) -> None:
-    """Prints a row for each solver: 1,024 examples, batches of 64, float32."""
-    problem = simulated(key=jr.key(0), dim_x=DIM, dim_y=DIM)
-    table = Table(title="‖∇Φ‖² after so many steps, 100 + 100 variables")
-    for column in ("", *(f"{mark:,}" for mark in MARKS)):
-        table.add_column(column, justify="right" if column else "left")
-    for name, (solver, batches) in solvers(problem).items():
-        table.add_row(name, *map("{:.1e}".format, values(problem, solver, batches)))
-    console.print(table)
+NUM_STEPS, CHUNK = 50_000, 1_000
+MARKS = (1_000, 10_000, 50_000)
+GOAL = 1e-2
+PAIRS = {
+    "SOBA": (bilevel.SOBA_SCRIPT, bilevel.SOBA),
+    "SABA": (bilevel.SABA_SCRIPT, bilevel.SABA),
+    "F2SA": (f2sa.SCRIPT, f2sa.OURS),
+}
 
 
-def values(problem: Problem, solver: ok.BilevelSolver, batches: Any) -> list[float]:
-    """‖∇Φ‖² at the marks."""
-    state, found = solver.init(jnp.zeros(DIM), jnp.zeros(DIM)), []
-    square = jax.jit(lambda x, problem: jnp.sum(hypergradient(problem, x) ** 2))
-    for start, mark in zip((0, *MARKS), MARKS, strict=False):
-        state, _ = ok.run(solver, state, batches, mark - start, every=1_000)
-        found.append(float(square(state.x, problem)))
+class Contender(NamedTuple):
+    """A step of a state, the number of the step and the minibatches; and a start."""
+
+    step: Callable[[Any, Array, Problem], Any]
+    start: Any
+    x_of: Callable[[Any], Array]
+    role: Role
+
+
+class Path(NamedTuple):
+    """What a contender did: seconds of every chunk, and ‖∇Φ‖² after it."""
+
+    candidate: Candidate
+    seconds: list[float]
+    squares: list[float]
+
+
+def run(size: int, rounds: int) -> Result:
+    """A table for each solver: 1,024 examples, batches of 64, float32."""
+    del rounds
+    problem = bilevel.single(simulated(key=jr.key(0), dim_x=size, dim_y=size))
+    paths = _paths(problem, _contenders(size))
+    tables = [_table(name, pair, paths) for name, pair in PAIRS.items()]
+    lines = [
+        Line(name, path.candidate.role, np.cumsum(path.seconds).tolist(), path.squares)
+        for name, path in paths.items()
+    ]
+    plot = Plot("bilevel", "Bilevel solvers", "seconds", "‖∇Φ‖²", lines)
+    falls = [paths[f2sa.OURS].squares[mark // CHUNK - 1] for mark in MARKS]
+    targets = [
+        at_most(
+            1.0,
+            max(after / before for before, after in itertools.pairwise(falls)),
+            "F2SA's ‖∇Φ‖² falls from 1,000 to 10,000 to 50,000 steps",
+        ),
+        at_most(
+            1e-10,
+            paths[bilevel.SABA].squares[-1],
+            "SABA's ‖∇Φ‖² ends below 1e-10, where SOBA stalls",
+        ),
+    ]
+    return Result(tables, targets, [plot])
+
+
+def _contenders(size: int) -> dict[str, Contender]:
+    zeros = jnp.zeros(size, jnp.float32), jnp.zeros(size, jnp.float32)
+    contenders = {}
+    solvers = (
+        (bilevel.soba(), bilevel.soba_script, bilevel.soba_start),
+        (bilevel.saba(), bilevel.saba_script, bilevel.saba_start),
+    )
+    names = PAIRS["SOBA"], PAIRS["SABA"]
+    for (solver, script, start), (flat, ours) in zip(solvers, names, strict=True):
+        contenders[flat] = Contender(_on_pairs(script), start(*zeros), _first, "peer")
+        step = _on_pairs(bilevel.ours(solver))
+        contenders[ours] = Contender(step, solver.init(*zeros), _x, "ours")
+    solver, flat = f2sa.solver(f2sa.schedule()), f2sa.script_start(*zeros)
+    contenders[f2sa.SCRIPT] = Contender(_on_four(f2sa.script), flat, _first, "peer")
+    step = _on_four(lambda state, batches: solver.step(state, batches)[0])
+    contenders[f2sa.OURS] = Contender(step, solver.init(*zeros), _x, "ours")
+    return contenders
+
+
+def _on_pairs(step: Any) -> Callable[[Any, Array, Problem], Any]:
+    """A minibatch for either level."""
+
+    def on_step(state: Any, k: Array, blocks: Problem) -> Any:
+        key = jr.fold_in(jr.key(1), k)
+        i, j = jr.randint(key, (2,), 0, bilevel.NUM_BLOCKS)
+        return step(state, blocks, i, j)
+
+    return on_step
+
+
+def _on_four(step: Any) -> Callable[[Any, Array, Problem], Any]:
+    """Minibatches for four gradients, with one inner step."""
+
+    def on_step(state: Any, k: Array, blocks: Problem) -> Any:
+        key = jr.fold_in(jr.key(1), k)
+        return step(state, f2sa.draw(blocks, key, inner_steps=1))
+
+    return on_step
+
+
+def _first(state: Any) -> Array:
+    return state[0]
+
+
+def _x(state: Any) -> Array:
+    return state.x
+
+
+def _paths(problem: Problem, contenders: dict[str, Contender]) -> dict[str, Path]:
+    square = jax.jit(lambda x: jnp.sum(hypergradient(problem, x) ** 2))
+    blocks = bilevel.in_blocks(problem)
+    paths, carries = {}, {}
+    for name, contender in contenders.items():
+        carries[name] = contender.start, jnp.zeros([], jnp.int32), blocks
+        chunk = _chunk(contender.step)
+        made = compiled(name, chunk, carries[name], contender.role, donate=False)
+        paths[name] = Path(made, [], [])
+    for _ in range(NUM_STEPS // CHUNK):
+        for name, path in paths.items():
+            start = time.perf_counter()
+            carries[name] = jax.block_until_ready(path.candidate.run(carries[name]))
+            path.seconds.append(time.perf_counter() - start)
+            x = contenders[name].x_of(carries[name][0])
+            path.squares.append(float(square(x)))
+    return paths
+
+
+def _chunk(step: Callable[[Any, Array, Problem], Any]) -> Callable[[Any], Any]:
+    def chunk(carry: Any) -> Any:
+        state, k, blocks = carry
+
+        def one(state: Any, k: Array) -> Any:
+            return step(state, k, blocks), None
+
+        state, _ = lax.scan(one, state, k + jnp.arange(CHUNK, dtype=jnp.int32))
+        return state, k + CHUNK, blocks
+
+    return chunk
+
+
+def _table(title: str, pair: tuple[str, str], paths: dict[str, Path]) -> Table:
+    both = [paths[name] for name in pair]
+    times = np.array([path.seconds for path in both]).T
+    extras = {name: _found(paths[name]) for name in pair}
+    timing = Timing([path.candidate for path in both], times)
+    return timing.table(f"{title}, {CHUNK:,} steps", pair[0], extras=extras)
+
+
+def _found(path: Path) -> dict[str, float]:
+    """When the goal was reached, and ‖∇Φ‖² at the marks."""
+    reached = [k for k, square in enumerate(path.squares) if square < GOAL]
+    chunks = reached[0] + 1 if reached else None
+    found = {
+        f"steps to {GOAL:.0e}": float(chunks * CHUNK) if chunks else NAN,
+        f"seconds to {GOAL:.0e}": sum(path.seconds[:chunks]) if chunks else NAN,
+    }
+    for mark in MARKS:
+        found[f"at {mark:,}"] = path.squares[mark // CHUNK - 1]
     return found
 
 
-def solvers(problem: Problem) -> dict[str, tuple[ok.BilevelSolver, Any]]:
-    """Each solver, and its batch for the number of a step."""
-    blocks = jax.tree.map(lambda a: a.reshape(NUM_BLOCKS, -1, *a.shape[1:]), problem)
-
-    def draw(k: Array) -> tuple[Array, Any, Array, Any]:
-        i, j = jr.randint(jr.fold_in(jr.key(1), k), (2,), 0, NUM_BLOCKS)
-        return i, rows(blocks.upper, i), j, rows(blocks.lower, j)
-
-    def plain(k: Array) -> ok.Batches:
-        _, upper, _, lower = draw(k)
-        return ok.Batches(upper_x=upper, lower_x=lower)
-
-    def terms(k: Array) -> ok.Batches:
-        i, upper, j, lower = draw(k)
-        return ok.Batches(upper_x=ok.Term(i, upper), lower_x=ok.Term(j, lower))
-
-    def decreasing(c: float) -> Any:
-        return optax.sgd(lambda k: c / (k + 1) ** 0.5)
-
-    soba = ok.soba(quadratic, quadratic, outer=decreasing(0.3), inner=decreasing(0.3))
-    saba = ok.saba(
-        quadratic,
-        quadratic,
-        num_upper=NUM_BLOCKS,
-        num_lower=NUM_BLOCKS,
-        outer=optax.sgd(0.3),
-        inner=optax.sgd(0.3),
-    )
-
-    def four(k: Array) -> ok.Batches:
-        return f2sa.draw(blocks, jr.fold_in(jr.key(1), k), inner_steps=1)
-
-    return {
-        "SOBA": (soba, plain),
-        "SABA": (saba, terms),
-        "F2SA": (f2sa.solver(f2sa.schedule()), four),
-    }
+JOB = Job(
+    title="Bilevel solvers to a target",
+    run=run,
+    size=100,
+    unit="entries each of x and y, 1,024 examples, batches of 64",
+    reading=(
+        "The ratio of a solver to its script is that of a step, as the iterates are "
+        "the same. SOBA and F2SA have noisy gradients and decreasing steps, so they "
+        "crawl in the end. SABA remembers a gradient for each minibatch: its noise "
+        "vanishes, its steps are constant, and it goes to the rounding of float32."
+    ),
+)

@@ -11,6 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from .report import NAN, Floor, Memory, Role, Row, Table
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+"""What seconds are of: `cpu` counts this process alone, on a machine that is shared."""
+
 
 class Candidate(NamedTuple):
     """Something to time: `run` takes and returns the carry, which it may donate."""
@@ -18,74 +23,142 @@ class Candidate(NamedTuple):
     name: str
     run: Callable[[Any], Any]
     carry: Any
-    compile_seconds: float = float("nan")
-    temp_bytes: float = float("nan")
+    role: Role = "ours"
+    compile_seconds: float = NAN
+    memory: Memory | None = None
+    trace_seconds: float = NAN  # the part of the former before the compiler
 
 
-class Row(NamedTuple):
-    """One line of a table; ratios are to the first candidate."""
+class Timing(NamedTuple):
+    """Seconds of all candidates: a row for each round, a column for each of them."""
 
-    name: str
-    milliseconds: float
-    ratio: float
-    low: float
-    high: float
-    compile_seconds: float
-    temp_bytes: float
+    candidates: Sequence[Candidate]
+    times: np.ndarray
+
+    def table(
+        self,
+        title: str,
+        reference: str,
+        names: Sequence[str] | None = None,
+        floor: Floor | None = None,
+        extras: dict[str, dict[str, float]] | None = None,
+    ) -> Table:
+        """Medians and quartiles of some candidates, and their ratios to one of them.
+
+        Args:
+            title: what is timed.
+            reference: the name of the candidate that ratios are to.
+            names: of the candidates to show, in this order; None is all of them.
+            floor: what the machine would need for the bytes and FLOPs alone.
+            extras: further columns, by the name of a candidate.
+
+        Returns:
+            A table with a row for each of the names that there is.
+        """
+        columns = {c.name: j for j, c in enumerate(self.candidates)}
+        base = self.times[:, columns[reference]]
+        rows = [
+            self._row(columns[name], base, (extras or {}).get(name, {}))
+            for name in names or columns
+            if name in columns
+        ]
+        return Table(title, reference, rows, floor)
+
+    def mean_of(self, count: int) -> "Timing":
+        """Means over so many rounds at a time: for steps of unequal cost."""
+        blocks = self.times.reshape(-1, count, self.times.shape[1])
+        return Timing(self.candidates, blocks.mean(axis=1))
+
+    def _row(self, j: int, base: np.ndarray, extra: dict[str, float]) -> Row:
+        candidate, seconds = self.candidates[j], self.times[:, j]
+        low, middle, high = np.quantile(seconds / base, (0.25, 0.5, 0.75))
+        return Row(
+            candidate.name,
+            candidate.role,
+            1e3 * float(np.median(seconds)),
+            float(middle),
+            float(low),
+            float(high),
+            candidate.compile_seconds,
+            candidate.memory,
+            extra,
+        )
 
 
 def compiled(
-    name: str, fn: Callable[[Any], Any], carry: Any, donate: bool = True
+    name: str,
+    fn: Callable[[Any], Any],
+    carry: Any,
+    role: Role = "ours",
+    *,
+    donate: bool = True,
 ) -> Candidate:
     """A candidate from a pure function of its carry, compiled ahead of time."""
-    start = time.perf_counter()
+    now = CLOCKS[clock()]
+    start = now()
     donated = (0,) if donate else ()
-    executable = jax.jit(fn, donate_argnums=donated).lower(carry).compile()
-    seconds = time.perf_counter() - start
-    memory = executable.memory_analysis()
-    temp = float("nan") if memory is None else float(memory.temp_size_in_bytes)
-    return Candidate(name, executable, carry, seconds, temp)
+    lowered = jax.jit(fn, donate_argnums=donated).lower(carry)
+    traced = now() - start
+    executable = lowered.compile()
+    seconds = now() - start
+    memory = memory_of(executable)
+    return Candidate(name, executable, carry, role, seconds, memory, traced)
 
 
-def repeated(
-    name: str, functions: Sequence[Callable[..., Any]], args: tuple[Any, ...]
+def memory_of(executable: Any) -> Memory | None:
+    """What the compiler says that an executable needs, where it says so."""
+    found = executable.memory_analysis()
+    if found is None:
+        return None
+    return Memory(
+        float(found.argument_size_in_bytes),
+        float(found.output_size_in_bytes),
+        float(found.alias_size_in_bytes),
+        float(found.temp_size_in_bytes),
+    )
+
+
+def in_turn(
+    name: str,
+    functions: Sequence[Callable[..., Any]],
+    args: tuple[Any, ...],
+    role: Role = "ours",
 ) -> Candidate:
     """A candidate that calls functions of the same arguments, one after the other."""
-    made = [compiled(name, lambda c, f=f: f(*c), args, False) for f in functions]
+    made = [compiled(name, lambda c, f=f: f(*c), args, donate=False) for f in functions]
 
     def run(args: tuple[Any, ...]) -> tuple[Any, ...]:
         jax.block_until_ready([candidate.run(args) for candidate in made])
         return args
 
     seconds = sum(candidate.compile_seconds for candidate in made)
-    return Candidate(name, run, args, seconds, max(c.temp_bytes for c in made))
+    memories = [candidate.memory for candidate in made if candidate.memory]
+    largest = max(memories, key=lambda memory: memory.peak, default=None)
+    return Candidate(name, run, args, role, seconds, largest)
 
 
-def measure(candidates: Sequence[Candidate], rounds: int = 20) -> list[Row]:
+def measure(candidates: Sequence[Candidate], rounds: int) -> Timing:
     """Times all candidates in turn, `rounds` times, after one round of warming up."""
-    return as_rows(candidates, timed(candidates, rounds))
-
-
-def timed(candidates: Sequence[Candidate], rounds: int) -> np.ndarray:
-    """Seconds, a row for each round, a column for each candidate."""
+    now = CLOCKS[clock()]
     carries = [candidate.carry for candidate in candidates]
     times = np.zeros((rounds + 1, len(candidates)))
     for i in range(rounds + 1):
         for k in range(len(candidates)):
             j = (i + k) % len(candidates)  # nobody is always first
-            start = time.perf_counter()
+            start = now()
             carries[j] = jax.block_until_ready(candidates[j].run(carries[j]))
-            times[i, j] = time.perf_counter() - start
-    return times[1:]
+            times[i, j] = now() - start
+    return Timing(candidates, times[1:])
 
 
-def as_rows(candidates: Sequence[Candidate], times: np.ndarray) -> list[Row]:
-    """Medians and quartiles; the first candidate is what ratios are to."""
-    ratios = times / times[:, :1]
-    rows = []
-    for j, candidate in enumerate(candidates):
-        low, middle, high = np.quantile(ratios[:, j], (0.25, 0.5, 0.75))
-        milliseconds = 1e3 * float(np.median(times[:, j]))
-        extra = candidate.compile_seconds, candidate.temp_bytes
-        rows.append(Row(candidate.name, milliseconds, middle, low, high, *extra))
-    return rows
+_chosen = ["wall"]
+
+
+def clock() -> str:
+    """The name of the clock that `measure` reads."""
+    return _chosen[0]
+
+
+def choose_clock(name: str) -> None:
+    """Sets what `measure` reads from here on: a name in `CLOCKS`."""
+    _chosen[0] = name

@@ -14,7 +14,7 @@ NUM_INPUTS, NUM_CLASSES = 784, 10
 def make_network(size: int) -> tuple[list[Any], Any, Any]:
     """About `size` float32 weights in three leaves, a batch of inputs, and labels."""
     ends = NUM_INPUTS + NUM_CLASSES
-    width = int((-ends + (ends**2 + 4 * size) ** 0.5) / 2)  # of both hidden layers
+    width = max(int((-ends + (ends**2 + 4 * size) ** 0.5) / 2), 1)
     widths = (NUM_INPUTS, width, width, NUM_CLASSES)
     keys = jr.split(jr.key(0), len(widths))
     params = [
@@ -31,3 +31,14 @@ def loss(params: Any, x: Any, y: Any) -> jax.Array:
         x = jnp.tanh(x @ w)
     logits = x @ params[-1]
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+
+
+def pass_flops(params: Any) -> float:
+    """FLOPs of the products in one `jvp` of `value_and_grad`; all else is left out.
+
+    A layer x w has three products of the same size: x w, xᵀg and g wᵀ, of which each
+    has two in its tangent, and each of them costs 2 b m n. The inputs are constant:
+    the first layer has no g wᵀ, and one product in each tangent.
+    """
+    first, *others = (2.0 * NUM_EXAMPLES * w.size for w in params)
+    return (2 + 2) * first + (3 + 6) * sum(others)

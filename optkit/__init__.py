@@ -75,7 +75,10 @@ from ._curvature.low_rank import (
     empirical_fisher as empirical_fisher,
 )
 from ._curvature.masked import Masked as Masked
+from ._curvature.spectrum import Spectrum as Spectrum, spectrum as spectrum
 from ._curvature.trace import hutchinson_trace as hutchinson_trace
+from ._diagnostics import plot as plot
+from ._diagnostics.progress import scan_with_progress as scan_with_progress
 from ._implicit import (
     optimality as optimality,
     projections as projections,

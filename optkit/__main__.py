@@ -14,7 +14,7 @@ import jax.random as jr
 try:
     from rich.console import Console
 
-    from .demo import cleaning_command
+    from .demo import cleaning_command, distributed
     from .demo.data import digits
     from .demo.optimizers import OPTIMIZERS
     from .demo.progress import add_bar, progress_bar
@@ -40,7 +40,8 @@ writes it with the learning curves. No download. Ctrl-C keeps what is finished.
 EPILOG = f"""\
 optimizers: {", ".join(OPTIMIZERS)}
 example:    {PROG} --optimizers adan --steps 500 --out my-run
-also:       {PROG} cleaning   (finds wrong labels)
+also:       {PROG} cleaning      (finds wrong labels)
+            {PROG} distributed   (trains on several processes)
 """
 
 
@@ -59,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return cleaning_command.main(
             words[1:], parser, _whole(0, 2**32 - 1), _held_interrupt
         )
+    if words[:1] == ["distributed"]:
+        parser = _Parser(prog=f"{PROG} distributed")
+        return distributed.main(words[1:], parser, _whole)
     parser = _make_parser()
     options = parser.parse_args(words)
     names = _split_names(options.optimizers, parser)

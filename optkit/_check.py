@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
 
@@ -122,6 +123,25 @@ def check_params(call: str, params: PyTree | None) -> None:
             f"`{call}` reads the parameters, got params=None. Pass them: "
             f"`tx.update(grads, state, params)`."
         )
+
+
+def check_pair(call: str, updates: PyTree, params: PyTree) -> None:
+    """Raises a `ValueError` unless updates have structure and shapes of the params."""
+    again = "Pass the params that the updates are for."
+    if (got := jax.tree.structure(updates)) != (want := jax.tree.structure(params)):
+        raise ValueError(
+            f"`{call}` got updates of another structure than the params. {again}\n"
+            f"  updates: {got}\n  params: {want}"
+        )
+    leaves = zip(
+        jtu.tree_leaves_with_path(updates), jax.tree.leaves(params), strict=True
+    )
+    for (path, leaf), like in leaves:
+        if jnp.shape(leaf) != jnp.shape(like):
+            raise ValueError(
+                f"`{call}` got shape {jnp.shape(leaf)} at updates{jtu.keystr(path)}, "
+                f"and the params have {jnp.shape(like)} there. {again}"
+            )
 
 
 def _as_number(call: str, name: str, value: object) -> float | None:
@@ -255,3 +275,33 @@ def check_positive(call: str, name: str, value: object) -> None:
     number = _as_number(call, name, value)
     if number is not None and not 0.0 < number < math.inf:
         raise ValueError(f"`{call}` needs a finite {name} > 0, got {name}={value!r}.")
+
+
+def check_transform(call: str, name: str, transform: Any) -> None:
+    """Raises a `TypeError` for what is not an optax transform."""
+    if not isinstance(transform, optax.GradientTransformation):
+        raise TypeError(
+            f"`{call}` needs an optax transform for {name}, such as `optax.sgd(0.1)`, "
+            f"got {transform!r}."
+        )
+
+
+def check_function(call: str, name: str, function: Any) -> None:
+    """Raises a `TypeError` for what cannot be called."""
+    if not callable(function):
+        raise TypeError(
+            f"`{call}` needs a function for {name}, got {function!r}. Pass the "
+            f"function itself, not its value."
+        )
+
+
+def check_key(call: str, key: Any) -> None:
+    """Raises a `TypeError` unless this is one random key, typed or raw."""
+    dtype = getattr(key, "dtype", None)
+    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    is_raw = dtype == jnp.uint32
+    if not (is_typed and key.shape == ()) and not (is_raw and key.ndim == 1):
+        raise TypeError(
+            f"`{call}` needs one random key, got {key!r}. Pass "
+            f"`key=jax.random.key(0)`, or one element of `jax.random.split`."
+        )

@@ -12,7 +12,13 @@ import jax
 import lineax as lx
 from jaxtyping import Array, Float, PyTree
 
-from ._check import check_batch, check_positive_int, check_scalar, check_vector
+from ._check import (
+    check_batch,
+    check_function,
+    check_positive_int,
+    check_scalar,
+    check_vector,
+)
 from ._curvature.base import check_symmetric
 from ._tree import dot
 from ._types import Params
@@ -58,7 +64,7 @@ def influence(
     Raises:
         ValueError: for a loss that is not one scalar, examples without a common
             leading axis, none at all, an inverse on other params, or chunk < 1.
-        TypeError: for a loss that is not real floating.
+        TypeError: for a loss that is no function, or not real floating.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -76,6 +82,7 @@ def influence(
         Koh and Liang 2017, arXiv:1703.04730, equation 2, with the sign of removal.
     """
     call = "ok.influence"
+    check_function(call, "example_loss", example_loss)
     check_positive_int(call, "chunk", chunk)
     check_symmetric(call, inverse)
     check_batch(call, "train", train)

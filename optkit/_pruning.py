@@ -14,7 +14,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
-from ._check import check_positive_int, check_vector
+from ._check import check_function, check_positive_int, check_vector
 from ._curvature.base import check_symmetric, diagonal_of
 from ._curvature.masked import Masked
 from ._inverse.base import invert
@@ -89,9 +89,14 @@ def obs_summed(
     Returns:
         The new params, zero in S.
 
+    Raises:
+        ValueError: for an inverse or a `removed` unlike the params.
+        TypeError: for a `removed` that is not boolean.
+
     Reference:
         Frantar et al. 2021, arXiv:2107.03356, and the authors' code.
     """
+    _check_removal("ok.obs_summed", params, inverse, removed)
     ratio = jax.tree.map(jnp.divide, params, diagonal_of(inverse))
     return _removed(params, inverse.mv(_only(removed, ratio)), removed)
 
@@ -115,10 +120,15 @@ def obs_joint(
     Returns:
         The new params, zero in S.
 
+    Raises:
+        ValueError: for an inverse or a `removed` unlike the params.
+        TypeError: for a `removed` that is not boolean.
+
     Reference:
         The equality-constrained quadratic program; Singh and Alistarh 2020,
         arXiv:2004.14340, appendix on joint removal.
     """
+    _check_removal("ok.obs_joint", params, inverse, removed)
     rtol = 1e3 * max(jnp.finfo(w.dtype).eps for w in jax.tree.leaves(params))
     inner = invert(Masked(inverse, removed), CG(rtol=float(rtol)))
     multipliers = inner.mv(_only(removed, params))
@@ -155,6 +165,7 @@ def obs_prune(
     Raises:
         ValueError: for a sparsity outside [0, 1), or an inverse, `kept` or `mask` of
             another structure than the params.
+        TypeError: for an `update` that is no function.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -168,6 +179,7 @@ def obs_prune(
         Frantar et al. 2021, arXiv:2107.03356, section 3.1 and the authors' code.
     """
     _check_sparsity("ok.obs_prune", sparsity)
+    check_function("ok.obs_prune", "update", update)
     check_symmetric("ok.obs_prune", inverse)
     check_vector("ok.obs_prune", params, inverse.in_structure())
     kept = _all_kept(params) if kept is None else kept
@@ -240,6 +252,7 @@ def obs_prune_gradually(
     Raises:
         ValueError: for a sparsity outside [0, 1), num_rounds < 1, and as
             `ok.obs_prune`.
+        TypeError: for a `make_inverse` that is no function.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -259,6 +272,7 @@ def obs_prune_gradually(
         Frantar et al. 2021, arXiv:2107.03356, the authors' code: 16 rounds a step.
     """
     _check_sparsity("ok.obs_prune_gradually", sparsity)
+    check_function("ok.obs_prune_gradually", "make_inverse", make_inverse)
     check_positive_int("ok.obs_prune_gradually", "num_rounds", num_rounds)
     pruned = Pruned(params, _all_kept(params) if kept is None else kept)
     start = _sparsity(pruned.kept, mask)
@@ -273,6 +287,37 @@ def obs_prune_gradually(
             update=update,
         )
     return pruned
+
+
+def _check_removal(
+    call: str, params: Params, inverse: lx.AbstractLinearOperator, removed: PyTree
+) -> None:
+    """Raises unless the inverse is on the params and `removed` are booleans like them.
+
+    Args:
+        call: the public function to name in the message.
+        params: the weights.
+        inverse: P.
+        removed: S.
+
+    Raises:
+        TypeError: for an inverse that is no operator, or a mask that is not boolean.
+        ValueError: for trees unlike the params.
+    """
+    check_symmetric(call, inverse)
+    check_vector(call, params, inverse.in_structure())
+    shapes = jax.tree.map(jnp.shape, removed), jax.tree.map(jnp.shape, params)
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"`{call}` needs a boolean array in removed for each leaf of the params.\n"
+            f"  removed: {shapes[0]}\n  params: {shapes[1]}"
+        )
+    for leaf in jax.tree.leaves(removed):
+        if jnp.result_type(leaf) != jnp.bool_:
+            raise TypeError(
+                f"`{call}` needs boolean arrays in removed, got "
+                f"{jnp.result_type(leaf)}. Compare, for example `saliency < 0.1`."
+            )
 
 
 def _removed(params: Params, step: Params, removed: PyTree) -> Params:

@@ -12,7 +12,7 @@ LAYERS = [
     {"_types", "_tree", "_check"},
     {"_curvature"},
     {"_inverse"},
-    {"_optim", "_implicit", "_influence", "_pruning"},
+    {"_optim", "_implicit", "_influence", "_pruning", "_diagnostics"},
     {"_bilevel"},
     {"demo"},
 ]

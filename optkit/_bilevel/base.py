@@ -19,7 +19,12 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from .._check import check_real_params, check_scalar
+from .._check import (
+    check_function,
+    check_real_params,
+    check_scalar,
+    check_transform as check_transform,
+)
 from .._inverse.results import RESULTS, all_finite
 from .._tree import dot
 from .._types import Params
@@ -189,13 +194,14 @@ def descend(
 
     Raises:
         ValueError: where transform or projection return another structure or shape.
-        TypeError: where they return another dtype.
+        TypeError: where they return another dtype, or the projection is no function.
     """
     updates, following = transform.update(gradient, memory, variable)
     what = f"the optax transform of {name} returned a state"
     check_kept(call, what, following, memory)
     moved: Params = optax.apply_updates(variable, updates)
     if project is not None:
+        check_function(call, f"project_{name}", project)
         moved = project(moved)
         check_kept(call, f"project_{name}({name}) returned a tree", moved, variable)
     return moved, following
@@ -269,15 +275,6 @@ def relative_residual(product: Params, b: Params) -> Float[Array, ""]:
     size = norm(b)
     left = norm(jax.tree.map(jnp.subtract, product, b))
     return left / jnp.where(size > 0, size, 1)
-
-
-def check_transform(call: str, name: str, transform: Any) -> None:
-    """Raises a `TypeError` for what is not an optax transform."""
-    if not isinstance(transform, optax.GradientTransformation):
-        raise TypeError(
-            f"`{call}` needs an optax transform for {name}, such as `optax.sgd(0.1)`, "
-            f"got {transform!r}."
-        )
 
 
 def objectives_of(

@@ -17,6 +17,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
 from .._check import check_non_negative, check_positive
@@ -24,7 +25,7 @@ from .._curvature.autodiff import hessian
 from .._implicit.linear import attempt, for_general
 from .._inverse.base import AbstractInverse, invert
 from .._inverse.gmres import GMRES
-from .._tree import structure_of
+from .._tree import explicit_sharding, structure_of
 from .._types import Params
 from .base import (
     Batch,
@@ -130,16 +131,18 @@ class Implicit(AbstractHypergradient):
         upper, lower = objectives
         F, F_x, F_y = upper_slopes(upper, x, y, batches[0].upper_x)
         batch = batches[0].lower_x
-        P = invert(
-            self._curvature(lower, x, y, batch), self.solver, damping=self.damping
-        )
-        if memory is None:
-            solution = P.solve(F_y)
-            v = solution.value
-        else:
-            left = jax.tree.map(jnp.subtract, F_y, P.operator.mv(memory))
-            solution = P.solve(left)
-            v = jax.tree.map(jnp.add, memory, solution.value)
+
+        def solve(x: Params, y: Params, batch: Batch, b: Params, v: PyTree) -> Any:
+            P = invert(
+                self._curvature(lower, x, y, batch), self.solver, damping=self.damping
+            )
+            if v is None:
+                solution = P.solve(b)
+                return solution.value, solution.result
+            solution = P.solve(jax.tree.map(jnp.subtract, b, P.operator.mv(v)))
+            return jax.tree.map(jnp.add, v, solution.value), solution.result
+
+        v, result = _on_auto_axes(solve, y)(x, y, batch, F_y, memory)
         g, g_y, pull = slope_of(lower, x, y, batch)
         J_v, H_v = pull(v)
         info = HypergradientInfo(
@@ -149,7 +152,7 @@ class Implicit(AbstractHypergradient):
             F_x,
             norm(g_y),
             relative_residual(H_v, F_y),
-            solution.result,
+            result,
         )
         gradient = jax.tree.map(jnp.subtract, F_x, J_v)
         return gradient, info, v if self.warm_start else None
@@ -279,6 +282,21 @@ class ImplicitProjected(AbstractHypergradient):
             result,
         )
         return jax.tree.map(jnp.add, F_x, through), info, memory
+
+
+def _on_auto_axes(solve: Callable[..., Any], y: Params) -> Callable[..., Any]:
+    """The function, with explicit mesh axes turned to automatic ones inside.
+
+    Lineax's solve forgets shardings that are part of a type.
+
+    Returns:
+        A function that returns a tree sharded as y, and a replicated one.
+    """
+    shardings = jax.tree.map(explicit_sharding, y)
+    if not (given := jax.tree.leaves(shardings)):
+        return solve
+    whole = NamedSharding(given[0].mesh, PartitionSpec())
+    return jax.sharding.auto_axes(solve, out_sharding=(shardings, whole))
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ def f2sa_schedule(
 
     Raises:
         ValueError: for constants that are not positive.
+        TypeError: for something else than an `ok.Constants`.
 
     Example:
         >>> import optkit as ok
@@ -123,6 +124,7 @@ def f3sa_schedule(
 
     Raises:
         ValueError: for constants that are not positive.
+        TypeError: for something else than an `ok.Constants`.
 
     Reference:
         Kwon et al. 2023, arXiv:2301.10945.
@@ -171,6 +173,8 @@ def _exponents(
 
 
 def _checked(call: str, constants: Constants) -> tuple[float, float, float, float]:
+    if not isinstance(constants, Constants):
+        raise TypeError(f"`{call}` needs an `ok.Constants`, got {constants!r}.")
     for name in ("convexity", "lower", "upper"):
         check_positive(call, name, getattr(constants, name))
     check_non_negative(call, "total", constants.total)

@@ -14,7 +14,7 @@ import jax
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._check import check_real, check_scalar, check_vector
+from .._check import check_function, check_real, check_scalar, check_vector
 from .._tree import structure_of
 from .._types import Params
 from .base import AbstractCurvature, tags_of
@@ -40,13 +40,15 @@ def hvp(
 
     Raises:
         ValueError: for a vector unlike the params, or a loss that is not a scalar.
-        TypeError: for params that are not real floating, or a vector of other dtypes.
+        TypeError: for a loss that is no function, params that are not real floating,
+            or a vector of other dtypes.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
         >>> ok.hvp(lambda x: jnp.sum(x**3), jnp.array([1.0, 2.0]), jnp.ones(2))
         Array([ 6., 12.], dtype=float32)
     """
+    check_function("ok.hvp", "loss", loss)
     _check_pair("ok.hvp", params, vector)
     grad = jax.grad(_scalar_loss("ok.hvp", loss, args))
     return jax.jvp(grad, (params,), (vector,))[1]
@@ -67,6 +69,9 @@ def value_grad_and_hvp(
         A function (params, vector, *args) -> (value, gradient, product). It raises
         what `ok.hvp` raises.
 
+    Raises:
+        TypeError: for a loss that is no function.
+
     Example:
         >>> import jax.numpy as jnp, optkit as ok
         >>> f = ok.value_grad_and_hvp(lambda x: jnp.sum(x**3))
@@ -75,6 +80,7 @@ def value_grad_and_hvp(
         9.0 [ 3. 12.] [ 6. 12.]
     """
     call = "ok.value_grad_and_hvp"
+    check_function(call, "loss", loss)
 
     def value_grad_hvp(
         params: Params, vector: Params, *args: PyTree
@@ -133,7 +139,7 @@ def hessian(loss: Callable[..., Any], params: Params, *args: PyTree) -> Hessian:
         the pass through the loss, so that a further product costs about a quarter less.
 
     Raises:
-        TypeError: for params that are not real floating.
+        TypeError: for a loss that is no function, or params not real floating.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -142,6 +148,7 @@ def hessian(loss: Callable[..., Any], params: Params, *args: PyTree) -> Hessian:
         Array([[4., 2.],
                [2., 0.]], dtype=float32)
     """
+    check_function("ok.hessian", "loss", loss)
     check_real("ok.hessian", "params", params)
     return Hessian(loss, params, args)
 
@@ -209,7 +216,7 @@ def gauss_newton(
         `lx.linearise(C)` keeps the model's pass for the next one.
 
     Raises:
-        TypeError: for params that are not real floating.
+        TypeError: for a model or loss that is no function, or params not real floating.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -223,6 +230,8 @@ def gauss_newton(
     Reference:
         Schraudolph 2002, Fast curvature matrix-vector products, section 3.
     """
+    check_function("ok.gauss_newton", "model_fn", model_fn)
+    check_function("ok.gauss_newton", "loss_fn", loss_fn)
     check_real("ok.gauss_newton", "params", params)
     head = loss_fn if isinstance(loss_fn, AbstractHead) else Convex(loss_fn)
     return GaussNewton(model_fn, head, params, inputs, targets)

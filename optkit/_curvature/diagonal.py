@@ -13,7 +13,13 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._check import check_positive_int, check_real, check_scalar
+from .._check import (
+    check_function,
+    check_key,
+    check_positive_int,
+    check_real,
+    check_scalar,
+)
 from .._tree import signs
 from .._types import Params, wide_dtype
 from .base import check_symmetric
@@ -45,6 +51,9 @@ def value_grad_and_diag(
         the gradient is averaged. The function raises a ValueError for a loss that is
         not a scalar or num_probes < 1, and a TypeError for params not real floating.
 
+    Raises:
+        TypeError: for a loss that is no function.
+
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
         >>> f = ok.value_grad_and_diag(lambda x: jnp.sum(x**3))
@@ -56,12 +65,14 @@ def value_grad_and_diag(
         Bekas, Kokiopoulou and Saad 2007, An estimator for the diagonal of a matrix.
     """
     call = "ok.value_grad_and_diag"
+    check_function(call, "loss", loss)
 
     def value_grad_diag(
         params: Params, *args: PyTree, key: Array, num_probes: int = 1
     ) -> ValueGradDiag:
         check_real(call, "params", params)
         check_positive_int(call, "num_probes", num_probes)
+        check_key(call, key)
 
         def scalar_loss(params: Params) -> Array:
             value = loss(params, *args)
@@ -114,7 +125,7 @@ def value_grad_and_gauss_newton_diag(
         ValueError for num_probes < 1, and a TypeError for params not real floating.
 
     Raises:
-        TypeError: for a head that cannot sample.
+        TypeError: for a head that cannot sample, or a model that is no function.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -135,6 +146,8 @@ def value_grad_and_gauss_newton_diag(
             f"`ok.hutchinson_diag(ok.gauss_newton(...), ...)`."
         )
 
+    check_function(call, "model_fn", model_fn)
+
     def value_grad_diag(
         params: Params,
         inputs: PyTree,
@@ -144,6 +157,7 @@ def value_grad_and_gauss_newton_diag(
     ) -> ValueGradDiag:
         check_real(call, "params", params)
         check_positive_int(call, "num_probes", num_probes)
+        check_key(call, key)
         outputs, pullback = jax.vjp(lambda p: model_fn(p, inputs), params)
         value, cotangent = jax.value_and_grad(head)(outputs, *targets)
 
@@ -179,7 +193,7 @@ def hutchinson_diag(
 
     Raises:
         ValueError: for num_probes < 1, or an operator not known to be symmetric.
-        TypeError: for something else than a real Lineax operator.
+        TypeError: for something else than a real Lineax operator, or one random key.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -192,6 +206,7 @@ def hutchinson_diag(
     """
     check_symmetric("ok.hutchinson_diag", operator)
     check_positive_int("ok.hutchinson_diag", "num_probes", num_probes)
+    check_key("ok.hutchinson_diag", key)
     linear = lx.linearise(operator)
 
     def draw(key: Array) -> Params:

@@ -101,7 +101,8 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
 
     with p = softmax(z) along the last axis of the logits z, and B the number of
     labels: examples, or tokens in all sequences. With `where`, a boolean for each
-    label, B counts the true ones and the others are left out (at least 1).
+    label, B counts the true ones and the others are left out (at least 1). A label
+    that counts and is no class, such as -1, makes the loss and its gradient NaN.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -114,12 +115,22 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
     ) -> Float[Array, ""]:
         """The mean over b of the negative log-probability of label b."""
         _check_targets("ok.SoftmaxCrossEntropy", labels, outputs.shape[:-1])
+        if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
+            raise TypeError(
+                f"`ok.SoftmaxCrossEntropy` needs integer labels, got "
+                f"{jnp.result_type(labels)}. Cast them, or take another loss for "
+                f"targets that are probabilities."
+            )
         weight = _weight(outputs, 1, where)
         log_p = jax.nn.log_softmax(outputs.astype(weight.dtype))
         if where is not None:  # labels left out may be any number, such as -100
             labels = jnp.where(where, labels, 0)
+        # A label that is no class, such as -1, would count from the end.
+        is_class = (labels >= 0) & (labels < outputs.shape[-1])
+        labels = jnp.where(is_class, labels, 0)
         taken = jnp.take_along_axis(log_p, labels[..., None], axis=-1)
-        return -jnp.sum(weight * taken)
+        shown = jnp.where(is_class, 1, jnp.nan).astype(taken.dtype)
+        return -jnp.sum(weight * taken * shown[..., None])
 
     def hvp(
         self,

@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._check import (
     check_batch,
+    check_function,
     check_positive_int,
     check_real,
     check_scalar,
@@ -207,7 +208,7 @@ def empirical_fisher(
     Raises:
         ValueError: for an empty batch, leaves of different lengths, a chunk < 1, or
             a loss that is not a scalar.
-        TypeError: for params that are not real floating.
+        TypeError: for a loss that is no function, or params not real floating.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -224,6 +225,7 @@ def empirical_fisher(
         Fisher information samples labels from the model, and this uses the data's.
     """
     call = "ok.empirical_fisher"
+    check_function(call, "example_loss", example_loss)
     check_real(call, "params", params)
     m = check_batch(call, "batch", batch)
     if chunk is not None:

@@ -3,7 +3,7 @@
 import lineax as lx
 from jaxtyping import Array
 
-from .._check import check_positive_int
+from .._check import check_key, check_positive_int
 from .._tree import dot, signs
 from .base import check_symmetric
 from .estimate import Estimate, average
@@ -42,7 +42,7 @@ def hutchinson_trace(
 
     Raises:
         ValueError: for num_probes < 1, or an operator not known to be symmetric.
-        TypeError: for something else than a real Lineax operator.
+        TypeError: for something else than a real Lineax operator, or one random key.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -55,6 +55,7 @@ def hutchinson_trace(
     """
     check_symmetric("ok.hutchinson_trace", operator)
     check_positive_int("ok.hutchinson_trace", "num_probes", num_probes)
+    check_key("ok.hutchinson_trace", key)
     linear = lx.linearise(operator)
 
     def draw(key: Array) -> Array:

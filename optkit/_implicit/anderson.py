@@ -12,10 +12,11 @@ from .._check import (
     check_non_negative,
     check_positive,
     check_positive_int,
+    check_function,
     check_real,
 )
 from .._inverse.results import RESULTS, first_of
-from .._inverse.vectors import add, cast_like, widened
+from .._inverse.vectors import add, cast_like, normalised, over_peak, widened
 from .._tree import combine, common_dtype, dot, project
 
 
@@ -38,8 +39,9 @@ class _State(NamedTuple):
 
     y: PyTree
     ys: PyTree
-    residuals: PyTree
-    gram: Float[Array, "m m"]
+    units: PyTree  # r_i / |r_i|, so that no square under- or overflows
+    norms: Float[Array, " m"]  # |r_i|
+    gram: Float[Array, "m m"]  # of the units
     best: PyTree
     best_error: Array
     num_steps: Array
@@ -102,8 +104,8 @@ def anderson(
 
     Raises:
         TypeError: for leaves of y0 that are not real.
-        ValueError: for an option out of range, or a mapping that returns another
-            structure or shape.
+        ValueError: for an option out of range, a y0 without arrays, or a mapping that
+            returns another structure or shape.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -117,12 +119,15 @@ def anderson(
         step; (2) a ridge that does not depend on the scale of y.
     """
     call = "ok.anderson"
+    check_function(call, "mapping", mapping)
     check_real(call, "y0", y0)
     check_positive_int(call, "history", history)
     check_positive_int(call, "max_steps", max_steps)
     check_positive(call, "mixing", mixing)
     for name, value in (("rtol", rtol), ("atol", atol)):
         check_non_negative(call, name, value)
+    if not jax.tree.leaves(y0):
+        raise ValueError(f"`{call}` needs a y0 with an array in it, got {y0!r}.")
     y0 = jax.tree.map(jnp.asarray, y0)
     dtype = common_dtype(y0)
     if ridge is None:
@@ -136,23 +141,25 @@ def anderson(
         y = state.y
         f = widened(_like(call, mapping(cast_like(y, y0), args), y0))
         r = jax.tree.map(jnp.subtract, f, y)
-        size = jnp.sqrt(dot(f, f))
-        norm = jnp.sqrt(dot(r, r))
+        size, (unit, norm) = _norm(f), normalised(r)
+        norm = jnp.where(dot(unit, unit) == 0, 0, norm)
         error = norm / jnp.where(size > 0, size, 1)
         is_done = norm <= rtol * size + atol
         is_better = is_done | (error < state.best_error)
         best = jax.tree.map(lambda a, b: jnp.where(is_better, a, b), y, state.best)
         slot = state.num_steps % history
-        ys, residuals = _written(state.ys, slot, y), _written(state.residuals, slot, r)
-        row = project(residuals, r)
+        ys, units = _written(state.ys, slot, y), _written(state.units, slot, unit)
+        norms = state.norms.at[slot].set(norm)
+        row = project(units, unit)
         gram = state.gram.at[slot].set(row).at[:, slot].set(row)
         is_held = jnp.arange(history, dtype=jnp.int32) <= state.num_steps
-        alpha = _weights(gram, is_held, delta)
-        new = add(combine(alpha, ys), beta, combine(alpha, residuals))
+        alpha = _weights(gram, norms, is_held, delta)
+        new = add(combine(alpha, ys), beta, combine(alpha * norms, units))
         return _State(
             new,
             ys,
-            residuals,
+            units,
+            norms,
             gram,
             best,
             jnp.where(is_better, error, state.best_error),
@@ -179,7 +186,8 @@ def _start(y: PyTree, m: int, dtype: Any) -> _State:
     return _State(
         y=y,
         ys=window,
-        residuals=window,
+        units=window,
+        norms=jnp.zeros(m, dtype),
         gram=jnp.zeros((m, m), dtype),
         best=y,
         best_error=jnp.full((), jnp.inf, dtype),
@@ -190,21 +198,25 @@ def _start(y: PyTree, m: int, dtype: Any) -> _State:
 
 
 def _weights(
-    gram: Float[Array, "m m"], is_held: Array, delta: Array
+    gram: Float[Array, "m m"], norms: Float[Array, " m"], is_held: Array, delta: Array
 ) -> Float[Array, " m"]:
     """α of the slots that are held; 0 of the others."""
     # In units of each residual's norm: the matrix is a correlation, whatever the scale.
-    norms = jnp.sqrt(jnp.diagonal(gram))
-    inverse = jnp.where(is_held & (norms > 0), 1 / jnp.where(norms > 0, norms, 1), 0)
-    is_used = inverse > 0
+    is_used = is_held & (norms > 0)
     eye = jnp.eye(norms.size, dtype=gram.dtype)
-    correlation = inverse[:, None] * gram * inverse
-    correlation = jnp.where(is_used[:, None] & is_used, correlation, 0)
+    correlation = jnp.where(is_used[:, None] & is_used, gram, 0)
     matrix = correlation + jnp.where(is_used, delta, 1) * eye
-    scaled = jnp.min(jnp.where(is_used, norms, jnp.inf)) * inverse
-    u = jnp.linalg.solve(matrix, scaled) * inverse
+    least = jnp.min(jnp.where(is_used, norms, jnp.inf))
+    scaled = jnp.where(is_used, least / jnp.where(is_used, norms, 1), 0)
+    u = jnp.linalg.solve(matrix, scaled) * scaled
     total = jnp.sum(u)
     return u / jnp.where(total != 0, total, 1)
+
+
+def _norm(tree: PyTree) -> Array:
+    """The norm, whose squares neither under- nor overflow."""
+    unit, scale = over_peak(tree)
+    return jnp.sqrt(dot(unit, unit)) * scale
 
 
 def _like(call: str, tree: PyTree, y: PyTree) -> PyTree:

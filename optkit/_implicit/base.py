@@ -13,6 +13,7 @@ order and every mix of modes follows from it.
 """
 
 import abc
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -30,7 +31,13 @@ from .._tree import structure_of
 from .._types import Params
 from .linear import solve_loudly
 
-_CONCRETE = type(jnp.zeros(()))  # what an array is while nothing traces it
+
+@functools.cache
+def _concrete() -> type:
+    """What an array is while nothing traces it."""
+    # Not at import: `jax.distributed.initialize` must come before the first array.
+    with jax.ensure_compile_time_eval():
+        return type(jnp.zeros(()))
 
 
 class AbstractCondition(eqx.Module):
@@ -110,7 +117,7 @@ class ImplicitSolve(eqx.Module):
         arrays = [x for x in jax.tree.leaves(leaves) if isinstance(x, jax.Array)]
         # The user's own function is the same object in the next call: its derivative
         # need not be compiled again.
-        if all(isinstance(x, _CONCRETE) for x in arrays):
+        if all(isinstance(x, _concrete()) for x in arrays):
             return condition
         return eqx.tree_at(lambda c: c.function, condition, hoisted)
 

@@ -10,7 +10,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from .._check import check_positive
+from .._check import check_key, check_positive
 from .._inverse.results import RESULTS
 from .._inverse.vectors import normalised
 from .._tree import common_dtype, dot, from_vector, structure_of, to_vector
@@ -81,7 +81,7 @@ def check_implicit(
         An `ok.ImplicitReport`. Print it.
 
     Raises:
-        TypeError: for a solver that is not decorated.
+        TypeError: for a solver that is not decorated, or not one random key.
         ValueError: for args without a floating array.
 
     Example:
@@ -99,6 +99,7 @@ def check_implicit(
             f"`ok.check_implicit` needs a solver that `ok.implicit_root` or another of "
             f"these decorators made, got {solve!r}."
         )
+    check_key("ok.check_implicit", key)
     for name, value in (("step", step), ("rtol", rtol)):
         if value is not None:
             check_positive("ok.check_implicit", name, value)

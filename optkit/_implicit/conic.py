@@ -89,7 +89,8 @@ def conic(
 
     Raises:
         ValueError: when called, for a program whose rows are not as many as the
-            cone's.
+            cone's, or other shapes than those of A.
+        TypeError: for something else than an `ok.optimality.Cone`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -110,13 +111,26 @@ def conic(
         s are unknowns beside each other instead of as y - s.
     """
 
+    call = "ok.optimality.conic"
+    if not isinstance(cone, Cone):
+        raise TypeError(f"`{call}` needs an `ok.optimality.Cone`, got {cone!r}.")
+    if min(cone.zero, cone.non_negative, *cone.second_order) < 0:
+        raise ValueError(f"`{call}` needs sizes >= 0 of the cones, got {cone}.")
+
     def residual(y: ConicSolution, args: PyTree) -> ConicSolution:
         x, dual, s = y
         c, A, b = args if program is None else program(args)
         if A.shape[0] != cone.size():
             raise ValueError(
-                f"`ok.optimality.conic` got a matrix A of {A.shape[0]} rows and "
-                f"{cone} of {cone.size()}. Each row of A belongs to one cone."
+                f"`{call}` got a matrix A of {A.shape[0]} rows and {cone} of "
+                f"{cone.size()}. Each row of A belongs to one cone."
+            )
+        shapes = [v.shape for v in (b, dual, s)], [v.shape for v in (c, x)]
+        if {*shapes[0]} != {A.shape[:1]} or {*shapes[1]} != {A.shape[1:]}:
+            raise ValueError(
+                f"`{call}` needs b, dual and slack of shape {A.shape[:1]} and c and "
+                f"primal of {A.shape[1:]}, as A has them, got {shapes[0]} and "
+                f"{shapes[1]}."
             )
         return ConicSolution(
             jnp.matmul(A.T, dual, precision=lax.Precision.HIGHEST) + c,

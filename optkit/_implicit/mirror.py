@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._check import check_positive
+from .._check import check_function, check_positive
 from .._types import wide_dtype
 from .pieces import Map, Objective, add_scaled, checked_like, gradient_of
 
@@ -50,6 +50,8 @@ def mirror_descent(
     call = "ok.optimality.mirror_descent"
     check_positive(call, "step_size", step_size)
     gradient = gradient_of(call, objective)
+    check_function(call, "mirror_map", mirror_map)
+    check_function(call, "projection", projection)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         dual = checked_like(call, "mirror map", mirror_map(y), y)

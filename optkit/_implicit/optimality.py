@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
+from .._check import check_function
+
 from .conic import (
     Cone as Cone,
     ConicProgram as ConicProgram,
@@ -69,10 +71,17 @@ def fixed_point_residual(mapping: Map) -> Map:
 
     Returns:
         A residual, for `ok.implicit_root`.
+
+    Raises:
+        TypeError: for a mapping that is no function.
+        ValueError: when called, for one that returns another structure or shape.
     """
+    call = "ok.optimality.fixed_point_residual"
+    check_function(call, "mapping", mapping)
 
     def residual(y: PyTree, args: PyTree) -> PyTree:
-        return add_scaled(mapping(y, args), -1.0, y)
+        new = checked_like(call, "mapping", mapping(y, args), y)
+        return add_scaled(new, -1.0, y)
 
     return residual
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from .._check import check_real, check_scalar
+from .._check import check_function, check_real, check_scalar
 from .._types import wide_dtype
 
 Map: TypeAlias = Callable[[PyTree, PyTree], PyTree]
@@ -22,6 +22,7 @@ Prox: TypeAlias = Callable[[PyTree, PyTree, Any], PyTree]
 
 def gradient_of(call: str, objective: Objective) -> Map:
     """∇_y objective(y, args), checked."""
+    check_function(call, "objective", objective)
 
     def checked(y: PyTree, args: PyTree) -> Array:
         value = objective(y, args)

@@ -55,7 +55,7 @@ def box_section(
 
     Raises:
         TypeError: for leaves that are not real.
-        ValueError: for an x that is not a vector.
+        ValueError: for an x that is not a vector, or bounds of another shape.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -65,6 +65,12 @@ def box_section(
     """
     call = "ok.projections.box_section"
     _check_vector(call, x)
+    for name, array in (("lower", lower), ("upper", upper), ("weights", weights)):
+        if jnp.shape(array) not in {(), x.shape}:
+            raise ValueError(
+                f"`{call}` needs {name} as one number or of shape {x.shape}, as x has "
+                f"it, got {jnp.shape(array)}."
+            )
     dtype = wide_dtype(x)
     l, u, w = (  # noqa: E741
         jnp.broadcast_to(jnp.asarray(a, dtype), x.shape)
@@ -108,7 +114,8 @@ def sparse_simplex(
     check_positive_int(call, "max_nonzero", max_nonzero)
     if max_nonzero > x.size:
         raise ValueError(
-            f"`{call}` got max_nonzero={max_nonzero} and x of {x.size} entries."
+            f"`{call}` needs max_nonzero of at most the {x.size} entries of x, got "
+            f"max_nonzero={max_nonzero}."
         )
     largest, index = lax.top_k(x, max_nonzero)
     p = box_section(largest, 0.0, jnp.inf, 1.0, scale)

@@ -6,6 +6,7 @@ from typing import Any
 import lineax as lx
 from jaxtyping import PyTree
 
+from .._check import check_function
 from .._inverse.gmres import GMRES
 from .._types import Params
 from .base import (
@@ -90,6 +91,7 @@ def implicit_root(
     condition = Root(function=optimality)
 
     def decorate(solve: Callable[..., Any]) -> ImplicitSolve:
+        check_function(call, "the solver", solve)
         return ImplicitSolve(solve, condition, method, has_aux)
 
     return decorate

@@ -30,7 +30,7 @@ def group_lasso(v: PyTree, strength: ArrayLike, step_size: ArrayLike = 1.0) -> P
 
     Raises:
         TypeError: for leaves that are not real.
-        ValueError: for a negative number.
+        ValueError: for a negative number, or one for each entry.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -39,7 +39,13 @@ def group_lasso(v: PyTree, strength: ArrayLike, step_size: ArrayLike = 1.0) -> P
     """
     call = "ok.prox.group_lasso"
     check_real(call, "v", v)
-    check_non_negative(call, "strength", strength)
+    for name, number in (("strength", strength), ("step_size", step_size)):
+        check_non_negative(call, name, number)
+        if jnp.shape(number) != ():
+            raise ValueError(
+                f"`{call}` needs a scalar {name}, got shape {jnp.shape(number)}: v is "
+                f"one group. For many groups, `jax.vmap` or `jax.tree.map` it."
+            )
     dtype = common_dtype(v)
     threshold = jnp.asarray(step_size, dtype) * jnp.asarray(strength, dtype)
     norm = safe_norm(v)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import ArrayLike, PyTree
 
-from .._check import check_positive
+from .._check import check_function, check_positive
 from .pieces import Map, Objective, Prox, add_scaled, checked_like, gradient_of
 
 
@@ -63,6 +63,7 @@ def projected_gradient(
     """
     call = "ok.optimality.projected_gradient"
     step = _forward_step(call, objective, step_size)
+    check_function(call, "projection", projection)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         return checked_like(call, "projection", projection(step(y, args), args), y)
@@ -100,6 +101,7 @@ def proximal_gradient(
     """
     call = "ok.optimality.proximal_gradient"
     step = _forward_step(call, objective, step_size)
+    check_function(call, "prox", prox)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         v = step(y, args)
@@ -146,6 +148,8 @@ def block_proximal_gradient(
     call = "ok.optimality.block_proximal_gradient"
     gradient = gradient_of(call, objective)
     functions, blocks = jax.tree.flatten(proxes)
+    for function in functions:
+        check_function(call, "each of the proxes", function)
     sizes = jax.tree.leaves(step_sizes)
     if jax.tree.structure(step_sizes) != blocks:
         if not jax.tree_util.treedef_is_leaf(jax.tree.structure(step_sizes)):
@@ -215,6 +219,7 @@ def newton(
     """
     call = "ok.optimality.newton"
     check_positive(call, "step_size", step_size)
+    check_function(call, "residual", residual)
     solver = lx.AutoLinearSolver(well_posed=True) if solver is None else solver
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:

@@ -8,7 +8,7 @@ import jax
 from jax import lax
 from jaxtyping import PyTree
 
-from .._check import check_positive_int
+from .._check import check_function, check_positive_int
 from .._types import Params
 from .base import constant
 
@@ -49,7 +49,9 @@ def unroll(
         y after T steps.
 
     Raises:
-        ValueError: for numbers of steps below 1, or K > T.
+        ValueError: for numbers of steps below 1, K > T, or a step that returns
+            something unlike y.
+        TypeError: for a step that is no function.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -64,6 +66,7 @@ def unroll(
         Shaban et al. 2019, arXiv:1810.10667, section 3 (K-RMD).
     """
     call = "ok.unroll"
+    check_function(call, "step", step)
     check_positive_int(call, "num_steps", num_steps)
     last = num_steps if truncate is None else truncate
     check_positive_int(call, "truncate", last)
@@ -76,7 +79,20 @@ def unroll(
     check_positive_int(call, "checkpoint_every", size)
 
     y = _as_arrays(y0)
-    hoisted = eqx.filter_closure_convert(step, y, args)
+
+    def checked(y: Params, args: PyTree) -> Params:
+        new = _as_arrays(step(y, args))
+        got, want = (
+            jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree) for tree in (new, y)
+        )
+        if got != want:
+            raise ValueError(
+                f"`{call}` needs a step that returns a tree like y, in structure, "
+                f"shapes and dtypes.\n  step(y, args): {got}\n  y: {want}"
+            )
+        return new
+
+    hoisted = eqx.filter_closure_convert(checked, y, args)
     if last < num_steps:
         fixed, fixed_args = constant((hoisted, args))
         y = lax.fori_loop(

@@ -21,8 +21,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
-from .._check import check_index, check_vector
-from .._curvature.base import AbstractCurvature, Damped
+from .._check import check_index, check_non_negative, check_vector
+from .._curvature.base import AbstractCurvature, Damped, check_symmetric
 from .._tree import from_vector, to_vector
 from .._types import Params
 from .results import NEAREST_IN_LINEAX, RESULTS, all_finite, first_of
@@ -190,6 +190,8 @@ class Inverse(AbstractCurvature):
         """
         operator, solver, factor = self._parts()
         check_vector("ok.Inverse.mv", vector, operator.in_structure())
+        if not jax.tree.leaves(vector):
+            return lx.Solution(vector, RESULTS.successful, {}, factor)
         is_ours = isinstance(solver, AbstractInverse)
         solution = lx.linear_solve(
             operator,
@@ -291,12 +293,23 @@ def invert(
             f"`ok.invert` needs a method such as `ok.CG()` or `lx.Cholesky()`, got "
             f"{solver!r}."
         )
+    check_symmetric("ok.invert", curvature)
+    check_non_negative("ok.invert", "damping", damping)
     operator = Damped(curvature, damping)
     if isinstance(solver, AbstractInverse):
         factor = solver.factorise(_constant(operator))
     else:
         factor = solver.init(_constant(operator), {})
     return Inverse(operator, solver, factor)
+
+
+def check_inverse(call: str, inverse: Any) -> None:
+    """Raises a `TypeError` for what `ok.invert` did not make."""
+    if not isinstance(inverse, Inverse):
+        raise TypeError(
+            f"`{call}` needs an inverse, as `ok.invert(C, method, damping=...)` makes "
+            f"it, got {type(inverse).__name__}."
+        )
 
 
 def split_damping(

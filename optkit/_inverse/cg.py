@@ -44,7 +44,7 @@ class CG(AbstractInverse):
     converged, b - A x is computed, and if that has not, the method goes on from it, as
     iterative refinement. It differs from `lx.CG` in this, and:
 
-    1. b is divided by its largest entry and there is no absolute tolerance, so the
+    1. b is scaled by its largest entry and there is no absolute tolerance, so the
        relative error is the same for a loss times 1e-9 and times 1e9;
     2. leaves may have different dtypes. x, r and all scalars are in float32 or wider;
     3. directions of negative curvature, and of zero curvature to rounding, stop the

@@ -54,7 +54,7 @@ def _chunked_gram(rows: PyTree) -> Array:
         )
 
     def leaf_gram(carry: tuple[Array, Array], u: Array) -> tuple[Array, Array]:
-        flat = u.reshape(r, -1)
+        flat = u.reshape(r, math.prod(u.shape[1:]))  # r may be 0
         count, rest = divmod(flat.shape[1], _CHUNK)
 
         def add(i: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:

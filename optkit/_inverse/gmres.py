@@ -219,7 +219,7 @@ def _cycle(
         )
 
     def first_row(a: Array) -> Array:
-        rows = jnp.zeros((m + 1, *a.shape), a.dtype)
+        rows = jnp.broadcast_to(jnp.zeros_like(a), (m + 1, *a.shape))  # sharded as a
         return rows.at[0].set(a / jnp.where(norm > 0, norm, 1).astype(a.dtype))
 
     first = _Cycle(

@@ -74,7 +74,8 @@ class Neumann(AbstractInverse):
         smallest, largest = _extreme_eigenvalues(operator)
         eps = jnp.finfo(largest.dtype).eps
         is_indefinite = smallest < -10 * eps * jnp.maximum(largest, -smallest)
-        return 1 / jnp.where(largest > 0, largest, 1), is_indefinite
+        # NaN is not <= 0: it stays, and is reported as the operator's.
+        return 1 / jnp.where(largest <= 0, 1, largest), is_indefinite
 
     def apply(
         self, operator: lx.AbstractLinearOperator, factor: PyTree, vector: Params

@@ -10,11 +10,11 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._check import check_positive_int, check_vector
+from .._check import check_key, check_positive_int, check_vector
 from .._curvature.base import AbstractCurvature, check_symmetric
 from .._tree import combine, gram, project
 from .._types import Params, wide_dtype
-from .base import AbstractExplicitInverse, Inverse, split_damping
+from .base import AbstractExplicitInverse, Inverse, check_inverse, split_damping
 from .columns import columns, identity_entries, small_dtype
 from .results import RESULTS, all_finite, first_of
 from .vectors import add, cast_like, widened
@@ -55,6 +55,7 @@ class Nystrom(AbstractExplicitInverse):
     Raises:
         ValueError: for rank < 1; in `ok.invert`, for a rank above the number of
             coordinates.
+        TypeError: for something else than one random key.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -74,6 +75,7 @@ class Nystrom(AbstractExplicitInverse):
 
     def __init__(self, rank: int, *, key: Array) -> None:
         check_positive_int("ok.Nystrom", "rank", rank)
+        check_key("ok.Nystrom", key)
         self.rank, self.key = rank, key
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> NystromFactor:
@@ -176,6 +178,7 @@ def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
 
     Raises:
         ValueError: for an inverse by another method.
+        TypeError: for what is no `ok.Inverse`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -188,6 +191,7 @@ def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
     Reference:
         Frangella, Tropp and Udell 2023, arXiv:2110.02820, equation 1.3.
     """
+    check_inverse("ok.nystrom_preconditioner", inverse)
     if not isinstance(inverse.solver, Nystrom):
         raise ValueError(
             f"`ok.nystrom_preconditioner` needs an inverse by `ok.Nystrom`, got one by "

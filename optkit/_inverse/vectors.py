@@ -1,8 +1,11 @@
-"""Vectors for iterative methods: scaled to norm one, in float32 or wider."""
+"""Vectors for iterative methods: scaled, in float32 or wider."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jax import lax
 from jaxtyping import Array
 
 from .._tree import common_dtype, dot
@@ -23,31 +26,52 @@ def check_matrix_free(call: str, operator: lx.AbstractLinearOperator) -> None:
 def normalised(vector: Params) -> tuple[Params, Array]:
     """The vector in float32 or wider over its norm, and the norm; 0 stays 0.
 
-    The largest entry is divided out first, so that no square under- or overflows.
+    The size of the largest entry is divided out first, so that no square under- or
+    overflows.
 
     Returns:
         The scaled vector, and the norm, which is 1 for a vector of zeros.
     """
-    b, peak = over_peak(vector)
+    b, scale = over_peak(vector)
     norm = jnp.sqrt(dot(b, b))
     norm = jnp.where(norm == 0, 1, norm)
-    return jax.tree.map(lambda a: a / norm.astype(a.dtype), b), norm * peak
+    return jax.tree.map(lambda a: a / norm.astype(a.dtype), b), norm * scale
 
 
 def over_peak(vector: Params) -> tuple[Params, Array]:
-    """The vector in float32 or wider over its largest entry; 0 stays 0.
+    """The vector in float32 or wider over the size of its largest entry; 0 stays 0.
 
     Returns:
-        The scaled vector, and the modulus of that entry, 1 for a vector of zeros.
+        The scaled vector, whose largest entry is in [1, 4); and the power of two that
+        scaled it, 1 for a vector of zeros, NaN or infinite if an entry is.
     """
     dtype = common_dtype(vector)
     peaks = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(vector)]
     peak = jnp.asarray(0, dtype)
     for p in peaks:
-        peak = jnp.maximum(peak, p.astype(dtype))
+        peak = jnp.maximum(peak, lax.stop_gradient(p).astype(dtype))
     peak = jnp.where(peak == 0, 1, peak)
-    b = jax.tree.map(lambda a: a / peak.astype(a.dtype), widened(vector))
-    return b, peak
+    scale, inverse = _power_of_two(peak)
+    b = jax.tree.map(lambda a: a * inverse.astype(a.dtype), widened(vector))
+    return b, scale
+
+
+# Division by 1e38 is no way to do it: a compiler may multiply by the reciprocal, which
+# is below the smallest normal float and flushed to zero. So may it be if it sees two
+# divisions in a row. A power of two and its reciprocal are made from exponent bits.
+def _power_of_two(x: Array) -> tuple[Array, Array]:
+    """The power of two below x > 0, within the range of reciprocals, and its own."""
+    info = jnp.finfo(x.dtype)
+    unsigned = f"uint{info.bits}"
+
+    def bits(x: Any) -> Array:
+        return lax.bitcast_convert_type(jnp.asarray(x, info.dtype), unsigned)
+
+    largest = jnp.asarray(2.0 ** (info.maxexp - 2), info.dtype)
+    floor = lax.bitcast_convert_type(bits(x) & bits(jnp.inf), info.dtype)
+    power = jnp.clip(floor, info.tiny, largest)
+    inverse = lax.bitcast_convert_type(2 * bits(1.0) - bits(power), info.dtype)
+    return jnp.where(jnp.isfinite(x), power, x), inverse
 
 
 def widened(tree: Params) -> Params:

@@ -26,6 +26,7 @@ from .._types import Params, wide_dtype
 from .base import (
     AbstractExplicitInverse,
     Inverse,
+    check_inverse,
     fit_for_use,
     split_damping,
     with_derivative_of,
@@ -182,6 +183,7 @@ def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
     Raises:
         ValueError: for an inverse by another method or of blocks, or another number
             of coefficients than rows.
+        TypeError: for what is no `ok.Inverse`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -190,6 +192,7 @@ def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
         >>> ok.solve_rows(P, jnp.array([1.0])).round(3)
         Array([0.25, 0.25], dtype=float32)
     """
+    check_inverse("ok.solve_rows", inverse)
     curvature, damping = _split(inverse.operator)
     factor = inverse.factor
     if not isinstance(factor, GramFactor) or not isinstance(curvature, LowRank):

@@ -16,6 +16,7 @@ from .._check import (
     check_inexact,
     check_like,
     check_positive_int,
+    check_transform,
 )
 from .._types import Params, wide_dtype
 from .base import accumulated_in, checked_diag
@@ -72,7 +73,8 @@ def accumulate(
     Raises:
         ValueError: for `every` < 1; in `update`, for a diagonal that the state has no
             room for, or trees of another structure or shape than the params.
-        TypeError: for leaves, gradients or diagonals of the wrong dtype.
+        TypeError: for a `tx` that is no optax transform; for leaves, gradients or
+            diagonals of the wrong dtype.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
@@ -85,6 +87,7 @@ def accumulate(
         [-2.]
     """
     call = "ok.accumulate"
+    check_transform(call, "tx", tx)
     inner = optax.with_extra_args_support(tx)
     check_positive_int(call, "every", every)
 

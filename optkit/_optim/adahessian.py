@@ -72,7 +72,8 @@ def scale_by_adahessian(
     reuses the previous leaf's diagonal, are averaged by `ok.average_rows` and
     `ok.average_blocks`, and not by `ok.average_conv_kernels`; (3) over devices the
     diagonal is averaged where you average the gradient, with the same probes on each:
-    theirs forgets to, and its probes are biased.
+    theirs forgets to, and its probes are biased; (4) an entry whose h^2 overflows is
+    NaN, for `optax.apply_if_finite` to reject, and not zero.
 
     One probe has E[h_i^2] = sum_j H_ij^2, so √v tends to the norm of a row of H, not to
     its diagonal entry, unless averages or more probes remove the noise.
@@ -165,6 +166,8 @@ def scale_by_adahessian(
             c1, c2 = (1 - β ** t.astype(v.dtype) for β in (β1, β2))
             root = jnp.sqrt(v) / jnp.sqrt(c2)
             u = m / c1 / ((root if is_plain else root**k) + ε)
+            # A square that overflowed would freeze its entry, with nothing to see.
+            u = jnp.where(jnp.isfinite(v), u, jnp.nan)
             return u.astype(jnp.result_type(g))
 
         m = jax.tree.map(mean_gradient, updates, state.m)

@@ -66,7 +66,8 @@ def scale_by_adan(
 
     Beyond the authors' code: (4) a complex leaf is scaled by its modulus, with
     |g + b2 d|^2 in n, so n is real; (5) arithmetic and state are in float32 or
-    wider whatever the leaf, updates come back in the leaf's dtype.
+    wider whatever the leaf, updates come back in the leaf's dtype; (6) an entry whose
+    square overflows is NaN, for `optax.apply_if_finite` to reject, and not zero.
 
     Args:
         b1: decay of the mean gradient, in [0, 1).
@@ -145,6 +146,8 @@ def scale_by_adan(
             v_ = β2 * v_ + (1 - β2) * d
             n = β3 * n + (1 - β3) * _abs_sq(g + β2 * d)
             u = (a1 * m_ + a2 * v_) / (jnp.sqrt(n) * a3 + ε).astype(wide)
+            # A square that overflowed would freeze its entry, with nothing to see.
+            u = jnp.where(jnp.isfinite(n), u, jnp.nan)
             dtype = jnp.result_type(grad)
             return (
                 u.astype(dtype),

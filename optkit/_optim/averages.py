@@ -97,7 +97,7 @@ def average_blocks(size: int, *, signed: bool = False) -> Average:
     check_positive_int("ok.average_blocks", "size", size)
 
     def average(diag: Leaf) -> Leaf:
-        if diag.ndim < 2:
+        if diag.ndim < 2 or not diag.size:
             return diag
         if diag.size % size:
             raise ValueError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from .._check import check_non_negative, check_params
+from .._check import check_inexact, check_non_negative, check_pair, check_params
 from .._types import MaskOrFn, Params, ScalarOrSchedule, real_dtype, wide_dtype
 
 
@@ -43,7 +43,8 @@ def proximal_weight_decay(
 
     Raises:
         ValueError: for a negative learning rate or weight decay; in `update`, if
-            params are missing.
+            params are missing or unlike the updates.
+        TypeError: in `init`, for integer leaves.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -62,13 +63,14 @@ def proximal_weight_decay(
     check_non_negative(call, "weight_decay", weight_decay)
 
     def init(params: Params) -> ProximalDecayState:
-        del params
+        check_inexact(call, params)
         return ProximalDecayState(jnp.zeros([], jnp.int32))
 
     def update(
         updates: Params, state: Any, params: Params | None = None
     ) -> tuple[Params, ProximalDecayState]:
         check_params(call, params)
+        check_pair(call, updates, params)
         eta, decay = (
             x(state.count) if callable(x) else x for x in (learning_rate, weight_decay)
         )

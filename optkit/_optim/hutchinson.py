@@ -17,10 +17,13 @@ from jax import lax
 from jaxtyping import Array, Int, UInt32
 
 from .._check import (
+    check_function,
+    check_key,
     check_params,
     check_positive_int,
     check_real_params,
     check_scalar,
+    check_transform,
 )
 from .._curvature.diagonal import value_grad_and_diag
 from .._types import Params, wide_dtype
@@ -91,8 +94,9 @@ def with_hutchinson(
         ValueError: for an interval or a number of probes below 1; in `init`, for
             params that a mask has hidden in part; in `update`, without params or
             `value_fn`, with both names, or with a `hessian_diag` of the caller's.
-        TypeError: for something else than one random key; in `init`, for leaves that
-            are not real and floating.
+        TypeError: for a `tx` that is no optax transform, or something else than one
+            random key; in `init`, for leaves that are not real and floating; in
+            `update`, for a `value_fn` that is no function.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, optkit as ok
@@ -115,6 +119,7 @@ def with_hutchinson(
         Yao et al. 2021, arXiv:2006.00719; Bekas, Kokiopoulou and Saad 2007.
     """
     call = "ok.with_hutchinson"
+    check_transform(call, "tx", tx)
     inner = optax.with_extra_args_support(tx)
     check_positive_int(call, "update_interval", update_interval)
     check_positive_int(call, "num_probes", num_probes)
@@ -171,14 +176,8 @@ def with_hutchinson(
 
 def _copied_key(call: str, key: Any) -> tuple[Any, Array]:
     """A random key's implementation, and a copy of its data that nobody can donate."""
-    dtype = getattr(key, "dtype", None)
-    is_typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
-    is_raw = dtype == jnp.uint32
-    if not (is_typed and key.shape == ()) and not (is_raw and key.ndim == 1):
-        raise TypeError(
-            f"`{call}` needs one random key, got {key!r}. Pass "
-            f"`key=jax.random.key(0)`, or one element of `jax.random.split`."
-        )
+    check_key(call, key)
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     typed = key if is_typed else jr.wrap_key_data(key)
     return jr.key_impl(typed), jnp.array(jr.key_data(typed), copy=True)
 
@@ -211,6 +210,7 @@ def _objective(call: str, extra_args: dict[str, Any]) -> Callable[[Params], Arra
             f"leave out the wrapper."
         )
     (fn,) = fns
+    check_function(call, "`value_fn=`", fn)
     names = list(inspect.signature(fn).parameters)[1:]
     kwargs = {name: x for name, x in extra_args.items() if name in names}
 

@@ -55,6 +55,9 @@ def write_and_solve(
     c = jsp.linalg.cho_solve((lower, True), unit)
 
     squares = jnp.diagonal(gram)
+    # A square that overflowed would make c, and so every update, zero.
+    is_finite = jnp.all(jnp.isfinite(squares))
+    c = jnp.where(is_finite, c, jnp.nan)
     pivots = jnp.where(squares > 0, jnp.diagonal(lower) ** 2, jnp.inf)
     b = jnp.sqrt(jnp.sum(c**2 * squares))
     bound = ε * jnp.sqrt(m * jnp.max(squares) / jnp.min(pivots)) * b
@@ -67,7 +70,7 @@ def write_and_solve(
     def by_eigenvectors(rows: PyTree, _: Array, *others: Any) -> PyTree:
         return _by_eigenvectors(rows, *others)
 
-    is_doubtful = ~is_accurate & jnp.all(jnp.isfinite(row))
+    is_doubtful = ~is_accurate & is_finite
     operands = (rows, n * c, g, gram, unit, shift, n)
     return _cond(is_doubtful, by_eigenvectors, by_cholesky, operands), rows, gram
 

@@ -73,7 +73,8 @@ def scale_by_sophia(
     which `ok.value_grad_and_gauss_newton_diag` has done, and refreshes after a step.
     Like both, there is no bias correction for Sophia-G; their code has one of m for
     Sophia-H, their paper not. Departs: (1)
-    arithmetic in float32 or wider.
+    arithmetic in float32 or wider; (2) an entry whose m or h is infinite is NaN, for
+    `optax.apply_if_finite` to reject, where clipping would make it a sign step.
 
     Args:
         b1: decay of the mean gradient, in [0, 1).
@@ -152,7 +153,9 @@ def scale_by_sophia(
 
         def ratio(m: Any, h: Any) -> Array:
             γ, ε = jnp.asarray(gamma, h.dtype), jnp.asarray(eps, h.dtype)
-            return m / jnp.maximum(γ * h, ε)
+            # Clipping would hide an infinite m or h, of which the state keeps its own.
+            is_fine = jnp.isfinite(m) & jnp.isfinite(h)
+            return jnp.where(is_fine, m / jnp.maximum(γ * h, ε), jnp.nan)
 
         m = jax.tree.map(mean_gradient, updates, state.m)
         h = jax.tree.map(mean_diag, diag, state.h)

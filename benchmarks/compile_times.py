@@ -1,0 +1,128 @@
+"""How long it takes to trace and compile a step, ours and the peers'.
+
+Each is compiled anew in every round, with all of JAX's caches cleared before. Compile
+times hardly depend on sizes, so these are small.
+"""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+
+import optkit as ok
+
+from . import adahessian, adan, bilevel, f2sa, implicit
+from .measure import Candidate, Timing
+from .network import make_network
+from .report import NAN, Job, Result, Table, at_most
+
+SIZE = 10_000
+Maker = Callable[[], Candidate]
+
+
+def run(size: int, rounds: int) -> Result:
+    """A table for each step; `size` is that of the hypergradient."""
+    tables = []
+    for title, makers in _steps().items():
+        timing = _compile(makers, rounds)
+        tables.append(_table(title, timing.candidates[0].name, timing))
+    with jax.enable_x64(True):
+        problem = implicit.Problem(max(size // 10, 1))
+        made = {
+            name: lambda item=(name, *maker): problem.candidate(*item)
+            for name, maker in implicit.makers(problem).items()
+        }
+        timing = _compile(made, rounds)
+    for reference in (implicit.BY_HAND, implicit.JAXOPT, implicit.JAXOPT_CG):
+        if reference in made:
+            title = f"Hypergradient, beside {reference}"
+            tables.append(_table(title, reference, timing))
+    found = {table.reference: table.row(implicit.OURS) for table in tables}
+    cause = (
+        "More is compiled: a solve that has forward and reverse derivatives of its "
+        "own, the true residual, and the checks that make a failure seen; the columns "
+        "of tracing and of instructions say how much."
+    )
+    targets = [
+        at_most(
+            1.0,
+            found.get(reference, NAN),
+            f"A hypergradient by `ok.implicit_minimum` compiles in no more time than by "
+            f"{reference}",
+            cause,
+        )
+        for reference in (implicit.JAXOPT, implicit.JAXOPT_CG)
+    ]
+    return Result(tables, targets)
+
+
+def _steps() -> dict[str, dict[str, Maker]]:
+    grads = adan.gradients(SIZE)
+    network = make_network(SIZE)
+    names = adahessian.ADAHESSIAN, adahessian.SOPHIA
+    return {
+        "Adan": {
+            "optax.adan": lambda: adan.step(
+                "optax.adan", optax.adan(1e-3), grads, "peer"
+            ),
+            "ok.adan": lambda: adan.step("ok.adan", ok.adan(1e-3), grads),
+        },
+        "AdaHessian and Sophia": {
+            "optax.contrib.sophia": lambda: adahessian.optax_sophia(1, *network),
+            names[0]: lambda: adahessian.with_diag(
+                names[0], ok.adahessian(0.1), *network
+            ),
+            names[1]: lambda: adahessian.with_diag(
+                names[1], ok.sophia(0.01, update_interval=1), *network
+            ),
+        },
+        "SOBA": dict(zip(_SOBA, bilevel.makers(SIZE // 100)[:2], strict=True)),
+        "SABA": dict(zip(_SABA, bilevel.makers(SIZE // 100)[2:], strict=True)),
+        "F2SA": dict(zip(_F2SA, f2sa.makers(SIZE // 100), strict=True)),
+    }
+
+
+_SOBA = bilevel.SOBA_SCRIPT, bilevel.SOBA
+_SABA = bilevel.SABA_SCRIPT, bilevel.SABA
+_F2SA = f2sa.SCRIPT, f2sa.OURS
+
+
+def _compile(makers: dict[str, Maker], rounds: int) -> Timing:
+    made: list[Candidate] = []
+    times = np.zeros((rounds, len(makers)))
+    for i in range(rounds):
+        made = []
+        for j, make in enumerate(makers.values()):
+            jax.clear_caches()
+            made.append(make())
+            times[i, j] = made[j].compile_seconds
+    return Timing(made, times)
+
+
+def _table(title: str, reference: str, timing: Timing) -> Table:
+    """Of the last round: how much of it was tracing, and what the compiler was given."""
+    extras = {
+        c.name: {
+            "of it tracing": 1e3 * c.trace_seconds,
+            "instructions": float(c.run.as_text().count(" = ")),  # pyright: ignore
+        }
+        for c in timing.candidates
+    }
+    table = timing.table(title, reference, extras=extras)
+    bare = [row._replace(compile_seconds=NAN, memory=None) for row in table.rows]
+    return table._replace(rows=bare)
+
+
+JOB = Job(
+    title="Compile times",
+    run=run,
+    size=640,
+    unit="float64 weights of the hypergradient",
+    rounds=3,
+    reading=(
+        "Tracing and compiling, once for each shape in the life of a program; the "
+        "column of milliseconds is that. A persistent cache of compiled functions, "
+        "which JAX has, makes it nothing in the next run."
+    ),
+)

@@ -1,0 +1,45 @@
+"""All jobs, in the order of the page."""
+
+from . import (
+    adahessian,
+    adan,
+    bilevel,
+    cleaning,
+    commands,
+    compile_times,
+    convergence,
+    devices,
+    diag,
+    estimators,
+    f2sa,
+    implicit,
+    implicit_memory,
+    inverse,
+    mfac,
+    quality,
+    scaling,
+)
+from .report import Job
+
+JOBS: dict[str, Job] = {
+    "adan": adan.JOB,
+    "adahessian": adahessian.JOB,
+    "sophia": adahessian.JOB_SOPHIA,
+    "mfac": mfac.JOB,
+    "inverse": inverse.JOB,
+    "diag": diag.JOB,
+    "estimators": estimators.JOB,
+    "implicit": implicit.JOB,
+    "implicit_memory": implicit_memory.JOB,
+    "bilevel": bilevel.JOB,
+    "f2sa": f2sa.JOB,
+    "convergence": convergence.JOB,
+    "scaling_d": scaling.JOB_D,
+    "scaling_m": scaling.JOB_M,
+    "scaling_devices": devices.JOB,
+    "compile": compile_times.JOB,
+    "import": commands.JOB_IMPORT,
+    "quality": quality.JOB,
+    "cleaning": cleaning.JOB,
+    "demo": commands.JOB_DEMO,
+}

@@ -1,0 +1,94 @@
+"""Writes docs/performance.md from a run: figures from the run, words from the jobs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from .jobs import JOBS
+from .plots import write
+from .report import Done, Session, Table
+from .show import TARGET_HEADINGS, as_words, floor_words, summary, target_words
+
+HEAD = """\
+# Performance
+
+This page is written by a run of the benchmarks, and no figure in it by hand:
+
+```bash
+pip install -e ".[bench]" && python -m benchmarks --write docs/performance.md
+```
+
+`--job` runs some of it, `--long` adds training quality, hyper-cleaning and the demo,
+and `--json` keeps the figures of a run. PyTorch's ports are measured where installed.
+"""
+READING = """\
+How to read it. All candidates of a table run in turn in one process, and a ratio is
+the median over rounds of the ratio within a round, with its quartiles in brackets: it
+holds where milliseconds drift. A ratio below 1 is faster than the reference. *Floor* is
+what must be done in any case: bytes and FLOPs counted in code, at the rates that this
+machine was measured to copy memory and multiply matrices just then. *Peak* is the
+compiler's own account of arguments, outputs and temporaries.
+"""
+
+
+def write_page(session: Session, path: Path) -> list[Path]:
+    """The page, and its plots in a folder beside it, named like it."""
+    folder = path.with_suffix("")
+    plots = [plot for done in session.done for plot in done.result.plots]
+    written = write(plots, folder)
+    path.write_text(page(session, folder.name), encoding="utf-8")
+    return [path, *written]
+
+
+def page(session: Session, folder: str) -> str:
+    """The text of the page; its plots are in `folder`."""
+    parts = [HEAD, f"{session.machine}. Clock: {session.clock}.\n", READING]
+    parts += ["## Targets\n", summary(session) + "\n", _targets(session)]
+    for done in session.done:
+        parts.append(_section(done, folder))
+    return "\n".join(parts)
+
+
+def _targets(session: Session) -> str:
+    rows, causes = [], []
+    for done in session.done:
+        for target in done.result.targets:
+            rows.append([*target_words(target)])
+            if target.verdict == "missed":
+                cause = target.cause or "No cause is known."
+                causes.append(f"- *{target.sentence}.* {cause}")
+    if not causes:
+        return _markdown(TARGET_HEADINGS, rows)
+    words = "\n".join(["Missed, and why:", "", *causes, ""])
+    return f"{_markdown(TARGET_HEADINGS, rows)}\n{words}"
+
+
+def _section(done: Done, folder: str) -> str:
+    job = JOBS[done.job]
+    parts = [
+        f"## {job.title}\n",
+        f"{done.size:,} {job.unit}. `python -m benchmarks --job {done.job}`, "
+        f"{done.seconds:.0f} s.\n",
+        job.reading + "\n",
+    ]
+    parts += [_table(table) for table in done.result.tables]
+    parts += [
+        f"![{plot.title}]({folder}/{plot.name}.svg)\n" for plot in done.result.plots
+    ]
+    parts += [f"{remark}\n" for remark in done.result.remarks]
+    return "\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    parts = [f"**{table.title}**\n", _markdown(*as_words(table))]
+    if table.floor is not None:
+        parts.append(floor_words(table) + "\n")
+    return "\n".join(parts)
+
+
+def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [
+        f"| {' | '.join(headings)} |",
+        f"|---{'|---:' * (len(headings) - 1)}|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,65 @@
+"""Plots as small SVG files, drawn without pyplot."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+from optkit.demo.plots import COLORS
+
+from .report import Line, Plot
+
+STYLES = {"ours": "-", "peer": "--", "floor": ":"}
+MOST_POINTS = 60
+
+
+def draw(plot: Plot) -> Figure:
+    """Ours is solid, a peer dashed, a floor dotted."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for i, line in enumerate(plot.lines):
+        x, y = _thinned(line)
+        axes.plot(
+            x,
+            y,
+            STYLES[line.role],
+            color=COLORS[i % len(COLORS)],
+            marker="o" if len(x) < 10 else None,
+            markersize=3,
+            linewidth=1.6,
+            label=line.name,
+        )
+    axes.set_title(plot.title, loc="left", fontsize=10)
+    axes.set_xlabel(plot.x_label)
+    axes.set_ylabel(plot.y_label)
+    if plot.x_log:
+        axes.set_xscale("log")
+    if plot.y_log:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    axes.grid(visible=True, which="major", color="0.85", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+    return figure
+
+
+def write(plots: Sequence[Plot], folder: Path) -> list[Path]:
+    """An SVG for each plot, `name`.svg; the same figures give the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with mpl.rc_context({"svg.hashsalt": "optkit"}):
+        for plot in plots:
+            written.append(folder / f"{plot.name}.svg")
+            draw(plot).savefig(written[-1], format="svg", metadata={"Date": None})
+    return written
+
+
+def _thinned(line: Line) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+    if len(x) <= MOST_POINTS:
+        return x, y
+    kept = np.unique(np.linspace(0, len(x) - 1, MOST_POINTS).round().astype(int))
+    return x[kept], y[kept]

@@ -1,0 +1,178 @@
+"""A scan that says how far it is, also inside of `jax.jit`."""
+
+import importlib
+import importlib.util
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import PyTree
+
+from .._check import check_function, check_positive_int
+
+Report = Callable[[int, int, Mapping[str, np.ndarray]], Any]
+"""Takes the number of finished steps, of all steps, and what `show` returned."""
+
+
+def scan_with_progress(
+    f: Callable[[Any, Any], tuple[Any, Any]],
+    init: PyTree,
+    xs: PyTree = None,
+    length: int | None = None,
+    *,
+    every: int | None = None,
+    label: str = "scan",
+    show: Callable[[Any, Any], Mapping[str, Any]] | None = None,
+    report: Report | None = None,
+) -> tuple[PyTree, PyTree]:
+    """Is `jax.lax.scan`, and shows a bar while it runs.
+
+    Where standard error is a terminal and rich is installed, as by
+    `pip install "optkit[plot]"`, the bar is rich's; else a few lines are printed.
+
+    The compiled loop calls the host after the first step, then every `every` steps and
+    after the last, and waits for nothing on the steps between. Result and derivatives
+    are those of `lax.scan`. Under `jax.vmap` each member reports, one after the other.
+
+    Args:
+        f: the body, f(carry, x) -> (carry, y).
+        init: the first carry.
+        xs: what is scanned over, as in `lax.scan`.
+        length: the number of steps, where `xs` does not say.
+        every: steps between two reports; None is a hundredth of all, at least 1.
+        label: what stands before the bar.
+        show: show(carry, y) -> {name: scalar}, computed only for reports, to stand
+            behind the bar: `lambda carry, loss: {"loss": loss}`.
+        report: called with finished steps, all steps, and what `show` returned, in
+            place of the bar. It runs in a thread of JAX's, so that it must not call
+            JAX, and what it raises ends the scan.
+
+    Returns:
+        The last carry, and the stacked y.
+
+    Raises:
+        ValueError: for every < 1, or neither `xs` nor `length`.
+        TypeError: for functions that cannot be called.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optkit as ok
+        >>> def halve(x, _):
+        ...     return x / 2, x
+        >>> def tell(done, total, shown):
+        ...     print(f"{done}/{total}", *shown.values())
+        >>> show = lambda x, y: {"x": x}
+        >>> last, _ = ok.scan_with_progress(
+        ...     halve, jnp.ones(()), length=4, every=2, show=show, report=tell
+        ... )
+        1/4 0.5
+        2/4 0.25
+        4/4 0.0625
+    """
+    call = "ok.scan_with_progress"
+    check_function(call, "f", f)
+    total = _num_steps(call, xs, length)
+    every = max(1, total // 100) if every is None else every
+    check_positive_int(call, "every", every)
+    tell = _Bar(label) if report is None else report
+
+    def host(done: Any, shown: Mapping[str, Any]) -> None:
+        tell(int(done), total, {name: np.asarray(a) for name, a in shown.items()})
+
+    def body(carry: PyTree, numbered: Any) -> tuple[PyTree, PyTree]:
+        done, x = numbered
+        carry, y = f(carry, x)
+
+        def now() -> None:
+            shown = {} if show is None else dict(show(carry, y))
+            jax.debug.callback(host, done, shown)
+
+        is_due = (done == 1) | (done % every == 0) | (done == total)
+        lax.cond(is_due, now, lambda: None)
+        return carry, y
+
+    numbers = jnp.arange(1, total + 1, dtype=jnp.int32)
+    return lax.scan(body, init, (numbers, xs), length=total)
+
+
+class _Bar:
+    """Draws the reports of one scan after the other, in whatever thread they come."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._lock = threading.Lock()
+        self._start = 0.0
+        self._done = 0
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int, shown: Mapping[str, np.ndarray]) -> None:
+        with self._lock:
+            if done == self._done:
+                return  # another member of a vmap
+            if done < self._done or self._done == 0:
+                self._begin(total)
+            status = "  ".join(f"{name} {_short(a)}" for name, a in shown.items())
+            if self._bar is not None:
+                self._bar.update(0, completed=done, status=status)
+                self._bar.refresh()
+                if done == total:
+                    self._bar.stop()
+            elif done in {1, total} or 10 * done // total > 10 * self._done // total:
+                self._print(done, total, status)
+            self._done = done
+
+    def _begin(self, total: int) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        self._start, self._done, self._bar = time.monotonic(), 0, None
+        if sys.stderr.isatty() and importlib.util.find_spec("rich") is not None:
+            self._bar = _rich_bar(self._label, total)
+
+    def _print(self, done: int, total: int, status: str) -> None:
+        text = f"{self._label}: {done}/{total}"
+        if 1 < done < total:
+            spent = time.monotonic() - self._start  # since the end of the first step
+            text += f", {spent * (total - done) / (done - 1):.0f} s left"
+        print(f"{text}  {status}".rstrip(), file=sys.stderr, flush=True)
+
+
+def _rich_bar(label: str, total: int) -> Any:
+    """Rich's bar, drawn when it is told and by no thread of its own."""
+    rich = importlib.import_module("rich.progress")
+    console = importlib.import_module("rich.console").Console(stderr=True)
+    bar = rich.Progress(
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(),
+        rich.TextColumn("{task.completed}/{task.total}"),
+        rich.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        rich.TextColumn("{task.fields[status]}"),
+        console=console,
+        auto_refresh=False,
+    )
+    bar.add_task(label, total=total, status="")
+    bar.start()
+    console.show_cursor()  # else it stays hidden where Ctrl-C ends the scan
+    return bar
+
+
+def _short(value: np.ndarray) -> str:
+    """One number, or the mean of several."""
+    return f"{float(np.mean(value)):.4g}"
+
+
+def _num_steps(call: str, xs: PyTree, length: int | None) -> int:
+    """The number of steps, at least one."""
+    if length is not None:
+        check_positive_int(call, "length", length)
+        return length
+    leaves = jax.tree.leaves(xs)
+    if not leaves or not jnp.shape(leaves[0]) or not jnp.shape(leaves[0])[0]:
+        raise ValueError(
+            f"`{call}` needs xs with a leading axis of steps, or length=, got neither."
+        )
+    return jnp.shape(leaves[0])[0]
