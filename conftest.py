@@ -12,7 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-jax.config.update("jax_enable_x64", True)
+# `JAX_ENABLE_X64=0 pytest tests/test_contract.py` has the contract in float32.
+jax.config.update("jax_enable_x64", os.environ.get("JAX_ENABLE_X64", "1") != "0")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 

@@ -22,7 +22,6 @@ CLOSURE = {
     "optkit", "equinox", "lineax", "jaxtyping", "wadler-lindig", "typing-extensions",
 }  # fmt: skip
 MAX_IMPORT = 0.75  # of the time that `import jax` takes on this machine, now
-INSTALL = ("-m", "pip", "install", "--quiet", "--no-compile")
 IMPORT = """
 import time
 times = [time.process_time()]
@@ -41,11 +40,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         python = _environment(work / "venv")
-        run(python, *INSTALL, "build", "hatchling", cwd=work)
+        run(*_install(python), "build", "hatchling", cwd=work)
         build = ("-m", "build", "--no-isolation", "--outdir", work / "dist", ROOT)
         run(python, *build, cwd=work)
         python = _environment(work / "clean")
-        install = (python, *INSTALL)
+        install = _install(python)
         # What users of jax and optax have already.
         run(*install, "jax", "optax", cwd=work)
         before = _installed(python, work)
@@ -78,7 +77,8 @@ def run(*command: object, cwd: Path, quiet: bool = False, **variables: str) -> s
     """What a command prints; it runs outside the checkout, and must succeed."""
     words = [str(word) for word in command]
     environment = os.environ | {"PIP_DISABLE_PIP_VERSION_CHECK": "1"} | variables
-    environment.pop("PYTHONPATH", None)
+    for name in ("PYTHONPATH", "PYTHONDONTWRITEBYTECODE"):
+        environment.pop(name, None)
     done = subprocess.run(
         words, cwd=cwd, env=environment, text=True, capture_output=True, check=False
     )
@@ -91,8 +91,14 @@ def run(*command: object, cwd: Path, quiet: bool = False, **variables: str) -> s
 
 def _environment(folder: Path) -> Path:
     """The interpreter of a new, empty virtual environment."""
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     return folder / "bin" / "python"
+
+
+def _install(python: Path) -> tuple[object, ...]:
+    """The start of a command that installs into an environment, which has no pip."""
+    pip = (sys.executable, "-m", "pip", "--python", python)
+    return *pip, "install", "--quiet", "--no-compile"
 
 
 def _installed(python: Path, work: Path) -> dict[str, int]:

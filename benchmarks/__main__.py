@@ -18,7 +18,7 @@ try:
     from .peers import missing
     from .plots import write
     from .quality import tune
-    from .report import Done, Session, load, save
+    from .report import Done, Result, Session, load, save
     from .show import (
         TARGET_HEADINGS,
         as_grid,
@@ -32,6 +32,7 @@ except ModuleNotFoundError as error:
     print(f"python -m benchmarks: error: {words}", file=sys.stderr)
     raise SystemExit(2) from None
 
+FAILED = "Failed"
 WIDTH = 120  # of the tables, where nobody looks at a terminal
 EPILOG = f"""\
 jobs: {", ".join(name for name, job in JOBS.items() if not job.is_long)}
@@ -45,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.size is not None and len(options.job or []) != 1:
         parser.error("argument --size: needs exactly one --job, whose size it is")
+    if options.show is not None and not options.show.is_file():
+        parser.error(f"argument --show: no such file: {options.show}")
     if options.tune:
         tune()
         return 0
@@ -58,7 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             _print(console, done)
     _conclude(console, session)
     _write(session, options)
-    return 0
+    return int(any(FAILED in word for word in _remarks(session)))
+
+
+def _remarks(session: Session) -> list[str]:
+    return [word for done in session.done for word in done.result.remarks]
 
 
 def _run(options: argparse.Namespace, console: Console) -> Session:
@@ -72,7 +79,10 @@ def _run(options: argparse.Namespace, console: Console) -> Session:
     for name in names:
         job, begin = JOBS[name], time.perf_counter()
         size = options.size or job.size
-        result = job.run(size, options.rounds or job.rounds)
+        try:
+            result = job.run(size, options.rounds or job.rounds)
+        except Exception as error:  # the others still run, and the exit code is 1
+            result = Result(remarks=[f"{FAILED}: {type(error).__name__}: {error}"])
         result = result._replace(remarks=[*result.remarks, *missing()])
         finished.append(Done(name, size, time.perf_counter() - begin, result))
         _print(console, finished[-1])

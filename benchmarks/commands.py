@@ -65,7 +65,7 @@ JOB_IMPORT = Job(
     run=run_import,
     size=1,
     unit="package",
-    rounds=5,
+    rounds=3,
     reading="Each in a fresh interpreter. Most of it is Equinox and Lineax.",
 )
 JOB_DEMO = Job(

@@ -118,6 +118,19 @@ def memory_of(executable: Any) -> Memory | None:
     )
 
 
+def called(
+    name: str, fn: Callable[..., Any], args: tuple[Any, ...], role: Role = "ours"
+) -> tuple[Candidate, Callable[..., Any]]:
+    """A candidate that calls a function of the same arguments, and the function."""
+    made = compiled(name, lambda args: fn(*args), args, role, donate=False)
+
+    def run(args: tuple[Any, ...]) -> tuple[Any, ...]:
+        jax.block_until_ready(made.run(args))
+        return args
+
+    return made._replace(run=run), lambda *args: made.run(args)
+
+
 def in_turn(
     name: str,
     functions: Sequence[Callable[..., Any]],
@@ -125,10 +138,11 @@ def in_turn(
     role: Role = "ours",
 ) -> Candidate:
     """A candidate that calls functions of the same arguments, one after the other."""
-    made = [compiled(name, lambda c, f=f: f(*c), args, donate=False) for f in functions]
+    made = [called(name, fn, args)[0] for fn in functions]
 
     def run(args: tuple[Any, ...]) -> tuple[Any, ...]:
-        jax.block_until_ready([candidate.run(args) for candidate in made])
+        for candidate in made:
+            candidate.run(args)
         return args
 
     seconds = sum(candidate.compile_seconds for candidate in made)

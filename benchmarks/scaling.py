@@ -27,14 +27,14 @@ FACTORISE, APPLY = "ok.Woodbury, factorise", "ok.Woodbury, a vector"
 
 def run_d(size: int, rounds: int) -> Result:
     """Adan, M-FAC and AdaHessian from `size` / 1,000 parameters to `size`."""
-    sizes = [max(size // factor, 1) for factor in (1000, 100, 10, 1)]
+    sizes = [max(size // factor, 1) for factor in (1000, 30, 1)]
     families = {
         "Adan": (_adan, "optax.adan", sizes),
         f"M-FAC, window {SMALL_WINDOW}": (_mfac, mfac.PASSES, sizes),
         "AdaHessian": (
             _adahessian,
             adahessian.PASS,
-            [d for d in sizes if d <= NETWORK_LIMIT],
+            [min(d, NETWORK_LIMIT) for d in sizes],
         ),
     }
     tables, plots = [], []

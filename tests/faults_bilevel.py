@@ -67,7 +67,9 @@ def batches(name: str, batch: Any) -> Any:
     return ok.Batches(upper_x=term, lower_x=term)
 
 
-def step(name: str, batch: Any = 1.0, f: Any = upper, g: Any = lower, **options: Any) -> Any:
+def step(
+    name: str, batch: Any = 1.0, f: Any = upper, g: Any = lower, **options: Any
+) -> Any:
     """The state after a step, and how it went."""
     made = solver(name, f, g, **options)
     state = made.init(jnp.ones(2), jnp.zeros(2))
@@ -80,12 +82,29 @@ def stays(name: str, batch: Any) -> Any:
     return jnp.abs(state.x - 1) + jnp.abs(state.y)
 
 
+def from_nan(state: str) -> Any:
+    """A step from a state that is NaN, and how it went."""
+    names = {"DescentState": "hypergradient_descent"}
+    snake = "".join("_" + c.lower() if c.isupper() else c for c in state[:-5])[1:]
+    name = names.get(state, snake)
+    made = solver(name)
+    nan = made.init(jnp.full(2, NAN), jnp.zeros(2))
+    return made.step(nan, batches(name, 1.0))
+
+
 def init(name: str, x: Any, y: Any = None) -> Any:
     """The first state."""
     return solver(name).init(x, jnp.zeros(2) if y is None else y)
 
 
-def gradient(name: str, x: Any = None, y: Any = None, f: Any = upper, g: Any = lower, batch: Any = 1.0) -> Any:
+def gradient(
+    name: str,
+    x: Any = None,
+    y: Any = None,
+    f: Any = upper,
+    g: Any = lower,
+    batch: Any = 1.0,
+) -> Any:
     """The hypergradient and how it went."""
     x, y = (jnp.ones(2) if v is None else v for v in (x, y))
     return ok.hypergradient(f, g, method=METHODS[name]())(x, y, batch)
@@ -96,11 +115,14 @@ def constants(**options: Any) -> Any:
     return ok.Constants(**({"convexity": 1.0, "lower": 1.0, "upper": 1.0} | options))
 
 
-def run(batches: Any = None, num_steps: Any = 2, made: Any = None, **options: Any) -> Any:
+def run(
+    batches: Any = None, num_steps: Any = 2, made: Any = None, **options: Any
+) -> Any:
     """Two steps."""
     made = solver("soba") if made is None else made
-    state = made.init(jnp.ones(2), jnp.zeros(2)) if made != 3 else None
-    return ok.run(made, state, batches or (lambda k: 1.0), num_steps, **options)
+    state = made.init(jnp.ones(2), jnp.zeros(2))
+    batches = (lambda k: 1.0) if batches is None else batches
+    return ok.run(made, state, batches, num_steps, **options)
 
 
 ROWS = table(
@@ -109,7 +131,6 @@ ROWS = table(
     f2sa f3sa penalty penalty_momentum soba saba hypergradient_descent:
         nan       step("{}", NAN)                       -> nonfinite_gradient
         nan       stays("{}", INF)                      -> right: not x.any()
-        huge      step("{}", 3e38)                      -> nonfinite_gradient
         zero      step("{}", 0.0)[0].x                  -> right
         tiny      step("{}", 1e-30)[0].x                -> right
         dtype     init("{}", jnp.arange(2))             -> TypeError: int32
@@ -119,11 +140,15 @@ ROWS = table(
         function  step("{}", g=vector)                  -> ValueError: one real scalar
         object    solver("{}", f=3.0)                   -> TypeError: upper(x, y, batch)
         object    solver("{}", g=3.0)                   -> TypeError: lower(x, y, batch)
-        object    solver("{}", outer=0.1)               -> TypeError: optax transform for outer
-        object    solver("{}", inner=0.1)               -> TypeError: optax transform for inner
+        object    solver("{}", outer=0.1)  -> TypeError: optax transform for outer
+        object    solver("{}", inner=0.1)  -> TypeError: optax transform for inner
         shape     step("{}", project_x=lambda x: x[:1])  -> ValueError: shape
         dtype     step("{}", project_x=lambda x: x.astype("f2"))  -> TypeError: float16
-        object    solver("{}", project_x=3.0)           -> TypeError: function
+        object    step("{}", project_x=3.0)             -> TypeError: function
+    f2sa f3sa penalty penalty_momentum hypergradient_descent:
+        huge      step("{}", 3e38)                      -> nonfinite_gradient
+    soba saba:
+        huge      step("{}", 3e38)                      -> right: finite(x[0])
     f2sa f3sa penalty penalty_momentum:
         object    solver("{}", project_y=3.0)           -> TypeError: function
     f2sa f3sa:
@@ -142,7 +167,7 @@ ROWS = table(
     hypergradient_descent:
         object    solver("{}", method="cg")             -> TypeError: method
         option    solver("{}", inner_steps=0)           -> ValueError: inner_steps >= 1
-        missing   solver("{}", inner=None)              -> TypeError: inner
+        missing   solver("{}", inner=None)              -> ValueError: inner
         singular  step("{}", g=saddle)                  -> indefinite
     saba:
         option    solver("{}", num_upper=0)             -> ValueError: num_upper >= 1
@@ -156,13 +181,13 @@ ROWS = table(
         function  gradient("{}", g=vector)              -> ValueError: one real scalar
     Implicit:
         nan       gradient("{}", batch=NAN)             -> nonfinite_input
-        singular  gradient("{}", g=saddle)              -> indefinite
+        singular  gradient("{}", y=jnp.zeros(2), g=saddle)  -> indefinite
         option    ok.{}(ok.CG(), -1.0)                  -> ValueError: damping >= 0
         object    ok.{}("cg")                           -> TypeError: method
     ImplicitProjected:
         option    ok.{}(jax.nn.relu, 0.0)               -> ValueError: step_size > 0
         object    ok.{}(3.0, 0.5)                       -> TypeError: function
-        object    ok.{}(jax.nn.relu, 0.5, "cg")         -> TypeError: method
+        object    ok.{}(jax.nn.relu, 0.5, "cg")         -> TypeError: solver
     Unrolled:
         option    ok.{}(0, SGD)                         -> ValueError: num_steps >= 1
         option    ok.{}(2, SGD, truncate=3)             -> ValueError: truncate=3
@@ -174,7 +199,8 @@ ROWS = table(
         object    ok.{}(2, 0.1)                         -> TypeError: optax transform
     hypergradient:
         nan       gradient("Unrolled", batch=NAN)[0]    -> NaN
-        object    ok.{}(3.0, lower, method=METHODS["Implicit"]())  -> TypeError: upper(x, y, batch)
+        object    ok.{}(3.0, lower, method=METHODS["Implicit"]()) \
+                  -> TypeError: upper(x, y, batch)
         object    ok.{}(upper, lower, method="cg")      -> TypeError: method
         dtype     gradient("Implicit", y=jnp.arange(2))  -> TypeError: int32
         function  gradient("Implicit", f=vector)        -> ValueError: one real scalar
@@ -190,15 +216,16 @@ ROWS = table(
     Batches:
         shape     step("f2sa", ok.{}(1.0, jnp.ones(3), 1.0, jnp.ones(3), jnp.ones(3)), \
                   inner_steps=2)                        -> ValueError: leading axis of 2
-        missing   step("f2sa", ok.{}(upper_x=1.0))      -> ValueError: leading axis
     Term (ok.saba):
         option    solver("saba").step(init("saba", jnp.ones(2)), \
-                  ok.Batches(upper_x=ok.{}(9, 1.0), lower_x=ok.{}(0, 1.0)))[0].x  -> right
+                  ok.Batches(upper_x=ok.{}(9, 1.0), lower_x=ok.{}(0, 1.0)))[0].x \
+                  -> right
     F2saState F3saState PenaltyState PenaltyMomentumState SobaState SabaState \
     DescentState:
-        shape     other_state("{}")                     -> ValueError: shape
+        nan       from_nan("{}")                        -> nonfinite_gradient
     Constants (ok.f2sa_schedule):
-        option    ok.f2sa_schedule(constants(convexity=0.0))  -> ValueError: convexity > 0
+        option    ok.f2sa_schedule(constants(convexity=0.0)) \
+                  -> ValueError: convexity > 0
         option    ok.f2sa_schedule(constants(total=-1.0))  -> ValueError: total >= 0
     f2sa_schedule f3sa_schedule:
         option    ok.{}(constants(lower=NAN))           -> ValueError: lower > 0
@@ -207,16 +234,21 @@ ROWS = table(
     f2sa_schedule:
         option    ok.{}(constants(), inner_steps=0)     -> ValueError: inner_steps >= 1
     PenaltySchedule:
-        option    ok.{}(0.5, 0.2, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0)  -> ValueError: c_alpha > 0
+        option    ok.{}(0.5, 0.2, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0) \
+                  -> ValueError: c_alpha > 0
         option    ok.{}(-0.5, 0.2, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)  -> ValueError: a >= 0
-        option    ok.{}(0.5, 0.2, 1.0, 1.0, 1.0, NAN, 1.0, 1.0)  -> ValueError: initial_penalty > 0
-        option    step("f2sa", penalty=ok.{}(0.0, 0.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0))  -> schedule_bounds
+        option    ok.{}(0.5, 0.2, 1.0, 1.0, 1.0, NAN, 1.0, 1.0) \
+                  -> ValueError: initial_penalty > 0
+        option    step("f2sa", penalty=ok.{}(0.0, 0.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0)) \
+                  -> schedule_bounds
     sigma_schedule:
         option    ok.{}(0.0)                            -> ValueError: initial > 0
         option    ok.{}(1.0, power=-1.0)                -> ValueError: power >= 0
         option    ok.{}(1.0, floor=NAN)                 -> ValueError: floor >= 0
     scale_by_penalty:
-        missing   ok.{}().update(jnp.ones(2), ok.{}().init(jnp.ones(2)))  -> ValueError: penalty
-        nan       ok.{}().update(jnp.full(2, NAN), ok.{}().init(jnp.ones(2)), penalty=1.0)[0]  -> NaN
+        missing   ok.{}().update(jnp.ones(2), ok.{}().init(jnp.ones(2))) \
+                  -> TypeError: penalty
+        nan       ok.{}().update(jnp.full(2, NAN), ok.{}().init(jnp.ones(2)), \
+                  penalty=1.0)[0]  -> NaN
     """,
 )

@@ -42,7 +42,9 @@ def example_loss(p: Any, example: Any) -> jax.Array:
 
 def batch(size: int = 3, number: float = 1.0) -> Any:
     """Inputs and targets."""
-    return jnp.full((size, 2), number) * jnp.arange(1.0, size + 1)[:, None], jnp.ones(size)
+    return jnp.full((size, 2), number) * jnp.arange(1.0, size + 1)[:, None], jnp.ones(
+        size
+    )
 
 
 def rows(number: float = 1.0) -> Any:
@@ -77,7 +79,9 @@ def woodbury(C: Any, b: Any, damping: Any = 1.0) -> Any:
 
 def inverse(C: Any = None, damping: float = 1.0) -> Any:
     """P of two rows, or of another curvature."""
-    return ok.invert(ok.LowRank(rows()) if C is None else C, ok.Woodbury(), damping=damping)
+    return ok.invert(
+        ok.LowRank(rows()) if C is None else C, ok.Woodbury(), damping=damping
+    )
 
 
 def relative_error(solution: Any, C: Any, b: Any) -> Any:
@@ -113,6 +117,12 @@ def preconditioner(number: float = 1.0) -> Any:
     """Of a diagonal curvature."""
     C, method = diagonal(number, 2.0, 3.0), ok.Nystrom(2, key=jr.key(0))
     return ok.nystrom_preconditioner(ok.invert(C, method, damping=1.0))
+
+
+def spectrum(C: Any, **options: Any) -> Any:
+    """Eigenvalues of three."""
+    given = {"key": jr.key(0), "num_probes": 1, "num_steps": 2}
+    return ok.spectrum(C, **(given | options))
 
 
 def diag(params: Any, *args: Any, **options: Any) -> Any:
@@ -172,10 +182,14 @@ ROWS = table(
         shape     ok.{}(loss, jnp.ones(2), jnp.ones(3))  -> ValueError: shape (3,)
         dtype     ok.{}(loss, jnp.ones(2), jnp.ones(2, "f2"))  -> TypeError: float16
         dtype     ok.{}(loss, jnp.arange(2), jnp.ones(2))  -> TypeError: int32
-        dtype     ok.{}(loss, jnp.ones(2, "c8"), jnp.ones(2, "c8"))  -> TypeError: complex64
-        function  ok.{}(lambda p: p, jnp.ones(2), jnp.ones(2))  -> ValueError: shape (2,)
-        function  ok.{}(lambda p: (1.0, 2.0), jnp.ones(2), jnp.ones(2))  -> ValueError: tuple
-        function  ok.{}(lambda p: jnp.argmax(p), jnp.ones(2), jnp.ones(2))  -> TypeError: int32
+        dtype     ok.{}(loss, jnp.ones(2, "c8"), jnp.ones(2, "c8")) \
+                  -> TypeError: complex64
+        function  ok.{}(lambda p: p, jnp.ones(2), jnp.ones(2)) \
+                  -> ValueError: shape (2,)
+        function  ok.{}(lambda p: (1.0, 2.0), jnp.ones(2), jnp.ones(2)) \
+                  -> ValueError: tuple
+        function  ok.{}(lambda p: jnp.argmax(p), jnp.ones(2), jnp.ones(2)) \
+                  -> TypeError: int32
         object    ok.{}(3.0, jnp.ones(2), jnp.ones(2))  -> TypeError: function
     value_grad_and_hvp:
         nan       ok.{}(loss)(like(NAN), params())      -> NaN
@@ -183,7 +197,8 @@ ROWS = table(
         tree      ok.{}(loss)(params(), {"w": jnp.ones(2)})  -> ValueError: structure
         shape     ok.{}(loss)(jnp.ones(2), jnp.ones(3))  -> ValueError: shape (3,)
         dtype     ok.{}(loss)(jnp.arange(2), jnp.ones(2))  -> TypeError: int32
-        function  ok.{}(lambda p: p)(jnp.ones(2), jnp.ones(2))  -> ValueError: shape (2,)
+        function  ok.{}(lambda p: p)(jnp.ones(2), jnp.ones(2)) \
+                  -> ValueError: shape (2,)
         object    ok.{}(3.0)                            -> TypeError: function
     hessian:
         nan       ok.{}(loss, like(NAN)).mv(params())   -> NaN
@@ -193,63 +208,102 @@ ROWS = table(
         object    ok.{}(3.0, jnp.ones(2))               -> TypeError: function
     hessian (ok.hvp):
         tree      ok.{}(loss, params()).mv({"w": jnp.ones(2)})  -> ValueError: structure
-        function  ok.{}(lambda p: p, jnp.ones(2)).mv(jnp.ones(2))  -> ValueError: shape (2,)
+        function  ok.{}(lambda p: p, jnp.ones(2)).mv(jnp.ones(2)) \
+                  -> ValueError: shape (2,)
     hessian:
-        missing   ok.{}(loss, jnp.ones(2)).diagonal()   -> NotImplementedError: hutchinson_diag
+        missing   ok.{}(loss, jnp.ones(2)).diagonal() \
+                  -> NotImplementedError: hutchinson_diag
     gauss_newton:
-        nan       ok.{}(model, ok.SquaredError(), like(NAN), batch()[0]).mv(params())  -> NaN
-        nan       ok.{}(model, ok.SquaredError(), params(), jnp.full((3, 2), NAN)).mv(params()) -> NaN
-        dtype     ok.{}(model, ok.SquaredError(), jnp.arange(2), batch()[0])  -> TypeError: int32
-        tree      ok.{}(model, ok.SquaredError(), params(), batch()[0]).mv(())  -> ValueError: structure
-        function  ok.{}(model, jnp.negative, params(), batch()[0]).mv(params())  -> ValueError: one real scalar
-        empty     ok.{}(model, ok.SquaredError(), params(), jnp.ones((0, 2))).mv(params())  -> right: not np.any(x["w"])
+        nan       ok.{}(model, ok.SquaredError(), like(NAN), batch()[0]).mv(params()) \
+                  -> NaN
+        nan       ok.{}(model, ok.SquaredError(), params(), jnp.full((3, 2), \
+                  NAN)).mv(params())  -> NaN
+        dtype     ok.{}(model, ok.SquaredError(), jnp.arange(2), batch()[0]) \
+                  -> TypeError: int32
+        tree      ok.{}(model, ok.SquaredError(), params(), batch()[0]).mv(()) \
+                  -> ValueError: structure
+        function  ok.{}(model, jnp.negative, params(), batch()[0]).mv(params()) \
+                  -> ValueError: one real scalar
+        empty     ok.{}(model, ok.SquaredError(), params(), jnp.ones((0, \
+                  2))).mv(params())  -> right: not np.any(x["w"])
         object    ok.{}(model, 3.0, params(), batch()[0])  -> TypeError: function
-        object    ok.{}(3.0, ok.SquaredError(), params(), batch()[0])  -> TypeError: function
-        missing   ok.{}(model, ok.SquaredError(), params(), batch()[0]).diagonal()  -> NotImplementedError: hutchinson_diag
+        object    ok.{}(3.0, ok.SquaredError(), params(), batch()[0]) \
+                  -> TypeError: function
+        missing   ok.{}(model, ok.SquaredError(), params(), batch()[0]).diagonal() \
+                  -> NotImplementedError: hutchinson_diag
     value_grad_and_diag:
         nan       diag(like(NAN))                       -> NaN
         huge      diag(like(1e30))                      -> NaN
         tiny      diag(like(1e-30))                     -> right
-        empty     ok.{}(lambda p: jnp.zeros(()))((), key=jr.key(0))  -> right: x[2] == ()
+        empty     ok.{}(lambda p: jnp.zeros(()))((), key=jr.key(0)) \
+                  -> right: x[2] == ()
         dtype     diag(jnp.arange(2))                   -> TypeError: int32
         option    diag(params(), num_probes=0)          -> ValueError: num_probes >= 1
         object    diag(params(), key=0)                 -> TypeError: random key
-        function  ok.{}(lambda p: p)(jnp.ones(2), key=jr.key(0))  -> ValueError: shape (2,)
+        function  ok.{}(lambda p: p)(jnp.ones(2), key=jr.key(0)) \
+                  -> ValueError: shape (2,)
         object    ok.{}(3.0)                            -> TypeError: function
     value_grad_and_gauss_newton_diag:
         nan       sampled(like(NAN), batch()[0], jnp.ones((3, 2)))  -> NaN
         empty     sampled(params(), jnp.ones((0, 2)), jnp.ones((0, 2)))  -> right
         object    ok.{}(3.0, ok.SquaredError())         -> TypeError: function
         object    ok.{}(model, loss)                    -> TypeError: head
-        dtype     sampled(jnp.arange(2), jnp.ones((3, 2)), jnp.ones((3, 2)))  -> TypeError: int32
-        option    sampled(params(), jnp.ones((3, 2)), jnp.ones((3, 2)), num_probes=0)  -> ValueError: num_probes >= 1
-        object    sampled(params(), jnp.ones((3, 2)), jnp.ones((3, 2)), key=0)  -> TypeError: random key
+        dtype     sampled(jnp.arange(2), jnp.ones((3, 2)), jnp.ones((3, 2))) \
+                  -> TypeError: int32
+        option    sampled(params(), jnp.ones((3, 2)), jnp.ones((3, 2)), num_probes=0) \
+                  -> ValueError: num_probes >= 1
+        object    sampled(params(), jnp.ones((3, 2)), jnp.ones((3, 2)), key=0) \
+                  -> TypeError: random key
     value_grad_and_gauss_newton_diag (ok.SquaredError):
-        shape     sampled(params(), batch()[0], jnp.ones(3))  -> ValueError: shape (3, 2)
+        shape     sampled(params(), batch()[0], jnp.ones(3)) \
+                  -> ValueError: shape (3, 2)
     hutchinson_diag hutchinson_trace:
         nan       ok.{}(diagonal(NAN, 1.0, 1.0), key=jr.key(0), num_probes=2)  -> NaN
-        option    ok.{}(diagonal(), key=jr.key(0), num_probes=0)  -> ValueError: num_probes >= 1
-        option    ok.{}(diagonal(), key=jr.key(0), num_probes=1.0)  -> ValueError: num_probes >= 1
-        object    ok.{}(jnp.eye(3), key=jr.key(0), num_probes=1)  -> TypeError: Lineax operator
+        option    ok.{}(diagonal(), key=jr.key(0), num_probes=0) \
+                  -> ValueError: num_probes >= 1
+        option    ok.{}(diagonal(), key=jr.key(0), num_probes=1.0) \
+                  -> ValueError: num_probes >= 1
+        object    ok.{}(jnp.eye(3), key=jr.key(0), num_probes=1) \
+                  -> TypeError: Lineax operator
         object    ok.{}(diagonal(), key=0, num_probes=1)  -> TypeError: random key
-        object    ok.{}(lx.MatrixLinearOperator(jnp.ones((2, 2))), key=jr.key(0), num_probes=1)  -> ValueError: symmetric
+        object    ok.{}(lx.MatrixLinearOperator(jnp.ones((2, 2))), key=jr.key(0), \
+                  num_probes=1)  -> ValueError: symmetric
     hutchinson_diag:
-        huge      ok.{}(diagonal(3e38, 3e38, 3e38), key=jr.key(0), num_probes=2)  -> right
+        huge      ok.{}(diagonal(3e38, 3e38, 3e38), key=jr.key(0), num_probes=2) \
+                  -> right
     hutchinson_trace:
-        huge      ok.{}(diagonal(3e38, 3e38, 3e38), key=jr.key(0), num_probes=2).mean -> NaN
+        huge      ok.{}(diagonal(3e38, 3e38, 3e38), key=jr.key(0), num_probes=2).mean \
+                  -> NaN
+
+    spectrum:
+        nan       spectrum(diagonal(NAN, 1.0, 1.0))     -> NaN
+        zero      spectrum(diagonal(0.0, 0.0, 0.0))  -> right: np.allclose(x.nodes, 0)
+        option    spectrum(diagonal(), num_probes=0)    -> ValueError: num_probes >= 1
+        option    spectrum(diagonal(), num_steps=4)     -> ValueError: num_steps=4
+        object    spectrum(diagonal(), key=0)           -> TypeError: one random key
+        object    spectrum(jnp.eye(3))                  -> TypeError: Lineax operator
+        object    spectrum(lx.MatrixLinearOperator(jnp.eye(3))) \
+                  -> ValueError: symmetric
+    Spectrum:
+        nan       spectrum(diagonal(NAN, 1.0, 1.0)).mean(jnp.square)  -> NaN
 
     empirical_fisher:
         nan       ok.{}(example_loss, like(NAN), batch()).mv(params())  -> NaN
         nan       ok.{}(example_loss, params(), batch(3, NAN)).mv(params())  -> NaN
-        zero      ok.{}(lambda p, e: 0.0 * loss(p), params(), batch()).mv(params())  -> right
+        zero      ok.{}(lambda p, e: 0.0 * loss(p), params(), batch()).mv(params()) \
+                  -> right
         huge      ok.{}(example_loss, like(1e30), batch()).mv(params())  -> NaN
         empty     ok.{}(example_loss, params(), batch(0))  -> ValueError: empty batch
-        empty     ok.{}(lambda p, e: jnp.sum(e[1]), (), batch()).mv(())  -> right: x == ()
-        shape     ok.{}(example_loss, params(), (jnp.ones((3, 2)), jnp.ones(2)))  -> ValueError: first axis
+        empty     ok.{}(lambda p, e: jnp.sum(e[1]), (), batch()).mv(()) \
+                  -> right: x == ()
+        shape     ok.{}(example_loss, params(), (jnp.ones((3, 2)), jnp.ones(2))) \
+                  -> ValueError: first axis
         shape     ok.{}(example_loss, params(), 1.0)    -> ValueError: first axis
         dtype     ok.{}(example_loss, jnp.arange(2), batch())  -> TypeError: int32
-        option    ok.{}(example_loss, params(), batch(), chunk=0)  -> ValueError: chunk >= 1
-        function  ok.{}(lambda p, e: p["w"], params(), batch())  -> ValueError: one real scalar
+        option    ok.{}(example_loss, params(), batch(), chunk=0) \
+                  -> ValueError: chunk >= 1
+        function  ok.{}(lambda p, e: p["w"], params(), batch()) \
+                  -> ValueError: one real scalar
         object    ok.{}(3.0, params(), batch())         -> TypeError: function
     LowRank:
         nan       ok.{}(rows(NAN)).mv(params())         -> NaN
@@ -257,7 +311,8 @@ ROWS = table(
         huge      ok.{}(rows(1e30)).mv(params())        -> NaN
         empty     ok.{}(jnp.zeros((0, 3))).mv(jnp.ones(3))  -> right: not np.any(x)
         empty     ok.{}(()).mv(())                      -> right: x == ()
-        shape     ok.{}((jnp.ones((2, 3)), jnp.ones((3, 3))))  -> ValueError: leading axis
+        shape     ok.{}((jnp.ones((2, 3)), jnp.ones((3, 3)))) \
+                  -> ValueError: leading axis
         shape     ok.{}(jnp.ones(()))                   -> ValueError: leading axis
         dtype     ok.{}(jnp.ones((2, 3), int))          -> TypeError: int32
         dtype     ok.{}(jnp.ones((2, 3), "c8"))         -> TypeError: complex64
@@ -284,18 +339,23 @@ ROWS = table(
         option    ok.{}(diagonal(), NAN)                -> ValueError: damping >= 0
         shape     ok.{}(diagonal(), jnp.ones(2))        -> ValueError: shape (2,)
         dtype     ok.{}(diagonal(), 1j)                 -> TypeError: damping
-        dtype     ok.{}(lx.DiagonalLinearOperator(jnp.ones(2, "c8")), 1.0)  -> TypeError: complex64
+        dtype     ok.{}(lx.DiagonalLinearOperator(jnp.ones(2, "c8")), 1.0) \
+                  -> TypeError: complex64
         object    ok.{}(jnp.eye(3), 1.0)                -> TypeError: Lineax operator
-        object    ok.{}(lx.MatrixLinearOperator(jnp.ones((2, 2))), 1.0)  -> ValueError: symmetric
+        object    ok.{}(lx.MatrixLinearOperator(jnp.ones((2, 2))), 1.0) \
+                  -> ValueError: symmetric
     SquaredError:
         nan       ok.{}()(jnp.full(2, NAN), jnp.ones(2))  -> NaN
         shape     ok.{}()(jnp.ones(2), jnp.ones(3))     -> ValueError: shape (2,)
         empty     ok.{}()(jnp.ones(0), jnp.ones(0))     -> right: x == 0
-        empty     ok.{}()(jnp.ones(2), jnp.ones(2), jnp.zeros(2, bool))  -> right: x == 0
+        empty     ok.{}()(jnp.ones(2), jnp.ones(2), jnp.zeros(2, bool)) \
+                  -> right: x == 0
     SoftmaxCrossEntropy:
         nan       ok.{}()(jnp.full((2, 3), NAN), jnp.zeros(2, int))  -> NaN
-        huge      ok.{}()(jnp.full((2, 3), 1e38), jnp.zeros(2, int))  -> right: abs(x - np.log(3)) < 1e-6
-        shape     ok.{}()(jnp.ones((2, 3)), jnp.zeros(3, int))  -> ValueError: shape (2,)
+        huge      ok.{}()(jnp.full((2, 3), 1e38), jnp.zeros(2, int)) \
+                  -> right: abs(x - np.log(3)) < 1e-6
+        shape     ok.{}()(jnp.ones((2, 3)), jnp.zeros(3, int)) \
+                  -> ValueError: shape (2,)
         dtype     ok.{}()(jnp.ones((2, 3)), jnp.zeros(2))  -> TypeError: integer
         option    ok.{}()(jnp.ones((2, 3)), jnp.full(2, 7))  -> NaN
         option    ok.{}()(jnp.ones((2, 3)), jnp.full(2, -1))  -> NaN
@@ -304,14 +364,20 @@ ROWS = table(
     CG Neumann Nystrom GMRES:
         nan       solve("{}", diagonal(), [1.0, NAN, 1.0], 1.0)  -> nonfinite_input
         nan       solve("{}", diagonal(), [1.0, INF, 1.0], 1.0)  -> nonfinite_input
-        nan       solve("{}", diagonal(NAN, 1.0, 1.0), [1.0, 1.0, 1.0], 1.0)  -> nonfinite_operator
-        zero      solve("{}", diagonal(), [0.0, 0.0, 0.0], 1.0)  -> right: not np.any(x.value)
-        huge      solve("{}", diagonal(), [1e38, -1e38, 1e38], 1.0)  -> right: error(x, 1e38) < 1e-4
-        tiny      solve("{}", diagonal(), [1e-30, -1e-30, 1e-30], 1.0)  -> right: error(x, 1e-30) < 1e-4
+        nan       solve("{}", diagonal(NAN, 1.0, 1.0), [1.0, 1.0, 1.0], 1.0) \
+                  -> nonfinite_operator
+        zero      solve("{}", diagonal(), [0.0, 0.0, 0.0], 1.0) \
+                  -> right: not np.any(x.value)
+        huge      solve("{}", diagonal(), [1e38, -1e38, 1e38], 1.0) \
+                  -> right: error(x, 1e38) < 1e-4
+        tiny      solve("{}", diagonal(), [1e-30, -1e-30, 1e-30], 1.0) \
+                  -> right: error(x, 1e-30) < 1e-4
     Nystrom:
-        empty     solve("{}", lx.DiagonalLinearOperator(jnp.zeros(0)), jnp.zeros(0))  -> ValueError: rank=3
+        empty     solve("{}", lx.DiagonalLinearOperator(jnp.zeros(0)), jnp.zeros(0)) \
+                  -> ValueError: rank=3
     CG Neumann GMRES:
-        empty     solve("{}", lx.DiagonalLinearOperator(jnp.zeros(0)), jnp.zeros(0), 1.0)  -> right
+        empty     solve("{}", lx.DiagonalLinearOperator(jnp.zeros(0)), jnp.zeros(0), \
+                  1.0)  -> right
     CG Neumann:
         singular  solve("{}", diagonal(-1.0, 1.0, 1.0), [1.0, 1.0, 1.0])  -> indefinite
     CG:
@@ -319,12 +385,17 @@ ROWS = table(
         option    ok.{}(rtol=0.0)                       -> ValueError: rtol > 0
         option    ok.{}(rtol=NAN)                       -> ValueError: rtol > 0
         option    ok.{}(max_steps=0)                    -> ValueError: max_steps >= 1
-        option    ok.invert(hilbert(), ok.{}(max_steps=2)).solve(jnp.ones(9))  -> max_steps_reached
-        singular  ok.invert(hilbert(), ok.{}(rtol=1e-7), damping=1e-5).solve(jnp.ones(9))  -> inaccurate
-        singular  ok.invert(diagonal(), ok.{}(preconditioner=diagonal(-1.0, 1.0, 1.0))).solve(jnp.ones(3))  -> bad_preconditioner
+        option    ok.invert(hilbert(), ok.{}(max_steps=2)).solve(jnp.ones(9)) \
+                  -> max_steps_reached
+        singular  ok.invert(hilbert(), ok.{}(rtol=1e-7), \
+                  damping=1e-5).solve(jnp.ones(9))  -> inaccurate
+        singular  ok.invert(diagonal(), ok.{}(preconditioner=diagonal(-1.0, 1.0, \
+                  1.0))).solve(jnp.ones(3))  -> bad_preconditioner
         object    ok.{}(preconditioner=jnp.eye(3))      -> TypeError: Lineax operator
-        object    lx.linear_solve(lx.MatrixLinearOperator(jnp.eye(2)), jnp.ones(2), ok.{}())  -> ValueError: symmetric
-        option    lx.linear_solve(diagonal(), jnp.ones(3), ok.{}(), options={"y0": 1})  -> ValueError: options
+        object    lx.linear_solve(lx.MatrixLinearOperator(jnp.eye(2)), jnp.ones(2), \
+                  ok.{}())  -> ValueError: symmetric
+        option    lx.linear_solve(diagonal(), jnp.ones(3), ok.{}(), options={"y0": 1}) \
+                  -> ValueError: options
     CG Neumann Nystrom (ok.Inverse:
         tree      solve("{}", diagonal(), (1.0,))       -> ValueError: structure
         shape     solve("{}", diagonal(), jnp.ones(2))  -> ValueError: shape (2,)
@@ -334,67 +405,88 @@ ROWS = table(
         option    ok.{}(0)                              -> ValueError: num_terms >= 1
         option    ok.{}(3, step_size=0.0)               -> ValueError: step_size > 0
         option    ok.{}(3, step_size=NAN)               -> ValueError: step_size > 0
-        option    ok.invert(diagonal(), ok.{}(9, step_size=10.0)).solve(jnp.ones(3))  -> diverging
+        option    ok.invert(diagonal(), ok.{}(9, step_size=10.0)).solve(jnp.ones(3)) \
+                  -> diverging
     Nystrom:
         option    ok.{}(0, key=jr.key(0))               -> ValueError: rank >= 1
         option    ok.invert(diagonal(), ok.{}(4, key=jr.key(0)))  -> ValueError: rank=4
         object    ok.{}(2, key=0)                       -> TypeError: one random key
         singular  solve("{}", diagonal(), [1.0, 1.0, 1.0], 0.0)  -> undamped
-        singular  solve("{}", diagonal(-1.0, 1.0, 1.0), [1.0, 1.0, 1.0], 2.0)  -> indefinite
-        zero      solve("{}", diagonal(0.0, 0.0, 0.0), [1.0, 1.0, 1.0], 1.0)  -> right: finite(x.value)
-        tiny      solve("{}", diagonal(1e-30, 1e-30, 1e-30), [1.0, 1.0, 1.0], 1.0)  -> right: np.allclose(x.value, 1)
-        huge      solve("{}", diagonal(1e30, 1.0, 1.0), [1.0, 1.0, 1.0], 1.0)  -> nonfinite_operator
+        singular  solve("{}", diagonal(-1.0, 1.0, 1.0), [1.0, 1.0, 1.0], 2.0) \
+                  -> indefinite
+        zero      solve("{}", diagonal(0.0, 0.0, 0.0), [1.0, 1.0, 1.0], 1.0) \
+                  -> right: finite(x.value)
+        tiny      solve("{}", diagonal(1e-30, 1e-30, 1e-30), [1.0, 1.0, 1.0], 1.0) \
+                  -> right: np.allclose(x.value, 1)
+        huge      solve("{}", diagonal(1e30, 1.0, 1.0), [1.0, 1.0, 1.0], 1.0) \
+                  -> nonfinite_operator
     GMRES:
         singular  gmres([[1.0, 0.0], [0.0, 0.0]], [1.0, 1.0])  -> stalled
-        singular  solve("{}", diagonal(-1.0, 1.0, 1.0), [1.0, 1.0, 1.0])  -> right: np.allclose(x.value, [-1, 1, 1])
+        singular  solve("{}", diagonal(-1.0, 1.0, 1.0), [1.0, 1.0, 1.0]) \
+                  -> right: np.allclose(x.value, [-1, 1, 1])
         option    ok.{}(rtol=-1.0)                      -> ValueError: rtol > 0
         option    ok.{}(restart=0)                      -> ValueError: restart >= 1
         option    ok.{}(max_steps=1.5)                  -> ValueError: max_steps >= 1
         shape     gmres([[1.0, 0.0]], [1.0])            -> ValueError: like it
-        option    lx.linear_solve(diagonal(), jnp.ones(3), ok.{}(), options={"y0": 1})  -> ValueError: options
+        option    lx.linear_solve(diagonal(), jnp.ones(3), ok.{}(), options={"y0": 1}) \
+                  -> ValueError: options
     Woodbury:
         nan       woodbury(ok.LowRank(rows(NAN)), params())  -> nonfinite_operator
         nan       woodbury(ok.LowRank(rows()), like(NAN))  -> nonfinite_input
-        zero      woodbury(ok.LowRank(rows(0.0)), params())  -> right: np.allclose(x.value["w"], [1, -2])
-        zero      woodbury(ok.LowRank(rows()), like(0.0))  -> right: not np.any(x.value["w"])
+        zero      woodbury(ok.LowRank(rows(0.0)), params()) \
+                  -> right: np.allclose(x.value["w"], [1, -2])
+        zero      woodbury(ok.LowRank(rows()), like(0.0)) \
+                  -> right: not np.any(x.value["w"])
         huge      woodbury(ok.LowRank(rows(1e30)), params())  -> nonfinite_operator
         huge      woodbury(ok.LowRank(rows()), like(1e38))  -> singular
-        tiny      woodbury(ok.LowRank(rows(1e-30)), params())  -> right: np.allclose(x.value["w"], [1, -2])
+        tiny      woodbury(ok.LowRank(rows(1e-30)), params()) \
+                  -> right: np.allclose(x.value["w"], [1, -2])
         singular  woodbury(ok.LowRank(rows()), params(), 0.0)  -> undamped
         singular  woodbury(ok.LowRank(rows()), params(), jnp.array(-1.0))  -> undamped
         singular  woodbury(ok.LowRank(rows()), params(), jnp.array(NAN))  -> undamped
-        singular  woodbury(ok.BlockLowRank(rows(NAN), 2), params())  -> nonfinite_operator
-        empty     woodbury(ok.LowRank(jnp.zeros((0, 3))), jnp.ones(3))  -> right: np.allclose(x.value, 1)
+        singular  woodbury(ok.BlockLowRank(rows(NAN), 2), params()) \
+                  -> nonfinite_operator
+        empty     woodbury(ok.LowRank(jnp.zeros((0, 3))), jnp.ones(3)) \
+                  -> right: np.allclose(x.value, 1)
         empty     woodbury(ok.LowRank(()), ())          -> right: x.value == ()
         object    woodbury(diagonal(), jnp.ones(3))     -> ValueError: LowRank
     invert:
-        nan       ok.{}(ok.LowRank(rows(NAN)), ok.Woodbury(), damping=1.0).mv(params())  -> nonfinite_operator
-        nan       ok.{}(diagonal(NAN, 1.0, 1.0), ok.CG()).mv(jnp.ones(3))  -> nonfinite_operator
+        nan       ok.{}(ok.LowRank(rows(NAN)), ok.Woodbury(), \
+                  damping=1.0).mv(params())  -> nonfinite_operator
+        nan       ok.{}(diagonal(NAN, 1.0, 1.0), ok.CG()).mv(jnp.ones(3)) \
+                  -> nonfinite_operator
         singular  ok.{}(diagonal(0.0, 1.0, 1.0), ok.CG()).mv(jnp.ones(3))  -> indefinite
-        singular  ok.{}(symmetric([[1.0, 1.0], [1.0, 1.0]]), lx.LU()).mv(jnp.array([1.0, 2.0]))  -> singular
+        singular  ok.{}(symmetric([[1.0, 1.0], [1.0, 1.0]]), \
+                  lx.LU()).mv(jnp.array([1.0, 2.0]))  -> singular
         option    ok.{}(diagonal(), ok.CG(), damping=-1.0)  -> ValueError: damping >= 0
         option    ok.{}(diagonal(), ok.CG(), damping=INF)  -> ValueError: damping >= 0
         object    ok.{}(diagonal(), "cg")               -> TypeError: method
         object    ok.{}(jnp.eye(3), ok.CG())            -> TypeError: Lineax operator
-        object    ok.{}(lx.MatrixLinearOperator(jnp.eye(2)), ok.CG())  -> ValueError: symmetric
-        dtype     ok.{}(lx.DiagonalLinearOperator(jnp.ones(2, "c8")), ok.CG())  -> TypeError: complex64
+        object    ok.{}(lx.MatrixLinearOperator(jnp.eye(2)), ok.CG()) \
+                  -> ValueError: symmetric
+        dtype     ok.{}(lx.DiagonalLinearOperator(jnp.ones(2, "c8")), ok.CG()) \
+                  -> TypeError: complex64
     Inverse:
         nan       inverse().mv(like(NAN))               -> nonfinite_input
         tree      inverse().mv({"w": jnp.ones(2)})      -> ValueError: structure
-        dtype     inverse().mv({"b": jnp.ones(1, "f2"), "w": jnp.ones(2)})  -> TypeError: float16
+        dtype     inverse().mv({"b": jnp.ones(1, "f2"), "w": jnp.ones(2)}) \
+                  -> TypeError: float16
         option    inverse().entry(0, 3)                 -> IndexError: 0 <= b < 3
         option    inverse().entry(-1, 0)                -> IndexError: 0 <= a < 3
         dtype     inverse().entry(0.0, 0)               -> TypeError: integers
         option    jax.jit(lambda a: inverse().entry(a, a))(3)        -> NaN
     Inverse (CG):
-        missing   ok.invert(diagonal(), ok.CG()).diagonal()  -> NotImplementedError: hutchinson_diag
+        missing   ok.invert(diagonal(), ok.CG()).diagonal() \
+                  -> NotImplementedError: hutchinson_diag
     solve_rows:
-        nan       ok.{}(inverse(ok.LowRank(rows(NAN))), jnp.ones(2))  -> nonfinite_operator
+        nan       ok.{}(inverse(ok.LowRank(rows(NAN))), jnp.ones(2)) \
+                  -> nonfinite_operator
         nan       ok.{}(inverse(), jnp.full(2, NAN))    -> NaN
         zero      ok.{}(inverse(), jnp.zeros(2))        -> right: not np.any(x["w"])
         singular  ok.{}(inverse(damping=0.0), jnp.ones(2))  -> undamped
         shape     ok.{}(inverse(), jnp.ones(3))         -> ValueError: shape (3,)
-        object    ok.{}(ok.invert(diagonal(), ok.CG()), jnp.ones(2))  -> ValueError: Woodbury
+        object    ok.{}(ok.invert(diagonal(), ok.CG()), jnp.ones(2)) \
+                  -> ValueError: Woodbury
         object    ok.{}(diagonal(), jnp.ones(2))        -> TypeError: ok.invert
     nystrom_preconditioner:
         object    ok.{}(inverse())                      -> ValueError: Nystrom
@@ -411,11 +503,14 @@ ROWS = table(
         zero      influence(test=batch(2, 0.0))         -> right
         empty     influence(train=batch(0))             -> ValueError: empty train
         empty     influence(test=batch(0))              -> ValueError: empty test
-        shape     influence(train=(jnp.ones((3, 2)), jnp.ones(2)))  -> ValueError: first axis
+        shape     influence(train=(jnp.ones((3, 2)), jnp.ones(2))) \
+                  -> ValueError: first axis
         tree      influence(params={"w": jnp.ones(2)})  -> ValueError: structure
-        dtype     influence(params={"b": jnp.ones(1, int), "w": jnp.ones(2)})  -> TypeError: int32
+        dtype     influence(params={"b": jnp.ones(1, int), "w": jnp.ones(2)}) \
+                  -> TypeError: int32
         option    influence(chunk=0)                    -> ValueError: chunk >= 1
-        function  influence(example_loss=lambda p, e: p["w"])  -> ValueError: one real scalar
+        function  influence(example_loss=lambda p, e: p["w"]) \
+                  -> ValueError: one real scalar
         object    influence(example_loss=3.0)           -> TypeError: function
         object    influence(inverse=jnp.eye(3))         -> TypeError: Lineax operator
         singular  influence(inverse=inverse(damping=0.0))  -> undamped
@@ -424,14 +519,18 @@ ROWS = table(
         nan       ok.{}(params(), inverse(ok.LowRank(rows(NAN))))  -> nonfinite_operator
         zero      ok.{}(like(0.0), inverse())           -> right: not np.any(x["w"])
         tree      ok.{}({"w": jnp.ones(2)}, inverse())  -> ValueError: structure
-        dtype     ok.{}(jnp.ones(3, int), ok.invert(diagonal(), ok.CG()))  -> TypeError: int32
+        dtype     ok.{}(jnp.ones(3, int), ok.invert(diagonal(), ok.CG())) \
+                  -> TypeError: int32
         object    ok.{}(params(), jnp.eye(3))           -> TypeError: Lineax operator
         singular  ok.{}(params(), inverse(damping=0.0))  -> undamped
     obs_summed obs_joint:
         nan       ok.{}(like(NAN), inverse(), removed())  -> nonfinite_input
-        zero      ok.{}(params(), inverse(), removed(False))  -> right: np.allclose(x["w"], [1, -2])
-        tree      ok.{}(params(), inverse(), {"w": removed()["w"]})  -> ValueError: boolean array in removed
-        shape     ok.{}(params(), inverse(), {"b": jnp.array([True]), "w": jnp.ones(3, bool)})  -> ValueError: (3,)
+        zero      ok.{}(params(), inverse(), removed(False)) \
+                  -> right: np.allclose(x["w"], [1, -2])
+        tree      ok.{}(params(), inverse(), {"w": removed()["w"]}) \
+                  -> ValueError: boolean array in removed
+        shape     ok.{}(params(), inverse(), {"b": jnp.array([True]), \
+                  "w": jnp.ones(3, bool)})  -> ValueError: (3,)
         dtype     ok.{}(params(), inverse(), like(1.0))  -> TypeError: boolean
         object    ok.{}(params(), jnp.eye(3), removed())  -> TypeError: Lineax operator
     obs_prune:

@@ -5,8 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import lineax as lx
-import numpy as np
+import numpy as np  # noqa: F401  # in the table
 from faulty import table
 
 import optkit as ok
@@ -56,7 +55,9 @@ DECORATORS = {
 }
 
 
-def derivative(name: str, condition: Any = None, solve: Any = exact, a: Any = None, **o: Any) -> Any:
+def derivative(
+    name: str, condition: Any = None, solve: Any = exact, a: Any = None, **o: Any
+) -> Any:
     """The gradient of Σ y in the parameters."""
     decorate, default = DECORATORS[name]
     solver = decorate(default if condition is None else condition, **o)(solve)
@@ -71,7 +72,9 @@ def value(name: str, solve: Any, condition: Any = None, **options: Any) -> Any:
     return solver(jnp.zeros(2), jnp.array([1.0, 2.0]))
 
 
-def check(solve: Any = exact, args: Any = None, condition: Any = residual, **options: Any) -> Any:
+def check(
+    solve: Any = exact, args: Any = None, condition: Any = residual, **options: Any
+) -> Any:
     """The report."""
     args = jnp.array([1.0, 2.0]) if args is None else args
     given = {"y0": jnp.zeros(2), "key": jr.key(0)} | options
@@ -84,7 +87,9 @@ def anderson(mapping: Any = contraction, y0: Any = None, **options: Any) -> Any:
     return ok.anderson(mapping, y0, jnp.array([1.0, 2.0]), **options)
 
 
-def unroll(step: Any = contraction, y0: Any = None, num_steps: Any = 3, **options: Any) -> Any:
+def unroll(
+    step: Any = contraction, y0: Any = None, num_steps: Any = 3, **options: Any
+) -> Any:
     """Steps of the contraction."""
     y0 = jnp.zeros(2) if y0 is None else y0
     return ok.unroll(step, y0, jnp.array([1.0, 2.0]), num_steps=num_steps, **options)
@@ -96,12 +101,14 @@ def kkt(y: Any, **options: Any) -> Any:
     return F(y, jnp.zeros(2))
 
 
-def conic(program: Any = None, m: int = 2) -> Any:
+def conic(program: Any = None, m: int = 2, y: Any = None) -> Any:
     """The residual of a program of two rows."""
     cone = ok.optimality.Cone(non_negative=m)
     solution = ok.optimality.ConicSolution(jnp.ones(2), jnp.ones(m), jnp.ones(m))
     given = ok.optimality.ConicProgram(jnp.ones(2), jnp.eye(2), jnp.ones(2))
-    return ok.optimality.conic(cone)(solution, given if program is None else program)
+    return ok.optimality.conic(cone)(
+        solution if y is None else y, given if program is None else program
+    )
 
 
 MAPS = {
@@ -142,7 +149,9 @@ def prox(name: str, v: Any, strength: Any = 1.0, t: Any = 1.0) -> Any:
     return getattr(ok.prox, name)(v, *[strength] * count, t)
 
 
-def box(x: Any, lower: Any = 0.0, upper: Any = 1.0, weights: Any = 1.0, total: Any = 1.0) -> Any:
+def box(
+    x: Any, lower: Any = 0.0, upper: Any = 1.0, weights: Any = 1.0, total: Any = 1.0
+) -> Any:
     """Onto the simplex, or another section of a box."""
     return ok.projections.box_section(x, lower, upper, weights, total)
 
@@ -173,30 +182,41 @@ ROWS = table(
     implicit_fixed_point:
         singular  derivative("{}", lambda y, a: y + 0 * a + 1e-3 * a)  -> stalled
     implicit_root implicit_fixed_point:
-        tree      value("{}", exact, lambda y, a: (y,))  -> ValueError: like the solution
+        tree      value("{}", exact, lambda y, a: (y,)) \
+                  -> ValueError: like the solution
         shape     value("{}", exact, lambda y, a: jnp.ones(3))  -> ValueError: (3,)
-        dtype     value("{}", exact, lambda y, a: jnp.ones(2, "f2"))  -> TypeError: float16
+        dtype     value("{}", exact, lambda y, a: jnp.ones(2, "f2")) \
+                  -> TypeError: float16
         object    value("{}", exact, solver=ok.CG())    -> ValueError: symmetric
     ImplicitSolve (ok.implicit_root):
         dtype     value("implicit_root", returns(jnp.arange(2)))  -> TypeError: int32
     OneStep:
         option    ok.{}(0.0)                            -> ValueError: step_size > 0
         option    ok.{}(NAN)                            -> ValueError: step_size > 0
-        nan       derivative("implicit_root", a=vec(NAN, 1.0), solver=ok.{}())  -> nonfinite_solution
+        nan       derivative("implicit_root", a=vec(NAN, 1.0), solver=ok.{}()) \
+                  -> nonfinite_solution
     check_implicit:
-        nan       check(returns(vec(NAN, 1.0)))         -> right: "NaN" in x.verdict or "not finite" in x.verdict or "infin" in x.verdict
-        singular  check(condition=lambda y, a: 0 * y - a)  -> right: "failed" in x.verdict
-        function  check(condition=lambda y, a: y - 2 * a)  -> right: "solves another problem" in x.verdict or "not what the solver" in x.verdict
+        nan       check(returns(vec(NAN, 1.0))) \
+                  -> right: "NaN" in x.verdict or "not finite" in x.verdict or \
+                  "infin" in x.verdict
+        singular  check(condition=lambda y, a: 0 * y - a) \
+                  -> right: "failed" in x.verdict
+        function  check(condition=lambda y, a: y - 2 * a) \
+                  -> right: "solves another problem" in x.verdict or "not what the \
+                  solver" in x.verdict
         empty     check(args=())                        -> ValueError: floating array
         dtype     check(args=jnp.arange(2))             -> ValueError: floating array
         option    check(step=0.0)                       -> ValueError: step > 0
         option    check(rtol=NAN)                       -> ValueError: rtol > 0
         object    check(key=0)                          -> TypeError: one random key
-        object    ok.{}(exact, vec(1.0), y0=vec(1.0), key=jr.key(0))  -> TypeError: decorators
+        object    ok.{}(exact, vec(1.0), y0=vec(1.0), key=jr.key(0)) \
+                  -> TypeError: decorators
     host_solver:
         object    ok.{}(3.0)                            -> TypeError: function
-        tree      ok.{}(lambda y0, a: (y0,))(vec(1.0), vec(1.0))  -> RuntimeError: structure
-        shape     ok.{}(lambda y0, a: np.ones(3))(vec(1.0), vec(1.0))  -> RuntimeError: shapes of y0
+        tree      ok.{}(lambda y0, a: (y0,))(vec(1.0), vec(1.0)) \
+                  -> RuntimeError: structure
+        shape     ok.{}(lambda y0, a: np.ones(3))(vec(1.0), vec(1.0)) \
+                  -> RuntimeError: shapes of y0
         nan       ok.{}(lambda y0, a: y0 * NAN)(vec(1.0), vec(1.0))  -> NaN
     anderson:
         nan       anderson(lambda y, a: y * NAN + a)    -> nonfinite_iterate
@@ -204,7 +224,8 @@ ROWS = table(
         huge      anderson(lambda y, a: 1e30 * y**2 + a)  -> nonfinite_iterate
         singular  anderson(lambda y, a: y + 1.0, max_steps=9)  -> max_steps_reached
         zero      anderson(lambda y, a: 0 * y)          -> right: not np.any(x[0])
-        tiny      anderson(lambda y, a: 0.5 * (y + 1e-30 * a))  -> right: np.allclose(x[0] * 1e30, [1, 2], 1e-3)
+        tiny      anderson(lambda y, a: 0.5 * (y + 1e-30 * a)) \
+                  -> right: np.allclose(x[0] * 1e30, [1, 2], 1e-3)
         empty     anderson(lambda y, a: y, ())          -> ValueError: with an array
         tree      anderson(lambda y, a: (y,))           -> ValueError: structure
         shape     anderson(lambda y, a: jnp.ones(3))    -> ValueError: shape
@@ -222,9 +243,9 @@ ROWS = table(
         shape     unroll(lambda y, a: jnp.ones(3))      -> ValueError: float32(3,)
         dtype     unroll(y0=jnp.arange(2))              -> ValueError: int32(2,)
         option    unroll(num_steps=0)                   -> ValueError: num_steps >= 1
-        option    unroll(truncate=4)                    -> ValueError: truncate <= num_steps
+        option    unroll(truncate=4)  -> ValueError: truncate <= num_steps
         option    unroll(truncate=0)                    -> ValueError: truncate >= 1
-        option    unroll(checkpoint_every=0)            -> ValueError: checkpoint_every >= 1
+        option    unroll(checkpoint_every=0)  -> ValueError: checkpoint_every >= 1
         object    unroll(3.0)                           -> TypeError: function
 
     optimality.gradient_descent optimality.projected_gradient \
@@ -241,52 +262,63 @@ ROWS = table(
         option    step("{}", t=0.0)       -> ValueError: step_size > 0
         option    step("{}", t=NAN)       -> ValueError: step_size > 0
     optimality.projected_gradient:
-        shape     ok.{}(half_square, lambda v, a: jnp.ones(3))(vec(1.0), vec(1.0))  -> ValueError: shape
+        shape     ok.{}(half_square, lambda v, a: jnp.ones(3))(vec(1.0), vec(1.0)) \
+                  -> ValueError: shape
         object    ok.{}(half_square, 3.0)               -> TypeError: function
     optimality.proximal_gradient:
-        shape     ok.{}(half_square, lambda v, a, t: jnp.ones(3))(vec(1.0), vec(1.0))  -> ValueError: shape
+        shape     ok.{}(half_square, lambda v, a, t: jnp.ones(3))(vec(1.0), vec(1.0)) \
+                  -> ValueError: shape
         object    ok.{}(half_square, 3.0)               -> TypeError: function
     optimality.mirror_descent:
-        shape     ok.{}(half_square, lambda y: jnp.ones(3), lambda z, a: z)(vec(1.0), vec(1.0))  -> ValueError: shape
+        shape     ok.{}(half_square, lambda y: jnp.ones(3), lambda z, \
+                  a: z)(vec(1.0), vec(1.0))  -> ValueError: shape
         object    ok.{}(half_square, 3.0, lambda z, a: z)  -> TypeError: function
     optimality.exponentiated_gradient:
         zero      step("exponentiated_gradient", y=vec(0.0, 1.0))  -> right: x[0] == 0
         zero      step("exponentiated_gradient", y=vec(0.0, 0.0))  -> NaN
         huge      step("exponentiated_gradient", y=vec(1e30, 1.0))  -> right: x[1] == 1
     optimality.block_proximal_gradient:
-        tree      ok.{}(half_square, {"a": ok.prox.none})(vec(1.0), vec(1.0))  -> ValueError: prefix
-        tree      ok.{}(half_square, ok.prox.none, {"a": 1.0})  -> ValueError: step_sizes
-        shape     ok.{}(half_square, lambda v, a, t: jnp.ones(3))(vec(1.0), vec(1.0))  -> ValueError: shape
+        tree      ok.{}(half_square, {"a": ok.prox.none})(vec(1.0), vec(1.0)) \
+                  -> ValueError: prefix
+        tree      ok.{}(half_square, ok.prox.none, {"a": 1.0}) \
+                  -> ValueError: step_sizes
+        shape     ok.{}(half_square, lambda v, a, t: jnp.ones(3))(vec(1.0), vec(1.0)) \
+                  -> ValueError: shape
         object    ok.{}(half_square, 3.0)               -> TypeError: function
     optimality.newton:
         nan       ok.{}(residual)(vec(NAN), vec(1.0))   -> nonfinite_input
         singular  ok.{}(lambda y, a: 0 * y - a)(vec(1.0), vec(1.0))  -> singular
-        shape     ok.{}(lambda y, a: jnp.ones(3))(vec(1.0), vec(1.0))  -> ValueError: shape
+        shape     ok.{}(lambda y, a: jnp.ones(3))(vec(1.0), vec(1.0)) \
+                  -> ValueError: shape
         option    ok.{}(residual, 0.0)                  -> ValueError: step_size > 0
         object    ok.{}(3.0)                            -> TypeError: function
     optimality.fixed_point_residual:
         nan       ok.{}(contraction)(vec(NAN), vec(1.0))  -> NaN
-        shape     ok.{}(lambda y, a: jnp.ones(3))(vec(1.0), vec(1.0))  -> ValueError: shape
+        shape     ok.{}(lambda y, a: jnp.ones(3))(vec(1.0), vec(1.0)) \
+                  -> ValueError: shape
         object    ok.{}(3.0)                            -> TypeError: function
     optimality.kkt:
         nan       kkt(ok.optimality.KKT(vec(NAN, 1.0), vec(1.0)[0]))  -> NaN
         object    kkt(vec(1.0))                         -> TypeError: KKT
         object    ok.{}(3.0)                            -> TypeError: function
     optimality.KKT (ok.optimality.kkt):
-        shape     kkt(ok.optimality.KKT(vec(1.0, 1.0), vec(1.0, 2.0)))  -> ValueError: shape
+        shape     kkt(ok.optimality.KKT(vec(1.0, 1.0), vec(1.0, 2.0))) \
+                  -> ValueError: shape
         missing   kkt(ok.optimality.KKT(vec(1.0, 1.0)))  -> ValueError: structure
     optimality.conic:
-        nan       conic(ok.optimality.ConicProgram(vec(NAN, 1.0), jnp.eye(2), vec(1.0, 1.0)))  -> NaN
+        nan       conic(ok.optimality.ConicProgram(vec(NAN, 1.0), jnp.eye(2), \
+                  vec(1.0, 1.0)))  -> NaN
         shape     conic(m=3)                            -> ValueError: rows
         object    ok.{}(3)                              -> TypeError: Cone
     optimality.Cone (ok.optimality.conic):
         option    ok.optimality.conic(ok.{}(non_negative=-1))  -> ValueError: sizes
     optimality.ConicProgram (ok.optimality.conic):
-        shape     conic(ok.{}(vec(1.0, 1.0), jnp.eye(3), vec(1.0, 1.0)))  -> ValueError: rows
-        shape     conic(ok.{}(vec(1.0, 1.0), jnp.eye(2), vec(1.0, 1.0, 1.0)))  -> ValueError: shape
+        shape     conic(ok.{}(vec(1.0, 1.0), jnp.eye(3), vec(1.0, 1.0))) \
+                  -> ValueError: rows
+        shape     conic(ok.{}(vec(1.0, 1.0), jnp.eye(2), vec(1.0, 1.0, 1.0))) \
+                  -> ValueError: shape
     optimality.ConicSolution (ok.optimality.conic):
-        shape     ok.optimality.conic(ok.optimality.Cone(2))(ok.{}(vec(1.0), vec(1.0), vec(1.0)), \
-                  ok.optimality.ConicProgram(vec(1.0), jnp.ones((2, 1)), vec(1.0, 1.0)))  -> ValueError: shape
+        shape     conic(y=ok.{}(vec(1.0), vec(1.0), vec(1.0)))  -> ValueError: shape
 
     prox.lasso prox.non_negative_lasso prox.ridge prox.non_negative_ridge \
     prox.elastic_net prox.group_lasso:
@@ -300,7 +332,8 @@ ROWS = table(
         option    prox("{}", vec(1.0), -1.0)            -> ValueError: >= 0
         option    prox("{}", vec(1.0), NAN)             -> ValueError: >= 0
         option    prox("{}", vec(1.0), 1.0, -1.0)       -> ValueError: step_size >= 0
-    prox.lasso prox.non_negative_lasso prox.ridge prox.non_negative_ridge prox.elastic_net:
+    prox.lasso prox.non_negative_lasso prox.ridge prox.non_negative_ridge \
+    prox.elastic_net:
         tree      prox("{}", {"a": vec(1.0)}, {"b": 1.0})  -> ValueError: prefix
         shape     prox("{}", vec(1.0, 2.0), jnp.ones((3, 2)))  -> ValueError: broadcast
     prox.group_lasso:
@@ -348,22 +381,28 @@ ROWS = table(
         nan       ok.{}(vec(NAN, 1.0), jnp.ones((1, 2)), vec(1.0))  -> NaN
         singular  ok.{}(vec(1.0, 1.0), jnp.ones((2, 2)), vec(1.0, 2.0))  -> NaN
         zero      ok.{}(vec(1.0, 1.0), jnp.zeros((1, 2)), vec(1.0))  -> NaN
-        empty     ok.{}(vec(1.0, 1.0), jnp.ones((0, 2)), jnp.zeros(0))  -> right: np.all(x == 1)
-        shape     ok.{}(vec(1.0, 1.0), jnp.ones((1, 3)), vec(1.0))  -> ValueError: (m, n)
+        empty     ok.{}(vec(1.0, 1.0), jnp.ones((0, 2)), jnp.zeros(0)) \
+                  -> right: np.all(x == 1)
+        shape     ok.{}(vec(1.0, 1.0), jnp.ones((1, 3)), vec(1.0)) \
+                  -> ValueError: (m, n)
         dtype     ok.{}(jnp.arange(2), jnp.ones((1, 2)), vec(1.0))  -> TypeError: int32
     projections.polyhedron:
         nan       ok.{}(vec(NAN, 1.0), jnp.ones((1, 2)), vec(1.0))  -> NaN
         singular  ok.{}(vec(1.0), jnp.array([[1.0], [-1.0]]), vec(-1.0, -1.0))  -> NaN
-        shape     ok.{}(vec(1.0, 1.0), jnp.ones((1, 3)), vec(1.0))  -> ValueError: (m, n)
-        missing   ok.{}(vec(1.0, 1.0), jnp.ones((1, 2)), vec(1.0), jnp.ones((1, 2)))  -> ValueError: both A and b
+        shape     ok.{}(vec(1.0, 1.0), jnp.ones((1, 3)), vec(1.0)) \
+                  -> ValueError: (m, n)
+        missing   ok.{}(vec(1.0, 1.0), jnp.ones((1, 2)), vec(1.0), jnp.ones((1, 2))) \
+                  -> ValueError: both A and b
         dtype     ok.{}(jnp.arange(2), jnp.ones((1, 2)), vec(1.0))  -> TypeError: int32
     projections.transport projections.kl_transport:
         nan       ok.{}(jnp.full((2, 2), NAN), vec(1.0, 1.0), vec(1.0, 1.0))  -> NaN
         singular  ok.{}(jnp.ones((2, 2)), vec(1.0, 1.0), vec(1.0, 2.0))  -> NaN
         singular  ok.{}(jnp.ones((2, 2)), vec(2.0, -1.0), vec(0.5, 0.5))  -> NaN
         huge      ok.{}(jnp.full((2, 2), 1e30), vec(1.0, 1.0), vec(1.0, 1.0))  -> right
-        shape     ok.{}(jnp.ones((2, 2)), vec(1.0), vec(1.0, 1.0))  -> ValueError: shape (a, b)
-        dtype     ok.{}(jnp.ones((2, 2), int), vec(1.0, 1.0), vec(1.0, 1.0))  -> TypeError: int32
+        shape     ok.{}(jnp.ones((2, 2)), vec(1.0), vec(1.0, 1.0)) \
+                  -> ValueError: shape (a, b)
+        dtype     ok.{}(jnp.ones((2, 2), int), vec(1.0, 1.0), vec(1.0, 1.0)) \
+                  -> TypeError: int32
     projections.birkhoff projections.kl_birkhoff:
         nan       ok.{}(jnp.full((2, 2), NAN))          -> NaN
         shape     ok.{}(jnp.ones((2, 3)))               -> ValueError: square

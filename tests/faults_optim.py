@@ -136,6 +136,16 @@ def masked(name: str) -> Any:
     return tx.update(params(), tx.init(params()), params(), **diag(params()))[0]
 
 
+def scan(xs: Any, **options: Any) -> Any:
+    """The sum, with no bar."""
+
+    def add(total: Any, x: Any) -> tuple[Any, Any]:
+        return total + jnp.sum(x), None
+
+    options = {"report": lambda *_: None} | options
+    return ok.scan_with_progress(add, jnp.zeros(()), xs, **options)
+
+
 ROWS = table(
     globals(),
     """
@@ -225,9 +235,11 @@ ROWS = table(
         option    ok.{}(INF)                -> ValueError: learning_rate >= 0
         option    ok.{}(0.1, weight_decay=NAN)  -> ValueError: weight_decay >= 0
     scale_by_adahessian scale_by_sophia:
-        missing   step("{}", params(), hessian_diag=None)  -> ValueError: hessian_diag=None
+        missing   step("{}", params(), hessian_diag=None) \
+                  -> ValueError: hessian_diag=None
         tree      step("{}", params(), hessian_diag=dict())    -> ValueError: structure
-        shape     step("{}", params(), hessian_diag={"b": 1.0, "w": 1.0})  -> ValueError: shape ()
+        shape     step("{}", params(), hessian_diag={"b": 1.0, "w": 1.0}) \
+                  -> ValueError: shape ()
         dtype     step("{}", params(), hessian_diag=half())  -> right
         nan       step("{}", params(), hessian_diag=like(NAN))  -> NaN
         nan       step("{}", params(), hessian_diag=like(INF))  -> NaN
@@ -239,11 +251,13 @@ ROWS = table(
     scale_by_sophia:
         huge      step("{}", params(), hessian_diag=like(1e38))  -> right
     adahessian (ok.scale_by_adahessian):
-        missing   step("{}", params(), hessian_diag=None)  -> ValueError: hessian_diag=None
+        missing   step("{}", params(), hessian_diag=None) \
+                  -> ValueError: hessian_diag=None
         nan       step("{}", params(), hessian_diag=like(NAN))  -> NaN
         option    ok.{}(0.1, b1=1.0)        -> ValueError: 0 <= b1 < 1
     sophia (ok.scale_by_sophia):
-        missing   step("{}", params(), hessian_diag=None)  -> ValueError: hessian_diag=None
+        missing   step("{}", params(), hessian_diag=None) \
+                  -> ValueError: hessian_diag=None
         nan       step("{}", params(), hessian_diag=like(NAN))  -> NaN
         option    ok.{}(0.1, gamma=-1.0)    -> ValueError: gamma > 0
     scale_by_mfac:
@@ -255,7 +269,8 @@ ROWS = table(
     mfac:
         option    ok.{}(-0.1, 4, 0.1)       -> ValueError: learning_rate >= 0
         option    ok.{}(0.1, 4, 0.1, momentum=1.0)  -> ValueError: 0 <= momentum < 1
-        option    ok.{}(0.1, 4, 0.1, weight_decay=-1.0)  -> ValueError: weight_decay >= 0
+        option    ok.{}(0.1, 4, 0.1, weight_decay=-1.0) \
+                  -> ValueError: weight_decay >= 0
     mfac (ok.scale_by_mfac):
         option    ok.{}(0.1, 4, -1.0)       -> ValueError: damping > 0
     proximal_weight_decay:
@@ -321,5 +336,14 @@ ROWS = table(
         shape     ok.{}(3)(jnp.ones((2, 2)))              -> ValueError: divides
         option    ok.{}(0)                                -> ValueError: size >= 1
         empty     ok.{}(2)(jnp.zeros((0, 2)))             -> right: x.size == 0
+
+    scan_with_progress:
+        nan       scan(jnp.full(2, NAN))                -> NaN
+        empty     scan(jnp.zeros(0)) -> ValueError: at least one
+        shape     scan((jnp.ones(2), jnp.ones(3))) -> ValueError: same for all leaves
+        missing   scan(None)                            -> ValueError: length
+        option    scan(jnp.ones(2), every=0)            -> ValueError: every >= 1
+        object    scan(jnp.ones(2), show=3.0)           -> TypeError: function
+        object    ok.{}(3.0, 0.0, jnp.ones(2))          -> TypeError: function
     """,
 )

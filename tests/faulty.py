@@ -83,7 +83,9 @@ class Reports:
         for got in _results(found):
             if bool(jnp.any(got == wanted)):
                 return ""
-        return f"did not report {self.result}: {[ok.RESULTS[r] for r in _results(found)]}"
+        return (
+            f"did not report {self.result}: {[ok.RESULTS[r] for r in _results(found)]}"
+        )
 
     def __str__(self) -> str:
         return f"`{self.result}`"
@@ -160,11 +162,11 @@ def table(namespace: dict[str, Any], text: str) -> list[Fault]:
     """
     rows, names, call = [], [], ""
     for line in filter(None, map(str.strip, text.splitlines())):
-        if line.endswith(":"):
+        if line.endswith(":") and " -> " not in line:
             head, _, call = line[:-1].partition(" (")
             names, call = head.split(), call.rstrip(")")
             continue
-        left, arrow, outcome = line.rpartition(" -> ")
+        left, arrow, outcome = re.sub(r"\s+", " ", line).rpartition(" -> ")
         kind, _, expression = left.partition(" ")
         if not arrow or kind not in KINDS:
             raise ValueError(f"no row of a table: {line}")
@@ -205,7 +207,7 @@ def verdict(fault: Fault) -> str:
     with as_users_have_it():
         try:
             found = jax.block_until_ready(fault.run())
-        except Exception as error:  # noqa: BLE001  # any, so as to name it
+        except Exception as error:  # any, so as to name it
             found = error
         return fault.outcome.judge(fault.name, found)
 
@@ -247,5 +249,5 @@ def _exported(module: Any) -> list[str]:
             names += [a.name for a in node.names if a.asname == a.name]
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.append(node.name)
-    modules = {"optimality", "projections", "prox"}
+    modules = {"optimality", "plot", "projections", "prox"}
     return sorted(n for n in names if n[0] != "_" and n not in modules)

@@ -132,17 +132,21 @@ class Implicit(AbstractHypergradient):
         F, F_x, F_y = upper_slopes(upper, x, y, batches[0].upper_x)
         batch = batches[0].lower_x
 
-        def solve(x: Params, y: Params, batch: Batch, b: Params, v: PyTree) -> Any:
-            P = invert(
-                self._curvature(lower, x, y, batch), self.solver, damping=self.damping
-            )
+        arrays, rest = eqx.partition(self, eqx.is_array)
+
+        def solve(
+            arrays: Any, x: Params, y: Params, batch: Batch, b: Params, v: PyTree
+        ) -> Any:
+            method = eqx.combine(arrays, rest)
+            C = method._curvature(lower, x, y, batch)
+            P = invert(C, method.solver, damping=method.damping)
             if v is None:
                 solution = P.solve(b)
                 return solution.value, solution.result
             solution = P.solve(jax.tree.map(jnp.subtract, b, P.operator.mv(v)))
             return jax.tree.map(jnp.add, v, solution.value), solution.result
 
-        v, result = _on_auto_axes(solve, y)(x, y, batch, F_y, memory)
+        v, result = _on_auto_axes(solve, y)(arrays, x, y, batch, F_y, memory)
         g, g_y, pull = slope_of(lower, x, y, batch)
         J_v, H_v = pull(v)
         info = HypergradientInfo(

@@ -76,6 +76,9 @@ def scan_with_progress(
     """
     call = "ok.scan_with_progress"
     check_function(call, "f", f)
+    for name, function in (("show", show), ("report", report)):
+        if function is not None:
+            check_function(call, name, function)
     total = _num_steps(call, xs, length)
     every = max(1, total // 100) if every is None else every
     check_positive_int(call, "every", every)
@@ -170,9 +173,10 @@ def _num_steps(call: str, xs: PyTree, length: int | None) -> int:
     if length is not None:
         check_positive_int(call, "length", length)
         return length
-    leaves = jax.tree.leaves(xs)
-    if not leaves or not jnp.shape(leaves[0]) or not jnp.shape(leaves[0])[0]:
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
+    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0] or not shapes[0][0]:
         raise ValueError(
-            f"`{call}` needs xs with a leading axis of steps, or length=, got neither."
+            f"`{call}` needs xs with a leading axis of steps, the same for all leaves "
+            f"and at least one, or length=, got shapes {shapes}."
         )
-    return jnp.shape(leaves[0])[0]
+    return shapes[0][0]

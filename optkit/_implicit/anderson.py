@@ -9,10 +9,10 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._check import (
+    check_function,
     check_non_negative,
     check_positive,
     check_positive_int,
-    check_function,
     check_real,
 )
 from .._inverse.results import RESULTS, first_of

@@ -110,7 +110,6 @@ def conic(
         with it the direction in which the homogeneous residual is singular; (2) y and
         s are unknowns beside each other instead of as y - s.
     """
-
     call = "ok.optimality.conic"
     if not isinstance(cone, Cone):
         raise TypeError(f"`{call}` needs an `ok.optimality.Cone`, got {cone!r}.")

@@ -223,9 +223,9 @@ def solve_loudly(
                 (outcome != RESULTS.successful, outcome),
             )
             # Through a scalar: a conditional on x itself is slow to compile.
-            one = jnp.ones((), bool)
+            one = jnp.ones((), jnp.float32)  # `EQX_ON_ERROR=nan` makes it a NaN
             one = outcome.error_if(one, outcome != RESULTS.successful)
-            return jax.tree.map(lambda a: jnp.where(one, a, jnp.nan), x)
+            return jax.tree.map(lambda a: jnp.where(one == 1, a, jnp.nan), x)
 
         return solve
 

@@ -26,7 +26,6 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._check import check_function
-
 from .conic import (
     Cone as Cone,
     ConicProgram as ConicProgram,

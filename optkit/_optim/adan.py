@@ -149,12 +149,15 @@ def scale_by_adan(
             # A square that overflowed would freeze its entry, with nothing to see.
             u = jnp.where(jnp.isfinite(n), u, jnp.nan)
             dtype = jnp.result_type(grad)
+            # t > 0: the gradient, in a new array, as the caller may donate it. Where
+            # XLA chooses shardings it now takes that of prev, and not the gradient's.
+            kept = jnp.where(t == 0, prev, jnp.asarray(grad, dtype))
             return (
                 u.astype(dtype),
                 m_.astype(m.dtype),
                 v_.astype(v.dtype),
                 n,
-                jnp.array(grad, dtype),  # a copy: outside jit, the caller may donate
+                kept,
             )
 
         stepped = jax.tree.map(

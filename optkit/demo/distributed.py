@@ -89,7 +89,7 @@ def main(
 
 
 def launch(
-    processes: int, devices: int, steps: int, timeout: float = TIMEOUT
+    processes: int, devices: int, steps: int, timeout: int | float = TIMEOUT
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Trains on one process with one device, and at the same time on many.
 
@@ -126,7 +126,7 @@ def launch(
         return json.loads(one.read_text()), json.loads(many.read_text())
 
 
-def run_together(commands: list[list[str]], timeout: float) -> None:
+def run_together(commands: list[list[str]], timeout: int | float) -> None:
     """Runs commands side by side; if one fails, the others are ended.
 
     Args:
@@ -154,9 +154,7 @@ def run_together(commands: list[list[str]], timeout: float) -> None:
                 process.wait()
 
 
-def compare(
-    one: Mapping[str, Any], many: Mapping[str, Any]
-) -> tuple[list[Row], bool]:
+def compare(one: Mapping[str, Any], many: Mapping[str, Any]) -> tuple[list[Row], bool]:
     """Makes one row per optimizer, and says whether the probes were the same."""
     rows = []
     for name, run in many["runs"].items():
@@ -225,7 +223,7 @@ def _wait(
     running: list[subprocess.Popen[bytes]],
     logs: list[Path],
     end: float,
-    timeout: float,
+    timeout: int | float,
 ) -> None:
     """Returns when all have ended well."""
     while (codes := [process.poll() for process in running]) != [0] * len(running):

@@ -39,7 +39,7 @@ class Collective(NamedTuple):
     varies: bool  # in a branch, or in a loop whose length depends on data, counted once
 
 
-def collectives(text: str) -> list[Collective]:
+def collectives(text: str | None) -> list[Collective]:
     """Lists the collective operations of a compiled program.
 
     Args:
@@ -51,7 +51,7 @@ def collectives(text: str) -> list[Collective]:
     Raises:
         ValueError: for a text without an entry computation.
     """
-    computations, entry = _split(text)
+    computations, entry = _split(text or "")
     if entry is None:
         raise ValueError(
             "`collectives` needs the text of a compiled program, got one without an "

@@ -20,7 +20,7 @@ from jaxtyping import Array, PyTree
 import optkit as ok
 
 from .data import Batch
-from .models import Layer, Mlp, loss
+from .models import Layer, Mlp, loss as loss_of
 
 WIDTHS = (32, 64, 8)
 NUM_EXAMPLES = 512
@@ -32,7 +32,7 @@ WHOLE = PartitionSpec()
 class Job(NamedTuple):
     """An optimizer and how it is fed."""
 
-    init: Callable[[Mlp], PyTree]  # params -> state, which holds them
+    init: Callable[[PyTree], PyTree]  # params -> state, which holds them
     step: Callable[[PyTree, Any, Array], tuple[PyTree, Array]]  # -> state, loss
 
 
@@ -45,42 +45,45 @@ class Halves(NamedTuple):
 
 def whole_mesh() -> Mesh:
     """All devices of all processes along one axis."""
-    return jax.make_mesh(
-        (jax.device_count(),), SPLIT, axis_types=(AxisType.Auto,)
-    )
+    return jax.make_mesh((jax.device_count(),), ("devices",), (AxisType.Auto,))
 
 
 def gathered_loss(params: Mlp, batch: Batch) -> Array:
     """The loss of weights that each device gathers before it uses them."""
     whole = jax.tree.map(lambda w: lax.with_sharding_constraint(w, WHOLE), params)
-    return loss(whole, batch)
+    return loss_of(whole, batch)
 
 
-def by_gradient(tx: optax.GradientTransformation) -> Job:
+def by_gradient(
+    tx: optax.GradientTransformation, loss: Callable[..., Array] = gathered_loss
+) -> Job:
     """Trains with a transform that needs the gradient alone."""
 
-    def init(params: Mlp) -> PyTree:
+    def init(params: PyTree) -> PyTree:
         return params, tx.init(params)
 
     def step(state: PyTree, batch: Halves, key: Array) -> tuple[PyTree, Array]:
         del key
         params, memory = state
-        value, grads = jax.value_and_grad(gathered_loss)(params, batch.train)
+        value, grads = jax.value_and_grad(loss)(params, batch.train)
         updates, memory = tx.update(grads, memory, params)
         return (optax.apply_updates(params, updates), memory), value
 
     return Job(init, step)
 
 
-def by_diagonal(tx: optax.GradientTransformationExtraArgs) -> Job:
+def by_diagonal(
+    tx: optax.GradientTransformationExtraArgs,
+    loss: Callable[..., Array] = gathered_loss,
+) -> Job:
     """Trains with a transform that reads a Hessian diagonal, made in the same pass."""
 
-    def init(params: Mlp) -> PyTree:
+    def init(params: PyTree) -> PyTree:
         return params, tx.init(params)
 
     def step(state: PyTree, batch: Halves, key: Array) -> tuple[PyTree, Array]:
         params, memory = state
-        value_grad_diag = ok.value_grad_and_diag(gathered_loss)
+        value_grad_diag = ok.value_grad_and_diag(loss)
         value, grads, diag = value_grad_diag(params, batch.train, key=key)
         updates, memory = tx.update(grads, memory, params, hessian_diag=diag)
         return (optax.apply_updates(params, updates), memory), value

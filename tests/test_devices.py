@@ -1,0 +1,302 @@
+"""Many devices: every array stays where its parameter is, and nothing is gathered.
+
+The oracle is the same program on one device. What is exchanged is read off the program
+that XLA compiled: collective operations, their shapes and bytes. Every optimizer on
+meshes of one axis is a row of `test_contract.py`.
+"""
+
+import functools
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import jax.random as jr
+import numpy as np
+import optax
+import pytest
+from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+from numpy.testing import assert_allclose
+
+import optkit as ok
+from optkit.demo import plan
+from optkit.demo.hlo import collectives, total_bytes
+
+FAST = {"xla_backend_optimization_level": 0}  # compiled for longer than it runs
+WINDOW = 3
+EXAMPLES = jnp.asarray(np.random.default_rng(0).normal(size=(16, 24)))
+PARAMS = {
+    "w1": jr.normal(jr.key(1), (16, 32)) / 4,
+    "b1": jnp.zeros(32),
+    "w2": jr.normal(jr.key(2), (32, 8)) / 6,
+    "b2": jnp.zeros(8),
+}
+TENSOR = {"w1": P(None, "model"), "b1": P("model"), "w2": P("model"), "b2": P()}
+FULLY = {"w1": P("data"), "b1": P("data"), "w2": P("data"), "b2": P("data")}
+MESHES = {
+    "data": ((8,), ("data",), AxisType.Auto, dict.fromkeys(PARAMS, P())),
+    "fully sharded": ((8,), ("data",), AxisType.Auto, FULLY),
+    "tensor": ((2, 4), ("data", "model"), AxisType.Explicit, TENSOR),
+}
+OPTIMIZERS = {
+    "adan": ok.adan(0.01, weight_decay=0.1),
+    "adahessian": ok.adahessian(0.01, eps=1e-2, average=ok.average_rows),
+    "hutchinson": ok.with_hutchinson(
+        ok.adahessian(0.01, eps=1e-2), key=jr.key(3), update_interval=2
+    ),
+    "sophia": ok.sophia(0.01, gamma=1.0, update_interval=2),
+    "mfac": ok.mfac(0.01, WINDOW, 0.1, momentum=0.5),
+}
+
+
+def network_loss(params, examples, multiply=jnp.matmul):
+    """Squared error of a tanh network; `multiply` makes the sum over split units."""
+    inputs, targets = examples[:, :16], examples[:, 16:]
+    hidden = jnp.tanh(inputs @ params["w1"] + params["b1"])
+    return jnp.mean((multiply(hidden, params["w2"]) + params["b2"] - targets) ** 2)
+
+
+def loss_on(name):
+    """The loss as a user of that mesh writes it."""
+    if name == "tensor":
+        summed = functools.partial(jnp.matmul, out_sharding=P("data", None))
+        return functools.partial(network_loss, multiply=summed)
+    if name == "fully sharded":
+        whole = lambda w: lax.with_sharding_constraint(w, P())  # noqa: E731
+        return lambda params, x: network_loss(jax.tree.map(whole, params), x)
+    return network_loss
+
+
+def update_all(loss, params, states, slopes, examples):
+    """One update of each optimizer, at the same params and of the same gradient."""
+    grads, diag = slopes
+    value_fn = lambda p: loss(p, examples)  # noqa: E731
+    updates = {}
+    for name, tx in OPTIMIZERS.items():
+        extra = {"hessian_diag": diag} if name in ("adahessian", "sophia") else {}
+        extra = {"value_fn": value_fn} if name == "hutchinson" else extra
+        updates[name], states[name] = tx.update(grads, states[name], params, **extra)
+    return updates, states
+
+
+def step_all(loss, params, states, examples, key):
+    """A step of Adan on the network; the other optimizers look on."""
+    value_grad_diag = ok.value_grad_and_diag(loss)
+    _, *slopes = value_grad_diag(params, examples, key=key)
+    updates, states = update_all(loss, params, states, slopes, examples)
+    return optax.apply_updates(params, updates["adan"]), states, updates
+
+
+def train(loss, params, examples):
+    """Three steps: the compiled one, and what the last returned."""
+    states = {name: tx.init(params) for name, tx in OPTIMIZERS.items()}
+    step = jax.jit(functools.partial(step_all, loss), compiler_options=FAST)
+    compiled = step.lower(params, states, examples, jr.key(0)).compile()
+    for i in range(3):
+        params, states, updates = step(params, states, examples, jr.key(i))
+    return compiled, (params, states, updates)
+
+
+@pytest.fixture(scope="module")
+def on_one_device():
+    return train(network_loss, PARAMS, EXAMPLES)[1]
+
+
+@pytest.mark.parametrize("name", MESHES)
+@pytest.mark.usefixtures("standard_promotion")
+def test_states_and_updates_stay_sharded_and_only_the_model_communicates(
+    name, on_one_device
+):
+    """Oracle: one device, with the same probes; the text of the compiled program."""
+    shape, axes, kind, specs = MESHES[name]
+    mesh = jax.make_mesh(shape, axes, (kind,) * len(axes))
+    loss = loss_on(name)
+    with jax.set_mesh(mesh):
+        shardings = {leaf: NamedSharding(mesh, spec) for leaf, spec in specs.items()}
+        params = jax.device_put(PARAMS, shardings)
+        examples = jax.device_put(EXAMPLES, NamedSharding(mesh, P("data")))
+        compiled, found = train(loss, params, examples)
+        if name == "fully sharded":  # its loss gathers weights; updates must not
+            slopes = params, params
+            bare = functools.partial(update_all, lambda p, _: jnp.sum(p["b2"]))
+            update = jax.jit(bare, compiler_options=FAST)
+            compiled = update.lower(params, found[1], slopes, examples).compile()
+    assert_same(found, on_one_device)
+    assert_sharded(found, mesh, specs)
+    exchanged = collectives(compiled.as_text())
+    kinds = {each.operation for each in exchanged}
+    if name != "fully sharded":
+        assert kinds == {"all-reduce"}
+        return
+    # Rows of K and scalars of each leaf; random words at the edge of a shard; the sums
+    # of `ok.average_rows`, of the 512 and 256 entries of the weights 32 and 8.
+    assert kinds == {"all-reduce", "collective-permute"}
+    sizes = [math.prod(dims(shape)) for each in exchanged for shape in each.shapes]
+    assert sorted(set(sizes)) == [1, 2, WINDOW, 8, 32]
+
+
+def dims(shape):
+    """The axes of "f64[2,3]"."""
+    return [int(n) for n in shape.split("[")[1].rstrip("]").split(",") if n]
+
+
+def assert_same(found, expected):
+    """To rounding, which ratios of small numbers magnify."""
+    for leaf, like in zip(
+        jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
+    ):
+        assert_allclose(jax.device_get(leaf), like, rtol=1e-8, atol=1e-12)
+
+
+def assert_sharded(found, mesh, specs):
+    """A leaf below the name of a parameter is split as it is, rows of a window too."""
+    seen = 0
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        names = [getattr(entry, "key", None) for entry in path]
+        (name,) = set(names) & set(specs) or {None}
+        if name is None:
+            continue
+        spec = specs[name]
+        if leaf.ndim > PARAMS[name].ndim:
+            spec = P(None, *spec)
+        assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, spec), leaf.ndim), (
+            path
+        )
+        seen += 1
+    # Params; five updates; m, v, n, g of Adan; m, v of three; a diagonal; window, mean
+    assert seen == 4 * (1 + 5 + 4 + 3 * 2 + 1 + 2)
+
+
+# --- nested problems and implicit derivatives, on an explicit mesh
+
+SCALE = jnp.linspace(1.0, 2.0, 16)
+TARGET = jnp.sin(jnp.arange(16.0))
+
+
+def lower(x, y, batch):
+    """Strongly convex in y, whose entries are coupled."""
+    near = 0.5 * jnp.sum(batch["scale"] * (y - x * batch["target"]) ** 2)
+    return near + 0.05 * jnp.sum(y) ** 2 + 0.01 * jnp.sum(y**4)
+
+
+def upper(x, y, batch):
+    return 0.5 * jnp.sum((y - 1.0) ** 2) + 0.05 * jnp.sum(x**2)
+
+
+def nested():
+    """A step of each kind of solver, all in one program."""
+    sgd = {"outer": optax.sgd(0.05, momentum=0.9), "inner": optax.sgd(0.1)}
+    implicit = functools.partial(ok.hypergradient_descent, upper, lower, **sgd)
+    cg = ok.Implicit(ok.CG(rtol=1e-10), warm_start=True)
+    sketched = ok.Implicit(ok.Nystrom(4, key=jr.key(0)), 0.1)
+    return {
+        "f2sa": ok.f2sa(upper, lower, **sgd, penalty=5.0, inner_steps=2),
+        "soba": ok.soba(upper, lower, **sgd),
+        "cg": implicit(method=cg, inner_steps=2),
+        "nystrom": implicit(method=sketched, inner_steps=2),
+    }
+
+
+def step_nested(solvers, states, batch):
+    return {name: s.step(states[name], batch)[0] for name, s in solvers.items()}
+
+
+def run_nested(x, y, batch):
+    solvers = nested()
+    states = {name: solver.init(x, y) for name, solver in solvers.items()}
+    step = jax.jit(functools.partial(step_nested, solvers), compiler_options=FAST)
+    compiled = step.lower(states, batch).compile()
+    return compiled, step(step(states, batch), batch)
+
+
+def derivatives(args, y0):
+    """Gradients through a symmetric and a general solve."""
+
+    def objective(y, args):
+        return lower(jnp.ones((), float), y, args)
+
+    def solve(y0, args):
+        descend = lambda _, y: y - 0.2 * jax.grad(objective)(y, args)  # noqa: E731
+        return lax.fori_loop(0, 100, descend, y0)
+
+    minimum = ok.implicit_minimum(objective, solver=ok.CG(rtol=1e-12))(solve)
+    root = ok.implicit_root(jax.grad(objective), solver=ok.GMRES(rtol=1e-12))(solve)
+    slope = lambda f: jax.grad(lambda a: jnp.sum(jnp.sin(f(y0, a))))(args)  # noqa: E731
+    return slope(minimum), slope(root)
+
+
+@pytest.mark.parametrize("what", ["nested", "implicit"])
+def test_bilevel_and_implicit_derivatives_stay_split_on_an_explicit_mesh(what):
+    """Oracle: one device; the text of the compiled program."""
+    zeros, batch = jnp.zeros(16), {"scale": SCALE, "target": TARGET}
+
+    def run(zeros, batch):
+        if what == "nested":
+            return run_nested(jnp.ones_like(zeros), zeros, batch)
+        slopes = jax.jit(derivatives, compiler_options=FAST)
+        return slopes.lower(batch, zeros).compile(), slopes(batch, zeros)
+
+    _, expected = run(zeros, batch)
+    mesh = jax.make_mesh((8,), ("d",), (AxisType.Explicit,))
+    split = NamedSharding(mesh, P("d"))
+    with jax.set_mesh(mesh):
+        compiled, found = run(*jax.device_put((zeros, batch), split))
+    leaves = jax.tree.leaves(found)
+    for leaf, like in zip(leaves, jax.tree.leaves(expected), strict=True):
+        assert_allclose(jax.device_get(leaf), like, rtol=1e-8, atol=1e-10)
+    vectors = [leaf for leaf in leaves if getattr(leaf, "shape", ()) == (16,)]
+    assert len(vectors) == (3 + 1 + 3 + 1 + 3 + 1 + 2 + 1 if what == "nested" else 4)
+    for leaf in vectors:
+        assert leaf.sharding.is_equivalent_to(split, 1)
+    exchanged = collectives(compiled.as_text())
+    assert {each.operation for each in exchanged} == {"all-reduce"}
+
+
+FAILING_SOLVE = """
+import jax, jax.numpy as jnp, optkit as ok
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((2,), ("d",), (AxisType.Auto,), devices=jax.devices()[:2])
+a = jax.device_put(jnp.ones(4), NamedSharding(mesh, P("d")))
+decorate = ok.implicit_fixed_point(lambda y, a: 4 * y - a, solver=ok.Neumann(8))
+solve = decorate(lambda y0, a: a / 3)
+assert jnp.all(jnp.isnan(jax.grad(lambda a: jnp.sum(solve(a, a)))(a)))
+"""
+
+
+def test_a_failed_solve_on_several_devices_can_be_told_to_give_nan():
+    """Oracle: the exit code; by default the devices that do not raise would wait."""
+    command = [sys.executable, "-c", FAILING_SOLVE]
+    env = os.environ | {"EQX_ON_ERROR": "nan"}
+    subprocess.run(command, env=env, check=True, timeout=100)
+
+
+# --- the plan of docs/scaling.md
+
+TINY = (2, 16)
+
+
+@pytest.mark.parametrize("name", ["Adan", "AdaHessian", "M-FAC, m = 16, bfloat16"])
+def test_planned_bytes_are_those_of_the_arrays(name):
+    """Oracle: the arrays on the first device."""
+    job = plan.JOBS[name]()
+    planned = plan.planned(job, 8, *TINY)
+    assert planned == plan.measured(job, *TINY)
+    quarter = plan.planned(job, 2, *TINY)
+    assert quarter.params == 4 * planned.params
+
+
+@pytest.mark.parametrize(
+    ("name", "gathers", "reduces"),
+    [("Adan", 1, 1), ("AdaHessian", 2, 3), ("M-FAC, m = 16, bfloat16", 1, 1)],
+)
+def test_what_an_optimizer_adds_to_the_traffic_of_a_gradient(name, gathers, reduces):
+    """Oracle: plain SGD, whose loss gathers each layer twice and sums gradients."""
+    plain = total_bytes(plan.exchanged(plan.JOBS["SGD, for comparison"](), *TINY)[0])
+    found = total_bytes(plan.exchanged(plan.JOBS[name](), *TINY)[0])
+    assert found["all-gather"] == gathers * plain["all-gather"]
+    extra = found["all-reduce"] - reduces * plain["all-reduce"]
+    assert abs(extra) < 0.1 * plain["all-reduce"]  # biases, rows of K and scalars
+    assert found.keys() == plain.keys() == {"all-gather", "all-reduce"}
