@@ -46,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.size is not None and len(options.job or []) != 1:
         parser.error("argument --size: needs exactly one --job, whose size it is")
-    if options.show is not None and not options.show.is_file():
-        parser.error(f"argument --show: no such file: {options.show}")
+    for path in options.show or ():
+        if not path.is_file():
+            parser.error(f"argument --show: no such file: {path}")
     if options.tune:
         tune()
         return 0
@@ -55,13 +56,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     choose_clock(options.clock)
     console = Console()
     console = console if console.is_terminal else Console(width=WIDTH)
-    session = load(options.show) if options.show else _run(options, console)
+    session = _joined(options.show) if options.show else _run(options, console)
     if options.show:
         for done in session.done:
             _print(console, done)
     _conclude(console, session)
     _write(session, options)
     return int(any(FAILED in word for word in _remarks(session)))
+
+
+def _joined(paths: Sequence[Path]) -> Session:
+    """The jobs of all, in the order of the page; the machine is the first one's."""
+    sessions = [load(path) for path in paths]
+    done = {item.job: item for session in sessions for item in session.done}
+    ordered = [done[name] for name in JOBS if name in done]
+    seconds = sum(session.seconds for session in sessions)
+    return sessions[0]._replace(done=ordered, seconds=seconds)
 
 
 def _remarks(session: Session) -> list[str]:
@@ -161,7 +171,11 @@ def _make_parser() -> argparse.ArgumentParser:
         "--write", type=Path, metavar="FILE.md", help="write the page, and its plots"
     )
     parser.add_argument(
-        "--show", type=Path, metavar="FILE", help="run nothing: a kept --json instead"
+        "--show",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="run nothing: show what --json kept, of one run or of several",
     )
     parser.add_argument(
         "--clock",

@@ -113,7 +113,7 @@ JOB = Job(
     run=run,
     size=640,
     unit="float64 weights of the hypergradient",
-    rounds=3,
+    rounds=2,
     reading=(
         "Tracing and compiling, once for each shape in the life of a program; the "
         "column of milliseconds is that. A persistent cache of compiled functions, "

@@ -6,7 +6,6 @@ rounding, and their seconds compare. All run in turn, a thousand steps at a time
 """
 
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from jax import lax
 from jaxtyping import Array
 
 from . import bilevel, f2sa
-from .measure import Candidate, Timing, compiled
+from .measure import CLOCKS, Candidate, Timing, clock, compiled
 from .problems import Problem, hypergradient, simulated
 from .report import NAN, Job, Line, Plot, Result, Role, Table, at_most
 
@@ -133,11 +132,12 @@ def _paths(problem: Problem, contenders: dict[str, Contender]) -> dict[str, Path
         chunk = _chunk(contender.step)
         made = compiled(name, chunk, carries[name], contender.role, donate=False)
         paths[name] = Path(made, [], [])
+    now = CLOCKS[clock()]
     for _ in range(NUM_STEPS // CHUNK):
         for name, path in paths.items():
-            start = time.perf_counter()
+            start = now()
             carries[name] = jax.block_until_ready(path.candidate.run(carries[name]))
-            path.seconds.append(time.perf_counter() - start)
+            path.seconds.append(now() - start)
             x = contenders[name].x_of(carries[name][0])
             path.squares.append(float(square(x)))
     return paths

@@ -26,7 +26,7 @@ from .measure import CLOCKS, Candidate, choose_clock, clock, compiled, measure
 from .network import loss, make_network
 from .report import Done, Job, Line, Plot, Result, Session, load, save
 
-COUNTS = (1, 2, 4, 8)
+COUNTS = (1, 2, 8)
 WINDOW = 32
 NAMES = {
     "Adan, parameters split": "adan",

@@ -56,10 +56,16 @@ def run(size: int, rounds: int) -> Result:
         at_most(
             0.9,
             to_pieces.row(OURS),
-            "and at most 0.9 × the gradient and a separate HVP",
+            "`ok.value_grad_and_diag` takes at most 0.9 × the gradient and a "
+            "separate HVP",
             _ELEMENTWISE,
         ),
-        at_most(0.05, to_ours.row(PROBE), "Probes take under 5 % of it", _ELEMENTWISE),
+        at_most(
+            0.05,
+            to_ours.row(PROBE),
+            "Probes take under 5 % of `ok.value_grad_and_diag`",
+            _ELEMENTWISE,
+        ),
     ]
     return Result([to_pass, to_pieces, to_ours], targets)
 

@@ -54,13 +54,15 @@ def run(size: int, rounds: int) -> Result:
         at_most(
             1.0,
             ratios.get(JAXOPT_CG, NAN),
-            "and at most what jaxopt takes with plain conjugate gradients",
+            "A hypergradient takes at most what jaxopt takes with plain conjugate "
+            "gradients",
             _SAFETY,
         ),
         at_most(
             1 / 3,
             ratios.get(JAXOPT, NAN),
-            "and at most a third of what jaxopt takes by default",
+            "A hypergradient takes at most a third of what jaxopt takes by default",
+            _SAFETY,
         ),
     ]
     return Result([to_hand, *to_peers], targets)

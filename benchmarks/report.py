@@ -122,7 +122,7 @@ class Job(NamedTuple):
     size: int
     unit: str  # what the size counts
     reading: str  # what the figures mean; no figure stands in it
-    rounds: int = 20
+    rounds: int = 12
     is_long: bool = False  # left out unless asked for
 
 

@@ -21,7 +21,7 @@ from .report import Job, Line, Plot, Result, Row, Table
 
 SMALL_WINDOW = 32
 NETWORK_LIMIT = 1_000_000
-WINDOWS = (32, 128, 512, 1024)
+WINDOWS = (64, 256, 1024)
 FACTORISE, APPLY = "ok.Woodbury, factorise", "ok.Woodbury, a vector"
 
 
@@ -141,7 +141,7 @@ JOB_D = Job(
 JOB_M = Job(
     title="Scaling with the number of gradients held",
     run=run_m,
-    size=50_000,
+    size=20_000,
     unit="parameters",
     rounds=5,
     reading=(

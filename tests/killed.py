@@ -277,6 +277,7 @@ def kill_often(num_kills: int, seed: int, folder: Path) -> Tally:
             while_writing += (home / "checkpoint.unfinished").exists()
         trainings += 1
         lost += found != expected
+        print(f"{trainings} trainings, {kills} kills, {lost} lost", file=sys.stderr)
     return Tally(trainings, kills, resumes, while_writing, lost)
 
 

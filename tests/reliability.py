@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import killed
 import properties
 from faults import AREAS, CATALOGUE, names_to_try
 from faulty import KINDS, Fault, Raises, Reports, Right, Shows
@@ -90,7 +91,13 @@ same draws in each run; `HYPOTHESIS_PROFILE=long` tries {properties.LONG} times 
 {rows}"""
 
 
-SECTIONS: list[Callable[[], str]] = [figures, faults, random_input, limits]
+SECTIONS: list[Callable[[], str]] = [
+    figures,
+    faults,
+    random_input,
+    killed.section,
+    limits,
+]
 
 
 def page() -> str:
@@ -101,7 +108,7 @@ def page() -> str:
 def _area(title: str, rows: list[Fault]) -> str:
     head = " | ".join(KINDS)
     lines = [f"### {title}", "", f"| | {head} |", "|---|" + ":-:|" * len(KINDS)]
-    names = sorted({fault.name for fault in rows}, key=str.lower)
+    names = sorted({f.name for f in rows}, key=lambda name: (name.lower(), name))
     for name in names:
         cells = [
             _cell([f for f in rows if (f.name, f.kind) == (name, k)]) for k in KINDS

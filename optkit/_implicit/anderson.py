@@ -18,6 +18,7 @@ from .._check import (
 from .._inverse.results import RESULTS, first_of
 from .._inverse.vectors import add, cast_like, normalised, over_peak, widened
 from .._tree import combine, common_dtype, dot, project
+from .._types import wide_dtype
 
 
 class AndersonInfo(NamedTuple):
@@ -92,7 +93,7 @@ def anderson(
         history: m, how many iterates to keep. 1 is the Picard iteration, damped by β.
         mixing: β in (0, 1].
         ridge: δ, relative to each residual's own square. None is 10 m times the
-            rounding error of the accumulation.
+            rounding error of the narrowest leaf, at least float32.
         rtol: where to stop, relative to |f(y)|.
         atol: where to stop, absolute: for fixed points at 0.
         max_steps: at most so many evaluations.
@@ -131,7 +132,9 @@ def anderson(
     y0 = jax.tree.map(jnp.asarray, y0)
     dtype = common_dtype(y0)
     if ridge is None:
-        ridge = 10 * history * float(jnp.finfo(dtype).eps)
+        # Of the widest leaf it would be too small for the rounding of the others.
+        eps = [float(jnp.finfo(wide_dtype(leaf)).eps) for leaf in jax.tree.leaves(y0)]
+        ridge = 10 * history * max(eps)
     check_non_negative(call, "ridge", ridge)
     beta, delta, rtol, atol = (
         jnp.asarray(value, dtype) for value in (mixing, ridge, rtol, atol)

@@ -171,6 +171,8 @@ class Inverse(AbstractCurvature):
             A pytree like the params.
         """
         solution = self.solve(vector)
+        if not jax.tree.leaves(solution.value):
+            return solution.value  # no array that could carry an error
         failed = solution.result != RESULTS.successful
         return solution.result.error_if(solution.value, failed)
 

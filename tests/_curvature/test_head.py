@@ -74,3 +74,15 @@ def test_targets_are_not_broadcast(head, targets):
     # oracle: none, the message
     with pytest.raises(ValueError, match="not broadcast"):
         head(OUTPUTS, targets)
+
+
+@pytest.mark.parametrize("label", [-1, -3, 3, 100])
+def test_a_label_that_is_no_class_makes_loss_and_gradient_nan(label):
+    """Oracle: identity. Counted from the end, -1 would be the last class."""
+    head, labels = ok.SoftmaxCrossEntropy(), jnp.array([0, label])
+    z = jnp.zeros((2, 3))
+    value, grad = jax.value_and_grad(head)(z, labels)
+    assert jnp.isnan(value)
+    assert jnp.all(jnp.isnan(grad[1]))
+    left_out = jnp.array([True, False])
+    assert_allclose(head(z, labels, left_out), jnp.log(3.0), rtol=1e-6)

@@ -98,7 +98,7 @@ def test_on_a_terminal_rich_draws_the_bar(monkeypatch):
     ("changes", "error", "match"),
     [
         ({"every": 0}, ValueError, "every"),
-        ({"xs": None}, ValueError, "leading axis of steps, or length="),
+        ({"xs": None}, ValueError, "leading axis of steps.*length="),
         ({"length": 0}, ValueError, "length"),
     ],
 )

@@ -195,3 +195,23 @@ def test_a_mapping_of_another_shape_is_named():
         ok.anderson(lambda y, _: y[:1], jnp.ones(2))
     with pytest.raises(TypeError, match="real floating leaves"):
         ok.anderson(lambda y, _: y, jnp.arange(2))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_fixed_point_does_not_depend_on_the_size_of_y(size):
+    """Oracle: closed form. The square of 1e-30 is zero in float32, of 1e30 infinite."""
+    a = jnp.asarray([size, -2 * size], jnp.float32)
+    mapping = lambda y, a: y * jnp.array([0.5, -0.25], a.dtype) + a  # noqa: E731
+    y, info = ok.anderson(mapping, jnp.zeros_like(a), a)
+    assert ok.RESULTS[info.result] == ""
+    assert_allclose(y, np.array([2 * size, -1.6 * size]), rtol=1e-5)
+
+
+def test_leaves_of_two_precisions_do_not_make_the_weights_singular():
+    """Oracle: y = 2a. Parallel residuals differ by the rounding of the narrow leaf."""
+    a = {"f4": jnp.asarray([-1.52, -0.05, -0.82], jnp.float32), "f8": jnp.ones(())}
+    mapping = lambda y, a: jax.tree.map(lambda y, a: 0.5 * y + a, y, a)  # noqa: E731
+    y, info = ok.anderson(mapping, jax.tree.map(jnp.zeros_like, a), a)
+    assert ok.RESULTS[info.result] == ""
+    assert_allclose(y["f4"], 2 * a["f4"], rtol=1e-5)
+    assert_allclose(y["f8"], 2.0, rtol=1e-5)

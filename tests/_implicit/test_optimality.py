@@ -403,3 +403,10 @@ def test_bad_pieces_are_named(call, error, match):
     """Oracle: the message."""
     with pytest.raises(error, match=match):
         call()
+
+
+def test_a_fixed_point_residual_is_like_y():
+    """Oracle: the message. It would broadcast."""
+    F = ok.optimality.fixed_point_residual(lambda y, a: jnp.ones(3))
+    with pytest.raises(ValueError, match=r"`ok.optimality.fixed_point_residual` got"):
+        F(jnp.ones(1), None)

@@ -199,3 +199,10 @@ def test_integers_are_refused():
     """Oracle: the message."""
     with pytest.raises(TypeError, match=r"real floating leaves, got int.* at v"):
         ok.prox.lasso(jnp.arange(3), 1.0)
+
+
+@pytest.mark.parametrize("arguments", [(1.0, -1.0), (jnp.ones(2), 1.0)])
+def test_a_group_has_one_strength_and_a_step_that_is_not_negative(arguments):
+    """Oracle: the message. A negative step would lengthen v."""
+    with pytest.raises(ValueError, match=r"`ok.prox.group_lasso` needs a"):
+        ok.prox.group_lasso(jnp.ones(2), *arguments)

@@ -235,3 +235,12 @@ def test_what_has_no_inverse_raises_wherever_it_is_used(rows, damping, match, us
     C = ok.LowRank(jnp.full((2, 3), rows))
     with pytest.raises(RuntimeError, match=match):
         use(ok.invert(C, ok.Woodbury(), damping=damping))
+
+
+@pytest.mark.parametrize("rows", [jnp.zeros((0, 3)), ()])
+def test_no_rows_or_no_leaves_are_no_curvature(rows):
+    """Oracle: x / λ."""
+    P = ok.invert(ok.LowRank(rows), ok.Woodbury(), damping=2.0)
+    x = jax.tree.map(lambda u: jnp.ones(u.shape[1:]), rows)
+    for leaf in jax.tree.leaves(P.mv(x)):
+        assert_allclose(leaf, 0.5)

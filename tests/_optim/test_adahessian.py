@@ -232,3 +232,12 @@ def test_leaves_that_are_not_real_are_refused_with_their_path(dtype):
     """Oracle: the message."""
     with pytest.raises(TypeError, match=r"(complex128|int64) at params\['w'\].*masked"):
         ok.adahessian(0.1).init({"w": jnp.ones(2, dtype)})
+
+
+def test_a_square_that_overflows_is_seen_and_no_frozen_entry():
+    """Oracle: identity. Divided by infinity, the entry would never move again."""
+    tx, ones = ok.scale_by_adahessian(), jnp.ones(2, jnp.float32)
+    diag = jnp.array([1e30, 1.0], jnp.float32)
+    updates, _ = tx.update(ones, tx.init(ones), hessian_diag=diag)
+    assert np.isnan(updates[0])
+    assert np.isfinite(updates[1])

@@ -220,3 +220,12 @@ def test_integer_params_are_refused_with_their_path():
     params = {"w": jnp.ones(2), "num_calls": jnp.array(3)}
     with pytest.raises(TypeError, match=r"int64 at params\['num_calls'\].*masked"):
         ok.adan(0.1).init(params)
+
+
+def test_a_square_that_overflows_is_seen_and_no_frozen_entry():
+    """Oracle: identity. Divided by infinity, the entry would never move again."""
+    tx, params = ok.scale_by_adan(), jnp.zeros(2, jnp.float32)
+    grads = jnp.array([1e30, 1.0], jnp.float32)
+    updates, _ = tx.update(grads, tx.init(params))
+    assert np.isnan(updates[0])
+    assert_allclose(updates[1], 1.0, rtol=1e-6)

@@ -57,3 +57,17 @@ def test_missing_params_are_asked_for():
     tx = ok.proximal_weight_decay(0.1, 0.1)
     with pytest.raises(ValueError, match=r"`ok.proximal_weight_decay`.*params=None"):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+
+
+def test_updates_unlike_the_params_are_refused():
+    """Oracle: the message."""
+    tx = ok.proximal_weight_decay(0.1, 0.1)
+    state = tx.init({"w": jnp.ones(2)})
+    with pytest.raises(
+        ValueError, match=r"`ok.proximal_weight_decay` got updates of an"
+    ):
+        tx.update({"w": jnp.ones(2)}, state, {"v": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"\(3,\) at updates\['w'\]"):
+        tx.update({"w": jnp.ones(3)}, state, {"w": jnp.ones(2)})
+    with pytest.raises(TypeError, match=r"`ok.proximal_weight_decay` needs floating"):
+        tx.init({"w": jnp.arange(2)})

@@ -289,3 +289,14 @@ def test_integer_and_complex_params_are_refused_with_their_path(leaf):
     """Oracle: the message."""
     with pytest.raises(TypeError, match=r"`ok.scale_by_mfac`.*real.*params\['z'\]"):
         ok.scale_by_mfac(2, 0.1).init({"z": jnp.full(3, leaf)})
+
+
+def test_a_square_that_overflows_is_nan_until_it_has_left_the_window():
+    """Oracle: identity. An infinite entry of the Gram matrix would make updates 0."""
+    tx, ones = ok.scale_by_mfac(2, 0.1), jnp.ones(2, jnp.float32)
+    state, seen = tx.init(ones), []
+    for size in (1e30, 1.0, 1.0):
+        grads = ones * jnp.float32(size)
+        updates, state = tx.update(grads, state._replace(gram=state.gram.astype("f4")))
+        seen.append(bool(np.all(np.isfinite(updates))))
+    assert seen == [False, False, True]

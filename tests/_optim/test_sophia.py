@@ -141,3 +141,14 @@ def test_a_missing_diagonal_names_both_ways_to_it():
     tx, ones = ok.sophia(0.1), jnp.ones(2)
     with pytest.raises(ValueError, match=r"value_grad_and_diag.*with_hutchinson"):
         tx.update(ones, tx.init(ones), ones)
+
+
+@pytest.mark.parametrize("where", ["gradient", "diagonal"])
+def test_infinity_is_seen_and_not_clipped_to_a_sign_step(where):
+    """Oracle: identity. The state keeps an infinite mean for ever."""
+    tx, ones = ok.scale_by_sophia(), jnp.ones(2)
+    bad = jnp.array([np.inf, 1.0])
+    grads, diag = (bad, ones) if where == "gradient" else (ones, bad)
+    updates, _ = tx.update(grads, tx.init(ones), hessian_diag=diag)
+    assert np.isnan(updates[0])
+    assert np.isfinite(updates[1])
