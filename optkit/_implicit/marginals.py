@@ -120,6 +120,15 @@ def with_sums(
         plan = phi.slope(Y)
         return jnp.concatenate([plan.sum(1) - r, plan.sum(0) - c])
 
+    # A long step rounds x away: Y is then no x + α 1ᵀ + 1 βᵀ, and P is not nearest.
+    def offsets(Y: Array) -> Array:
+        D = Y - x
+        return D.mean(1, keepdims=True) + D.mean(0) - D.mean()
+
+    def is_adrift(Y: Array) -> Array:
+        size = jnp.max(jnp.abs(x), initial=0) + jnp.max(sums, initial=0)
+        return jnp.max(jnp.abs(Y - x - offsets(Y)), initial=0) > jnp.sqrt(eps) * size
+
     def step(carry: Any) -> Any:
         Y, g, k, _ = carry
         H = bordered(phi.curvature(Y))
@@ -128,6 +137,7 @@ def with_sums(
         H = H + ridge * eye + top / gauge.size * jnp.outer(gauge, gauge)
         d = -jnp.linalg.solve(H, g)
         new = phi.move(Y, outer_sum(d, Y), jnp.vdot(sums, d), r, c)
+        new = jnp.where(is_adrift(new), x + offsets(new), new)
         return new, gradient(new), k + 1, jnp.all(new == Y)
 
     def goes_on(carry: Any) -> Array:
@@ -137,7 +147,8 @@ def with_sums(
     Y = phi.start(x, r, c)
     Y, g, _, _ = lax.while_loop(goes_on, step, (Y, gradient(Y), 0, jnp.zeros((), bool)))
     # A gap between the sums of r and c leaves a gradient that no P removes.
-    return Y, jnp.max(jnp.abs(g), initial=0) <= jnp.sqrt(eps) * mass
+    is_met = jnp.max(jnp.abs(g), initial=0) <= jnp.sqrt(eps) * mass
+    return Y, is_met & ~is_adrift(Y)
 
 
 def outer_sum(z: Array, like: Array) -> Array:

@@ -156,3 +156,9 @@ def test_shapes_that_do_not_fit_are_named(call, match):
     """Oracle: the message."""
     with pytest.raises(ValueError, match=match):
         call()
+
+
+def test_a_long_step_does_not_round_the_point_away():
+    """Oracle: closed form, t = clip((tr x - the others + 2) / 4) on the diagonal."""
+    x = jnp.array([[0.33656135, -0.5482852], [-1.3103614, -0.1572349]], jnp.float32)
+    np.testing.assert_allclose(ok.projections.birkhoff(x), np.eye(2), atol=1e-6)
