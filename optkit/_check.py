@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import jax.tree_util as jtu
 import numpy as np
-import optax
 from jaxtyping import PyTree
 
 
@@ -278,8 +277,9 @@ def check_positive(call: str, name: str, value: object) -> None:
 
 
 def check_transform(call: str, name: str, transform: Any) -> None:
-    """Raises a `TypeError` for what is not an optax transform."""
-    if not isinstance(transform, optax.GradientTransformation):
+    """Raises a `TypeError` for what has not the two functions of an optax transform."""
+    # `optax.MultiSteps` has them and is no `GradientTransformation`.
+    if not all(callable(getattr(transform, name, None)) for name in ("init", "update")):
         raise TypeError(
             f"`{call}` needs an optax transform for {name}, such as `optax.sgd(0.1)`, "
             f"got {transform!r}."
