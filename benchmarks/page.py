@@ -53,7 +53,7 @@ def _targets(session: Session) -> str:
     for done in session.done:
         for target in done.result.targets:
             rows.append([*target_words(target)])
-            if target.verdict == "missed":
+            if target.verdict.startswith("missed"):
                 cause = target.cause or "No cause is known."
                 causes.append(f"- *{target.sentence}.* {cause}")
     if not causes:

@@ -67,7 +67,10 @@ class Table(NamedTuple):
 
 
 class Target(NamedTuple):
-    """What was promised, and what came out: met if `measured` <= `limit`."""
+    """What was promised, and what came out: met if `measured` <= `limit`.
+
+    A ratio that is missed while its lower quartile is not is within the spread.
+    """
 
     sentence: str
     limit: float
@@ -78,10 +81,12 @@ class Target(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """`met`, `missed`, or `not measured`."""
+        """`met`, `missed`, `missed, within the spread`, or `not measured`."""
         if math.isnan(self.measured):
             return "not measured"
-        return "met" if self.measured <= self.limit else "missed"
+        if self.measured <= self.limit:
+            return "met"
+        return "missed, within the spread" if self.low <= self.limit else "missed"
 
 
 class Line(NamedTuple):

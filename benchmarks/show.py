@@ -71,7 +71,7 @@ def summary(session: Session) -> str:
     return f"Targets: {', '.join(counts)}. All in {session.seconds:.0f} s."
 
 
-_VERDICTS = ("met", "missed", "not measured")
+_VERDICTS = ("met", "missed", "missed, within the spread", "not measured")
 
 
 def _ratio(row: Row) -> str:

@@ -134,6 +134,8 @@ def test_a_target_is_met_missed_or_not_measured(session):
     verdicts = [target.verdict for target in session.done[0].result.targets]
     assert verdicts == ["met", "missed", "not measured"]
     assert Target("at the limit", 1.0, 1.0).verdict == "met"
+    close = Target("nearly", 1.0, 1.1, low=0.9, high=1.2)
+    assert close.verdict == "missed, within the spread"
 
 
 def test_peak_counts_outputs_in_the_place_of_arguments_once():
