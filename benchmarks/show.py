@@ -68,7 +68,7 @@ def summary(session: Session) -> str:
     """How many targets are met, missed and not measured, and the time of it all."""
     verdicts = [t.verdict for done in session.done for t in done.result.targets]
     counts = [f"{verdicts.count(word)} {word}" for word in _VERDICTS]
-    return f"Targets: {', '.join(counts)}. All in {session.seconds:.0f} s."
+    return f"Targets: {'; '.join(counts)}. All in {session.seconds:.0f} s."
 
 
 _VERDICTS = ("met", "missed", "missed, within the spread", "not measured")

@@ -73,9 +73,10 @@ def limits() -> str:
   when they are given: reading them would stop the compiled step.
 - Numbers below the smallest normal one (1e-38 in float32) are zero to the hardware.
 - On CPU, jaxlib 0.10.2 to 0.12.0 compiles some fused sums wrongly, in anybody's code
-  (jax-ml/jax#39103 is one case). `XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=` in
-  the environment, with nothing after the last sign, leaves these fusions out. `ok.CG` and
-  `ok.GMRES` compute the residual at the end, and report what such a product did to them."""
+  (jax-ml/jax#39103 is one case). With nothing after its last sign,
+  `XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=` in the environment leaves these
+  fusions out. `ok.CG` and `ok.GMRES` compute the residual at the end, and report what
+  such a product did to them."""
 
 
 def random_input() -> str:
