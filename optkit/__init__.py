@@ -112,7 +112,8 @@ from ._inverse.nystrom import (
     nystrom_preconditioner as nystrom_preconditioner,
 )
 from ._inverse.results import RESULTS as RESULTS
-from ._inverse.woodbury import Woodbury as Woodbury, solve_rows as solve_rows
+from ._inverse.rows import solve_rows as solve_rows
+from ._inverse.woodbury import Woodbury as Woodbury
 from ._optim.accumulate import (
     AccumulateState as AccumulateState,
     accumulate as accumulate,

@@ -7,7 +7,7 @@ cost nothing inside `jax.jit` and never wait for a device.
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +71,44 @@ def check_state_dtype(call: str, state_dtype: Any) -> None:
         )
 
 
+class Difference(NamedTuple):
+    """The first place where a tree is not like its reference."""
+
+    kind: Literal["structure", "shape", "dtype"]
+    where: str  # the path of the leaf, such as "['w']"
+    got: Any
+    wanted: Any
+
+
+def first_difference(
+    tree: PyTree,
+    reference: PyTree,
+    dtype_of: Callable[[Any], Any] | None = jnp.result_type,
+) -> Difference | None:
+    """Compares structure, then shape and dtype leaf by leaf.
+
+    Args:
+        tree: what arrived.
+        reference: arrays or `jax.ShapeDtypeStruct`s.
+        dtype_of: the dtype that a leaf of the tree should have; None allows any.
+
+    Returns:
+        Where they differ first, or None.
+    """
+    if (got := jax.tree.structure(tree)) != (want := jax.tree.structure(reference)):
+        return Difference("structure", "", got, want)
+    leaves = zip(
+        jtu.tree_leaves_with_path(tree), jax.tree.leaves(reference), strict=True
+    )
+    for (path, leaf), like in leaves:
+        where, shape, dtype = jtu.keystr(path), jnp.shape(like), jnp.result_type(like)
+        if jnp.shape(leaf) != shape:
+            return Difference("shape", where, jnp.shape(leaf), shape)
+        if dtype_of is not None and dtype_of(leaf) != dtype:
+            return Difference("dtype", where, jnp.result_type(leaf), dtype)
+    return None
+
+
 def check_like(
     call: str,
     name: str,
@@ -91,28 +129,24 @@ def check_like(
         ValueError: if structure or a shape differs.
         TypeError: if a dtype differs.
     """
+    if (found := first_difference(tree, reference, dtype_of)) is None:
+        return
+    kind, where, got, want = found
     again = "Call `init` again with the params that the gradients belong to."
-    if (got := jax.tree.structure(tree)) != (want := jax.tree.structure(reference)):
+    if kind == "structure":
         raise ValueError(
             f"`{call}` got {name} of another structure than the state's. {again}\n"
             f"  {name}: {got}\n  state: {want}"
         )
-    leaves = zip(
-        jtu.tree_leaves_with_path(tree), jax.tree.leaves(reference), strict=True
+    if kind == "shape":
+        raise ValueError(
+            f"`{call}` got shape {got} at {name}{where}, and its state has {want}. "
+            f"{again}"
+        )
+    raise TypeError(
+        f"`{call}` got dtype {got} at {name}{where}, and its state has {want}. Cast "
+        f"the {name} to the dtype of the params, as `jax.grad` returns them."
     )
-    for (path, leaf), like in leaves:
-        where = f"{name}{jtu.keystr(path)}"
-        if jnp.shape(leaf) != like.shape:
-            raise ValueError(
-                f"`{call}` got shape {jnp.shape(leaf)} at {where}, and its state has "
-                f"{like.shape}. {again}"
-            )
-        if dtype_of(leaf) != like.dtype:
-            raise TypeError(
-                f"`{call}` got dtype {jnp.result_type(leaf)} at {where}, and its "
-                f"state has {like.dtype}. Cast the {name} to the dtype of the params, "
-                f"as `jax.grad` returns them."
-            )
 
 
 def check_params(call: str, params: PyTree | None) -> None:
@@ -126,21 +160,19 @@ def check_params(call: str, params: PyTree | None) -> None:
 
 def check_pair(call: str, updates: PyTree, params: PyTree) -> None:
     """Raises a `ValueError` unless updates have structure and shapes of the params."""
+    if (found := first_difference(updates, params, None)) is None:
+        return
+    kind, where, got, want = found
     again = "Pass the params that the updates are for."
-    if (got := jax.tree.structure(updates)) != (want := jax.tree.structure(params)):
+    if kind == "structure":
         raise ValueError(
             f"`{call}` got updates of another structure than the params. {again}\n"
             f"  updates: {got}\n  params: {want}"
         )
-    leaves = zip(
-        jtu.tree_leaves_with_path(updates), jax.tree.leaves(params), strict=True
+    raise ValueError(
+        f"`{call}` got shape {got} at updates{where}, and the params have {want} "
+        f"there. {again}"
     )
-    for (path, leaf), like in leaves:
-        if jnp.shape(leaf) != jnp.shape(like):
-            raise ValueError(
-                f"`{call}` got shape {jnp.shape(leaf)} at updates{jtu.keystr(path)}, "
-                f"and the params have {jnp.shape(like)} there. {again}"
-            )
 
 
 def _as_number(call: str, name: str, value: object) -> float | None:
@@ -180,28 +212,24 @@ def check_vector(call: str, vector: PyTree, structure: PyTree) -> None:
         ValueError: if structure or a shape differs.
         TypeError: if a dtype differs.
     """
-    if (got := jax.tree.structure(vector)) != (want := jax.tree.structure(structure)):
+    if (found := first_difference(vector, structure)) is None:
+        return
+    kind, where, got, want = found
+    if kind == "structure":
         raise ValueError(
             f"`{call}` needs a vector of the structure of its params. Pass a pytree "
             f"like the params, for example a gradient.\n"
             f"  vector: {got}\n  params: {want}"
         )
-    leaves = zip(
-        jtu.tree_leaves_with_path(vector), jax.tree.leaves(structure), strict=False
+    if kind == "shape":
+        raise ValueError(
+            f"`{call}` got shape {got} at vector{where}, and its params have {want}. "
+            f"Pass one vector; for many, `jax.vmap` it."
+        )
+    raise TypeError(
+        f"`{call}` got dtype {got} at vector{where}, and its params have {want}. Cast "
+        f"the vector with `optax.tree.cast_like(vector, params)`."
     )
-    for (path, leaf), like in leaves:
-        where = f"vector{jtu.keystr(path)}"
-        if jnp.shape(leaf) != jnp.shape(like):
-            raise ValueError(
-                f"`{call}` got shape {jnp.shape(leaf)} at {where}, and its params "
-                f"have {jnp.shape(like)}. Pass one vector; for many, `jax.vmap` it."
-            )
-        if jnp.result_type(leaf) != jnp.result_type(like):
-            raise TypeError(
-                f"`{call}` got dtype {jnp.result_type(leaf)} at {where}, and its "
-                f"params have {jnp.result_type(like)}. Cast the vector with "
-                f"`optax.tree.cast_like(vector, params)`."
-            )
 
 
 def check_scalar(call: str, value: PyTree) -> None:

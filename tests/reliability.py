@@ -72,11 +72,12 @@ def limits() -> str:
 - Numbers known on a device only, such as a traced damping or decay, are not checked
   when they are given: reading them would stop the compiled step.
 - Numbers below the smallest normal one (1e-38 in float32) are zero to the hardware.
-- On CPU, jaxlib 0.10.2 to 0.12.0 compiles some fused sums wrongly, in anybody's code
-  (jax-ml/jax#39103 is one case). With nothing after its last sign,
-  `XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=` in the environment leaves these
-  fusions out. `ok.CG` and `ok.GMRES` compute the residual at the end, and report what
-  such a product did to them."""
+- On CPU, jaxlib 0.10.2 and 0.12.0 run some fused operations wrongly, in anybody's code:
+  what is compiled may give other numbers than what is not (jax-ml/jax#39103 is one
+  case). With nothing after its last sign, the environment's
+  `XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=` leaves these fusions out. The
+  residual that `ok.CG` and `ok.GMRES` compute at the end finds a product that is not
+  the same twice, and not one that is wrong in the same way each time."""
 
 
 def random_input() -> str:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
@@ -24,6 +23,7 @@ from .._check import (
     check_real_params,
     check_scalar,
     check_transform as check_transform,
+    first_difference,
 )
 from .._inverse.results import RESULTS, all_finite
 from .._tree import dot
@@ -209,26 +209,17 @@ def descend(
 
 def check_kept(call: str, what: str, tree: PyTree, reference: PyTree) -> None:
     """Raises unless a tree has structure, shapes and dtypes of what it replaces."""
+    if (found := first_difference(tree, reference)) is None:
+        return
+    kind, where, got, want = found
     advice = "Each step must return what it was given, so that a step compiles once."
-    if (got := jax.tree.structure(tree)) != (want := jax.tree.structure(reference)):
+    if kind == "structure":
         raise ValueError(
             f"`{call}`: {what} of another structure. {advice}\n"
             f"  got: {got}\n  wanted: {want}"
         )
-    pairs = zip(
-        jtu.tree_leaves_with_path(tree), jax.tree.leaves(reference), strict=True
-    )
-    for (path, leaf), like in pairs:
-        if jnp.shape(leaf) != jnp.shape(like):
-            raise ValueError(
-                f"`{call}`: {what} of shape {jnp.shape(leaf)} at {jtu.keystr(path)}, "
-                f"not {jnp.shape(like)}. {advice}"
-            )
-        if jnp.result_type(leaf) != jnp.result_type(like):
-            raise TypeError(
-                f"`{call}`: {what} of dtype {jnp.result_type(leaf)} at "
-                f"{jtu.keystr(path)}, not {jnp.result_type(like)}. {advice}"
-            )
+    error = ValueError if kind == "shape" else TypeError
+    raise error(f"`{call}`: {what} of {kind} {got} at {where}, not {want}. {advice}")
 
 
 def keep_finite(before: Any, after: Any, info: BilevelInfo) -> tuple[Any, BilevelInfo]:

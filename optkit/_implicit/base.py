@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._check import check_real
+from .._check import check_real, first_difference
 from .._inverse.results import all_finite
 from .._tree import structure_of
 from .._types import Params
@@ -192,28 +192,25 @@ def check_like_solution(call: str, name: str, value: PyTree, y: Params) -> None:
         ValueError: if structure or a shape differs.
         TypeError: if a dtype differs.
     """
-    if (got := jax.tree.structure(value)) != (want := jax.tree.structure(y)):
+    if (found := first_difference(value, y)) is None:
+        return
+    kind, where, got, want = found
+    if kind == "structure":
         raise ValueError(
             f"`{call}` needs {name}(y, args) to return a pytree like the solution y "
             f"that the solver returned: one equation for each unknown.\n"
             f"  {name}: {got}\n  y: {want}"
         )
-    leaves = zip(
-        jax.tree_util.tree_leaves_with_path(value), jax.tree.leaves(y), strict=True
+    if kind == "shape":
+        raise ValueError(
+            f"`{call}` needs one equation for each unknown, got {got} at "
+            f"{name}(y, args){where}, and the solution y has {want} there."
+        )
+    raise TypeError(
+        f"`{call}` got dtype {got} at {name}(y, args){where}, and the solution y has "
+        f"{want} there. Cast one of them; `jnp.asarray(y, dtype)` in the solver is the "
+        f"usual place."
     )
-    for (path, leaf), like in leaves:
-        where = f"{name}(y, args){jax.tree_util.keystr(path)}"
-        if jnp.shape(leaf) != like.shape:
-            raise ValueError(
-                f"`{call}` needs one equation for each unknown, got {jnp.shape(leaf)} "
-                f"at {where}, and the solution y has {like.shape} there."
-            )
-        if jnp.result_type(leaf) != like.dtype:
-            raise TypeError(
-                f"`{call}` got dtype {jnp.result_type(leaf)} at {where}, and the "
-                f"solution y has {like.dtype} there. Cast one of them; "
-                f"`jnp.asarray(y, dtype)` in the solver is the usual place."
-            )
 
 
 def constant(tree: PyTree) -> PyTree:
