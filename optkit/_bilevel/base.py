@@ -236,16 +236,10 @@ def keep_finite(before: Any, after: Any, info: BilevelInfo) -> tuple[Any, Bileve
     Returns:
         A state, and `info` with the result `nonfinite_gradient` where it was kept.
     """
-    is_fine = all_finite(inexact(after))
+    is_fine = all_finite(after)
     result = RESULTS.where(is_fine, info.result, RESULTS.nonfinite_gradient)
     kept = where(is_fine, after, before)._replace(count=after.count)
     return kept, info._replace(result=result)
-
-
-def inexact(tree: PyTree) -> list[Array]:
-    """The leaves that can be NaN."""
-    leaves = jax.tree.leaves(tree)
-    return [a for a in leaves if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
 
 
 def slope_of(

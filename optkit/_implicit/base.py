@@ -146,23 +146,36 @@ def _(primals: Any, tangents: Any) -> tuple[Params, Params | None]:
 def _tangent(y: Params, inputs: PyTree, t_inputs: PyTree, solver: Any) -> Params:
     """A⁻¹(-∂_θF θ̇)."""
 
-    def residual(inputs: PyTree) -> tuple[Params, Array]:
+    def residual(inputs: PyTree) -> Params:
         condition, args = inputs
-        return condition.residual(y, args), nought(inputs)
+        f = condition.residual(y, args)
+        zero = nought(inputs, f)
+        return (
+            f if zero is None else jax.tree.map(lambda a: a + zero.astype(a.dtype), f)
+        )
 
-    _, (t_residual, t_nought) = eqx.filter_jvp(residual, (inputs,), (t_inputs,))
+    _, t_residual = eqx.filter_jvp(residual, (inputs,), (t_inputs,))
     condition, args = inputs
     return solve_loudly(
         condition.operator(y, args),
-        jax.tree.map(lambda t: t_nought.astype(t.dtype) - t, t_residual),
+        # None where F does not depend on what is perturbed.
+        jax.tree.map(
+            lambda y, t: jnp.zeros_like(y) if t is None else -t, y, t_residual
+        ),
         solver,
         is_valid=lax.stop_gradient(all_finite(y)),
-        nought=nought((y, inputs)),
+        nought=nought((y, inputs), y),
     )
 
 
-def nought(tree: PyTree) -> Array:
-    """Zero, as a function of every floating array of the tree."""
+def nought(tree: PyTree, like: Params) -> Array | None:
+    """Zero, as a function of every floating array of the tree.
+
+    Returns:
+        The zero, or None where `like` has a single leaf: no other needs it.
+    """
+    if len(jax.tree.leaves(like)) == 1:
+        return None
     leaves = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
     terms = [jnp.where(jnp.isfinite(x), x, 0) for x in leaves]
     terms = [jnp.real(0 * jnp.sum(x)).astype(jnp.float32) for x in terms]

@@ -194,7 +194,7 @@ def solve_loudly(
     solver: lx.AbstractLinearSolver,
     *,
     is_valid: Bool[Array, ""],
-    nought: Array,
+    nought: Array | None,
 ) -> Params:
     """A⁻¹b by any method, differentiable to any order and in both modes.
 
@@ -208,7 +208,8 @@ def solve_loudly(
         is_valid: whether the solution to differentiate is finite.
         nought: zero, and a function of all that may be perturbed. JAX transposes a
             solve only if every leaf of its right-hand side is linear, and in
-            derivatives of A, where some leaves of F are, others need not be.
+            derivatives of A, where some leaves of F are, others need not be. None
+            where there is a single leaf.
 
     Returns:
         x, a pytree like b.
@@ -231,12 +232,9 @@ def solve_loudly(
 
     def product(v: Params) -> Params:
         q = operator.mv(v)
-        has_one = len(jax.tree.leaves(q)) == 1
-        return (
-            q
-            if has_one
-            else jax.tree.map(lambda q, v: q + nought.astype(q.dtype) * v, q, v)
-        )
+        if nought is None:
+            return q
+        return jax.tree.map(lambda q, v: q + nought.astype(q.dtype) * v, q, v)
 
     is_symmetric = lx.is_symmetric(operator)
     return lax.custom_linear_solve(
@@ -263,7 +261,9 @@ def attempt(
         x; an item of `ok.RESULTS`; and statistics, at least `residual` or an outcome.
     """
     operator, inner = state
-    if isinstance(solver, AbstractInverse | GMRES | OneStep | Series):
+    if isinstance(solver, AbstractInverse):
+        return solver.apply(operator, inner[1], vector)
+    if isinstance(solver, GMRES | OneStep | Series):
         x, _, stats = solver.compute(inner, vector, {})
         return x, stats["outcome"], stats
     b, scale = normalised(vector)

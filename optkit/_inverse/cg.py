@@ -24,14 +24,25 @@ class _Iterate(NamedTuple):
     x: Params
     r: Params  # b - A x, by recurrence
     p: Params  # search direction, in the params' dtypes
+    scalars: Array  # `_Scalars.stacked()`: one kernel computes them all
+    steps: Array
+
+
+class _Scalars(NamedTuple):
+    """What an iterate knows of itself, in float32 or wider; flags are 0 or 1."""
+
     rr: Array  # rᵀr
     rho: Array  # rᵀz
-    checked: Array  # rᵀr when r was last computed as b - A x
     pp: Array  # pᵀM⁻¹p, by recurrence
+    checked: Array  # rᵀr when r was last computed as b - A x
     top: Array  # the largest curvature pᵀAp / pᵀM⁻¹p so far
-    steps: Array
     is_indefinite: Array
+    is_last: Array  # no step is to follow
     is_done: Array  # r is b - A x, and there is no going on from it
+
+    def stacked(self) -> Array:
+        """All in one array, from which `_Scalars(*array)` has them."""
+        return jnp.stack([scalar.astype(self.rr.dtype) for scalar in self])
 
 
 class CG(AbstractInverse):
@@ -127,39 +138,35 @@ class CG(AbstractInverse):
         bb = dot(b, b)
         target = rtol**2 * bb
         z, rho = self._precondition(b, bb, vector)
-        start = _Iterate(
-            x=jax.tree.map(jnp.zeros_like, b),
-            r=b,
-            p=cast_like(z, vector),
-            rr=bb,
-            rho=rho,
-            checked=bb,
-            pp=rho,
-            top=jnp.zeros((), dtype),
-            steps=jnp.zeros((), jnp.int32),
-            is_indefinite=jnp.zeros((), bool),
-            is_done=bb <= target,
-        )
+        zero = jnp.zeros_like(bb)
+        start = _Scalars(bb, rho, rho, bb, zero, zero, _is_bad(bb, rho), bb <= target)
         end = lax.while_loop(
-            lambda now: ~now.is_done & jnp.isfinite(now.rr),
+            _goes_on,
             lambda now: self._step(product, b, vector, target, max_steps, now),
-            start,
+            _Iterate(
+                x=jax.tree.map(jnp.zeros_like, b),
+                r=b,
+                p=cast_like(z, vector),
+                scalars=start.stacked(),
+                steps=jnp.zeros((), jnp.int32),
+            ),
         )
 
+        last = _Scalars(*end.scalars)
         outcome = first_of(
-            (~jnp.isfinite(scale), RESULTS.nonfinite_input),
-            (_is_bad(end), RESULTS.bad_preconditioner),
-            (~jnp.isfinite(end.rr), RESULTS.nonfinite_operator),
-            (end.rr <= target, RESULTS.successful),
-            (end.is_indefinite, RESULTS.indefinite),
+            (~jnp.isfinite(bb), RESULTS.nonfinite_input),
+            (_is_bad(last.rr, last.rho), RESULTS.bad_preconditioner),
+            (~jnp.isfinite(last.rr), RESULTS.nonfinite_operator),
+            (last.rr <= target, RESULTS.successful),
+            (last.is_indefinite > 0, RESULTS.indefinite),
             (end.steps >= max_steps, RESULTS.max_steps_reached),
-            (end.is_done, RESULTS.inaccurate),
+            (last.is_done > 0, RESULTS.inaccurate),
         )
         x = jax.tree.map(lambda a: a * scale.astype(a.dtype), end.x)
         stats = {
             "num_steps": end.steps,
             "max_steps": jnp.asarray(max_steps, jnp.int32),
-            "residual": jnp.sqrt(end.rr / jnp.where(bb > 0, bb, 1)),
+            "residual": jnp.sqrt(last.rr / jnp.where(bb > 0, bb, 1)),
         }
         return cast_like(x, vector), outcome, stats
 
@@ -184,51 +191,56 @@ class CG(AbstractInverse):
         """One step; or where the recurrence for r has come to an end, b - A x."""
         # Both are in one body, with α = β = 0 for the latter, so that a product is
         # compiled once. The recurrence aims a little lower, to be confirmed.
-        has_converged = now.rr <= 0.8 * target
-        is_out = now.is_indefinite | _is_bad(now) | (now.steps >= max_steps)
-        is_check = has_converged | is_out
+        old = _Scalars(*now.scalars)
+        is_check = (old.is_last > 0) | (1.25 * old.rr <= target)
         q = product(
             jax.tree.map(
-                lambda x, p: jnp.where(is_check, x.astype(p.dtype), p), now.x, now.p
+                lambda x, p: lax.select(is_check, x.astype(p.dtype), p), now.x, now.p
             )
         )
         pq = dot(now.p, q)
-        curvature = pq / now.pp
-        top = jnp.where(is_check, now.top, jnp.maximum(now.top, jnp.abs(curvature)))
         # A curvature this small beside the largest is rounding.
-        is_flat = curvature <= jnp.finfo(pq.dtype).eps * top
+        is_flat = pq <= jnp.finfo(pq.dtype).eps * old.top * old.pp
         is_step = ~is_check & ~is_flat & jnp.isfinite(pq)
-        alpha = jnp.where(is_step, now.rho / jnp.where(is_step, pq, 1), 0)
-        r = jax.tree.map(
-            lambda b, r, q: (
-                jnp.where(is_check, b, r)
-                - jnp.where(is_check, 1, alpha).astype(r.dtype) * q.astype(r.dtype)
-            ),
-            b,
-            now.r,
-            q,
-        )
+        zero, one = jnp.zeros_like(pq), jnp.ones_like(pq)
+        alpha = lax.select(is_step, old.rho / lax.select(is_step, pq, one), zero)
+        weight = lax.select(is_check, one, alpha)
+        r = jax.tree.map(lambda b, r: lax.select(is_check, b, r), b, now.r)
+        r = add(r, -weight, q)
 
         rr = dot(r, r)
         z, rho = self._precondition(r, rr, like)
-        beta = jnp.where(is_step, rho / jnp.where(now.rho > 0, now.rho, 1), 0)
+        beta = lax.select(is_step, rho / lax.select(old.rho > 0, old.rho, one), zero)
+        top = jnp.maximum(old.top, jnp.abs(pq / old.pp))
+        steps = now.steps + (~is_check).astype(now.steps.dtype)
+        is_indefinite = (old.is_indefinite > 0) | (~is_check & is_flat)
+        is_last = is_indefinite | (steps >= max_steps) | _is_bad(rr, rho)
         # What does not halve the true residual never will.
-        is_stalled = rr > 0.25 * now.checked
+        is_stalled = rr > 0.25 * old.checked
+        scalars = _Scalars(
+            rr=rr,
+            rho=rho,
+            pp=rho + beta**2 * old.pp,  # as zᵀM⁻¹p = rᵀp = 0
+            checked=lax.select(is_check, rr, old.checked),
+            top=lax.select(is_check, old.top, top),
+            is_indefinite=is_indefinite,
+            is_last=is_last,
+            is_done=is_check & ((old.is_last > 0) | is_stalled | (rr <= target)),
+        )
         return _Iterate(
             x=add(now.x, alpha, now.p),
             r=r,
             p=cast_like(add(widened(z), beta, now.p), like),
-            rr=rr,
-            rho=rho,
-            checked=jnp.where(is_check, rr, now.checked),
-            pp=rho + beta**2 * now.pp,  # as zᵀM⁻¹p = rᵀp = 0
-            top=top,
-            steps=now.steps + jnp.where(is_check, 0, 1),
-            is_indefinite=now.is_indefinite | (~is_check & is_flat),
-            is_done=is_check & (is_out | is_stalled | (rr <= target)),
+            scalars=scalars.stacked(),
+            steps=steps,
         )
 
 
-def _is_bad(now: _Iterate) -> Array:
+def _goes_on(now: _Iterate) -> Array:
+    scalars = _Scalars(*now.scalars)
+    return (scalars.is_done == 0) & jnp.isfinite(scalars.rr)
+
+
+def _is_bad(rr: Array, rho: Array) -> Array:
     """Whether the preconditioner is not positive definite: rᵀMr <= 0 < rᵀr."""
-    return (now.rho <= 0) & (now.rr > 0)
+    return (rho <= 0) & (rr > 0)

@@ -1,5 +1,6 @@
 """How a solve ended, and what to do when it did not end well."""
 
+import functools
 from typing import Any
 
 import jax
@@ -106,8 +107,16 @@ NEAREST_IN_LINEAX = {
 
 def all_finite(tree: PyTree) -> Any:
     """Whether no entry of the tree is NaN or infinite."""
-    flags = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
-    return jnp.all(jnp.stack(flags)) if flags else jnp.asarray(True)
+
+    def is_finite(leaf: Any) -> Any:
+        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+            return jnp.asarray(True)
+        # 0·a is NaN for such an a, else 0. XLA on CPU sums numbers faster than it
+        # reduces flags, and compiles that in a fraction of the time.
+        return jnp.isfinite(jnp.sum(0 * leaf))
+
+    flags = map(is_finite, jax.tree.leaves(tree))
+    return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
 
 
 def first_of(*cases: tuple[Any, Any]) -> Any:

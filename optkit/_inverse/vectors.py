@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax import lax
 from jaxtyping import Array
 
@@ -62,16 +63,17 @@ def over_peak(vector: Params) -> tuple[Params, Array]:
 def _power_of_two(x: Array) -> tuple[Array, Array]:
     """The power of two below x > 0, within the range of reciprocals, and its own."""
     info = jnp.finfo(x.dtype)
-    unsigned = f"uint{info.bits}"
 
-    def bits(x: Any) -> Array:
-        return lax.bitcast_convert_type(jnp.asarray(x, info.dtype), unsigned)
+    def bits(x: float) -> Any:
+        return np.asarray(x, info.dtype).view(f"uint{info.bits}")
 
-    largest = jnp.asarray(2.0 ** (info.maxexp - 2), info.dtype)
-    floor = lax.bitcast_convert_type(bits(x) & bits(jnp.inf), info.dtype)
-    power = jnp.clip(floor, info.tiny, largest)
-    inverse = lax.bitcast_convert_type(2 * bits(1.0) - bits(power), info.dtype)
-    return jnp.where(jnp.isfinite(x), power, x), inverse
+    largest = np.asarray(2.0 ** (info.maxexp - 2), info.dtype)
+    exponent = lax.bitcast_convert_type(x, bits(0.0).dtype) & bits(np.inf)
+    floor = lax.bitcast_convert_type(exponent, info.dtype)
+    power = lax.clamp(np.asarray(info.tiny, info.dtype), floor, largest)
+    reciprocal = 2 * bits(1.0) - lax.bitcast_convert_type(power, bits(0.0).dtype)
+    inverse = lax.bitcast_convert_type(reciprocal, info.dtype)
+    return lax.select(lax.is_finite(x), power, x), inverse
 
 
 def widened(tree: Params) -> Params:

@@ -6,23 +6,28 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from precision import X64, assert_allclose
 
 import optkit as ok
 
 
-def spd(key, n, condition, dtype=jnp.float64):
+def spd(key, n, condition, dtype=float):
     """A random matrix with log-uniform eigenvalues from 1 to `condition`."""
     q, _ = jnp.linalg.qr(jr.normal(key, (n, n)))
     values = jnp.logspace(0.0, np.log10(condition), n)
     return ((q * values) @ q.T).astype(dtype)
 
 
+LEAST = 1e-12 if X64 else 1e-6  # rtol
+
+
 def tagged(matrix):
     return lx.MatrixLinearOperator(matrix, lx.symmetric_tag)
 
 
-@pytest.mark.parametrize("rtol", [1e-2, 1e-6, 1e-10])
+@pytest.mark.parametrize(
+    "rtol", [1e-2, 1e-6 if X64 else 1e-5, pytest.param(1e-10, marks=pytest.mark.x64)]
+)
 @pytest.mark.parametrize("condition", [10, 1e3])
 def test_the_true_residual_is_reached_and_reported(key, rtol, condition):
     """Oracle: b - A x; steps within the classical bound ½ √κ ln(2 √κ / rtol)."""
@@ -44,7 +49,7 @@ def test_steps_are_those_of_textbook_conjugate_gradients(key):
         alpha = r @ r / (p @ A @ p)
         x, r_new = x + alpha * p, r - alpha * (A @ p)
         p, r = r_new + (r_new @ r_new) / (r @ r) * p, r_new
-        solution = ok.invert(tagged(A), ok.CG(1e-12, max_steps=m)).solve(b)
+        solution = ok.invert(tagged(A), ok.CG(LEAST, max_steps=m)).solve(b)
         assert solution.result == ok.RESULTS.max_steps_reached
         assert solution.stats["num_steps"] == m
         assert_allclose(solution.value, x, rtol=1e-10)
@@ -103,7 +108,7 @@ def test_mixed_dtypes_keep_theirs(key):
     params = {
         "a": jnp.zeros(4, jnp.bfloat16),
         "b": jnp.zeros(3, jnp.float32),
-        "c": jnp.zeros((), jnp.float64),
+        "c": jnp.zeros((), float),
     }
 
     def loss(p):
@@ -120,6 +125,7 @@ def test_mixed_dtypes_keep_theirs(key):
     assert_allclose(solution.value["b"], 1 / (1 + scale["b"]), rtol=2**-5)
 
 
+@pytest.mark.x64
 def test_a_preconditioner_saves_steps_and_changes_nothing_else(key):
     """Oracle: the dense solution; Nyström removes the leading eigenvalues."""
     values = jnp.concatenate([jnp.linspace(1e3, 1e5, 10), jnp.linspace(0.0, 1.0, 90)])
@@ -147,11 +153,13 @@ def test_a_preconditioner_that_depends_on_damping_is_constant_in_derivatives(key
     def ours(d):
         C = tagged(A)
         M = ok.nystrom_preconditioner(ok.invert(C, ok.Nystrom(4, key=key), damping=d))
-        return ok.invert(C, ok.CG(1e-12, preconditioner=M), damping=d).mv(b)
+        return ok.invert(
+            C, ok.CG(1e-12 if X64 else 1e-5, preconditioner=M), damping=d
+        ).mv(b)
 
     want = jax.jacfwd(lambda d: jnp.linalg.solve(A + d * jnp.eye(12), b))(0.3)
-    assert_allclose(jax.jacfwd(ours)(0.3), want, rtol=1e-8)
-    assert_allclose(jax.jacrev(ours)(0.3), want, rtol=1e-8)
+    assert_allclose(jax.jacfwd(ours)(0.3), want, rtol=1e-8, float32=1e-3)
+    assert_allclose(jax.jacrev(ours)(0.3), want, rtol=1e-8, float32=1e-3)
 
 
 @pytest.mark.parametrize("values", [(2.0, -1.0, 1.0), (1.0, 0.0, 1.0)])
@@ -180,6 +188,15 @@ def test_a_nan_curvature_and_a_bad_preconditioner_are_reported():
     C, M = (lx.DiagonalLinearOperator(jnp.array(d)) for d in ([1.0, 2.0], [1.0, -3.0]))
     solution = ok.invert(C, ok.CG(preconditioner=M)).solve(b)
     assert solution.result == ok.RESULTS.bad_preconditioner
+
+
+def test_a_nan_among_many_entries_is_reported_as_that_of_the_right_hand_side():
+    """Oracle: the result's name; the largest entry alone may not show it."""
+    shape = (5000, 10)  # so large that XLA's maximum may leave a NaN out
+    C = ok.hessian(lambda x: 0.5 * jnp.sum(x**2), jnp.ones(shape, jnp.float32))
+    b = jnp.ones(shape, jnp.float32).at[:, 0].set(jnp.nan)
+    solution = ok.invert(C, ok.CG(), damping=1.0).solve(b)
+    assert solution.result == ok.RESULTS.nonfinite_input
 
 
 def test_lanes_of_a_batch_stop_on_their_own(key):
