@@ -27,7 +27,9 @@ def host_solver(
     Args:
         solve: solve(y0, args) -> y, given NumPy arrays, returning numbers in the
             structure and the shapes of y0. It must be pure, and should not call JAX,
-            which may wait for itself there.
+            which may wait for itself there. Hand SciPy `np.float64` of y0 and args
+            where it takes finite differences: in float32 those are zero, and it
+            returns y0 as a solution.
 
     Returns:
         A solver of (y0, args) that returns arrays in the shapes and dtypes of y0.

@@ -1,5 +1,6 @@
 """Steps of mirror descent, whose fixed point is a solution: part of `ok.optimality`."""
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -95,7 +96,9 @@ def exponentiated_gradient(objective: Objective, step_size: ArrayLike = 1.0) -> 
         z = -jnp.asarray(step_size, dtype) * g
         # The largest exponent that counts: it cancels, and so does its derivative.
         peak = jnp.max(jnp.where(y > 0, z, -jnp.inf), axis=-1, keepdims=True)
-        weights = y * jnp.exp(z - jax.lax.stop_gradient(peak))
+        # Above it are only entries of 0, which would be 0 times infinity.
+        most = math.log(float(jnp.finfo(dtype).max)) / 2
+        weights = y * jnp.exp(jnp.minimum(z - jax.lax.stop_gradient(peak), most))
         return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
