@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from precision import assert_allclose
 
 from benchmarks import __main__ as command, machine, measure
 from benchmarks.adan import TREES_MOVED, adan_bytes

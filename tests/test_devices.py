@@ -19,7 +19,7 @@ import optax
 import pytest
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
-from numpy.testing import assert_allclose
+from precision import assert_allclose
 
 import optkit as ok
 from optkit.demo import plan

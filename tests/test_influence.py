@@ -6,7 +6,7 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from precision import assert_allclose
 from scipy.stats import spearmanr
 
 import optkit as ok
@@ -65,7 +65,7 @@ def inverse(problem):
 def test_scores_are_products_of_gradients_with_the_dense_inverse(problem, inverse):
     """Oracle: dense."""
     train, test, params = problem
-    gradient = jax.vmap(jax.grad(example_loss), (None, 0))
+    gradient = jax.jit(jax.vmap(jax.grad(example_loss), (None, 0)))
     rows = [
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(one)])
         for examples in (test, train)

@@ -8,7 +8,8 @@ import jax.random as jr
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
+from precision import FLOAT, assert_allclose
 
 from optkit import _tree
 
@@ -103,7 +104,7 @@ def test_trees_without_leaves_have_products():
 def test_a_vector_goes_to_a_tree_and_back():
     # oracle: identity
     vector = _tree.to_vector(X)
-    assert vector.dtype == jnp.float64
+    assert vector.dtype == FLOAT
     assert_array_equal(vector, flat_one(X))
     back = _tree.from_vector(vector, X)
     assert jax.tree.structure(back) == jax.tree.structure(X)

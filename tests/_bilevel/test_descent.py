@@ -3,7 +3,7 @@ import lineax as lx
 import numpy as np
 import optax
 import pytest
-from numpy.testing import assert_allclose
+from precision import X64, assert_allclose
 from problems import (
     Q2_A,
     Q2_B,
@@ -19,6 +19,7 @@ from problems import (
 import optkit as ok
 
 SGD = optax.sgd(0.4)
+SMALL = 1e-10 if X64 else 1e-6
 
 
 def solver_of(method, **kwargs):
@@ -31,7 +32,7 @@ def solver_of(method, **kwargs):
 @pytest.mark.parametrize(
     "method",
     [
-        ok.Implicit(ok.CG(1e-10)),
+        ok.Implicit(ok.CG(SMALL)),
         ok.Implicit(lx.Cholesky()),
         ok.Implicit(ok.Neumann(1, 0.4), warm_start=True),
         ok.Unrolled(60, SGD),
@@ -46,8 +47,8 @@ def test_reaches_the_minimiser(method):
     state, history = ok.run(solver, state, lambda k: None, 1500, every=1500)
     assert_allclose(state.x, Q2_MINIMISER, rtol=2e-7)
     assert_allclose(state.y, q2_solution(state.x), rtol=1e-8)
-    assert history.hypergradient_norm[-1] < 1e-8
-    assert history.residual[-1] < 1e-8
+    assert history.hypergradient_norm[-1] < 100 * SMALL
+    assert history.residual[-1] < 100 * SMALL
     assert np.all(history.result == ok.RESULTS.successful)
 
 

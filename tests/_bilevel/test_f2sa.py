@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import oracles
 import pytest
+from precision import X64, assert_allclose
 from problems import (
     Q2_A,
     Q2_B,
@@ -58,25 +59,26 @@ def test_hypergradient_at_a_fixed_penalty_is_biased_by_one_over_it(penalty, expe
     )
     state, info = solver.step(solver.init(Q2_X, jnp.zeros(2)), None)
     closed = penalised_hypergradient(Q2_X, penalty)
-    np.testing.assert_allclose(state.outer[0].trace, closed, rtol=1e-12)
-    np.testing.assert_allclose(closed, expected, rtol=0, atol=5e-9)
-    np.testing.assert_allclose(
-        info.hypergradient_norm, jnp.linalg.norm(closed), rtol=1e-12
+    assert_allclose(state.outer[0].trace, closed, rtol=1e-12, float32=1e-6 * penalty)
+    assert_allclose(closed, expected, rtol=0, atol=5e-9, float32=1e-6 * penalty)
+    assert_allclose(
+        info.hypergradient_norm, np.linalg.norm(state.outer[0].trace), rtol=1e-12
     )
     assert info.penalty == penalty
-    assert info.residual < 1e-12
-    np.testing.assert_allclose(info.upper, q2_upper(Q2_X, state.y), rtol=1e-14)
-    np.testing.assert_allclose(info.lower, q2_lower(Q2_X, state.y), rtol=1e-14)
+    assert info.residual < (1e-12 if X64 else 1e-5)
+    assert_allclose(info.upper, q2_upper(Q2_X, state.y), rtol=1e-14)
+    assert_allclose(info.lower, q2_lower(Q2_X, state.y), rtol=1e-14)
 
 
+@pytest.mark.x64
 def test_bias_times_penalty_tends_to_its_constant():
     # Oracle: closed form; the fixture's 4.87 is at λ = 1e3, the limit 4.88.
     def scaled(penalty):
         error = penalised_hypergradient(Q2_X, penalty) - q2_hypergradient(Q2_X)
         return penalty * jnp.linalg.norm(error)
 
-    np.testing.assert_allclose(scaled(1e3), 4.87, atol=0.01)
-    np.testing.assert_allclose(scaled(1e5), scaled(1e6), rtol=1e-4)
+    assert_allclose(scaled(1e3), 4.87, atol=0.01)
+    assert_allclose(scaled(1e5), scaled(1e6), rtol=1e-4)
 
 
 def test_twenty_steps_are_those_of_the_paper(rng):
@@ -123,8 +125,8 @@ def test_twenty_steps_are_those_of_the_paper(rng):
     for sample in samples:
         state, _ = solver.step(state, sample)
     for got, want in zip((state.x, state.y, state.z), expected, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-12)
-    np.testing.assert_allclose(state.penalty, penalty, rtol=1e-12)
+        assert_allclose(got, want, rtol=1e-12)
+    assert_allclose(state.penalty, penalty, rtol=1e-12)
 
 
 def run_schedule(schedule, *num_steps):
@@ -161,8 +163,8 @@ EXACT = ok.f2sa_schedule(
 def test_exact_schedule_converges_slowly_within_its_bounds():
     # Oracle: known figures of the exact schedule, from x = 0.
     squared, penalty, result = run_schedule(EXACT, 1_000, 10_000)
-    np.testing.assert_allclose(squared, (9.17e-2, 1.58e-3), rtol=3e-3)
-    np.testing.assert_allclose(penalty, (4.79, 9.85), rtol=1e-3)
+    assert_allclose(squared, (9.17e-2, 1.58e-3), rtol=3e-3)
+    assert_allclose(penalty, (4.79, 9.85), rtol=1e-3)
     assert jnp.all(result == ok.RESULTS.successful)
 
 
@@ -172,7 +174,7 @@ def test_tuned_schedule_converges_faster_and_says_that_it_leaves_the_bounds():
         EXACT, k0=5.0, c_alpha=0.05, c_gamma=0.4, initial_penalty=3.0
     )
     squared, _, result = run_schedule(tuned, 10_000)
-    np.testing.assert_allclose(squared, 1.5e-6, atol=0.05e-6)
+    assert_allclose(squared, 1.5e-6, atol=0.05e-6)
     assert jnp.all(result == ok.RESULTS.schedule_bounds)
 
 
@@ -187,7 +189,7 @@ def test_step_stays_stable_while_the_penalty_grows():
         inner_steps=40,
     )
     state, info = scan(solver, solver.init(Q2_X, jnp.zeros(2)), 4_000)
-    np.testing.assert_allclose(state.x, (0.04184167, -0.90007132), atol=3e-3)
+    assert_allclose(state.x, (0.04184167, -0.90007132), atol=3e-3)
     assert jnp.all(info.result == ok.RESULTS.successful)
 
 
@@ -205,5 +207,5 @@ def test_projections_hold_both_variables_at_their_bounds():
     )
     state, info = scan(solver, solver.init(jnp.ones(2), jnp.zeros(2)), 30)
     np.testing.assert_array_equal(state.x, 0.5)
-    np.testing.assert_array_equal((state.y, state.z), 0.2)
+    np.testing.assert_array_equal((state.y, state.z), jnp.asarray(0.2))
     assert info.residual[-1] == 0

@@ -1,8 +1,8 @@
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import oracles
+from precision import assert_allclose
 from problems import noisy_lower, noisy_sample, noisy_upper, q2_lower, q2_upper
 
 import optkit as ok
@@ -46,8 +46,8 @@ def test_twenty_steps_are_those_of_the_paper(rng):
     for sample in samples:
         state, _ = solver.step(state, sample)
     for got, want in zip((state.x, state.y, state.z), expected, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-12)
-    np.testing.assert_allclose(state.penalty, penalty, rtol=1e-12)
+        assert_allclose(got, want, rtol=1e-12)
+    assert_allclose(state.penalty, penalty, rtol=1e-12)
 
 
 def test_exact_gradients_make_exact_estimates():
@@ -67,4 +67,4 @@ def test_exact_gradients_make_exact_estimates():
 
     f3, f2 = run(f3sa.init(*start), f2sa.init(*start))
     for name in ("x", "y", "z"):
-        np.testing.assert_allclose(getattr(f3, name), getattr(f2, name), rtol=1e-12)
+        assert_allclose(getattr(f3, name), getattr(f2, name), rtol=1e-12)

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
-from numpy.testing import assert_allclose
+from precision import X64, assert_allclose
 from problems import (
     Q2_A,
     Q2_B,
@@ -23,6 +23,8 @@ from problems import (
 )
 
 import optkit as ok
+
+LEAST = 1e-12 if X64 else 1e-6  # rtol of a solve
 
 
 def at_solution(method, x=Q2_X):
@@ -72,12 +74,12 @@ def dense_hypergradient(x, y, batch, inverse):
 @pytest.mark.parametrize(
     "solver",
     [
-        ok.CG(1e-12),
+        ok.CG(LEAST),
         ok.Neumann(200, 0.4),
-        ok.GMRES(1e-12),
+        ok.GMRES(LEAST),
         lx.Cholesky(),
         lx.LU(),
-        lx.CG(1e-12, 0.0),
+        lx.CG(LEAST, 0.0),
     ],
     ids=lambda solver: type(solver).__module__ + type(solver).__name__,
 )
@@ -88,8 +90,8 @@ def test_methods_that_solve_are_exact_at_a_minimum(solver):
     assert_allclose(gradient, (3.5557142857, 1.8008163265), rtol=1e-9)
     assert_allclose(info.direct, Q2_RHO * Q2_X, rtol=1e-15)
     assert_allclose(info.upper, 1.6692346938775504, rtol=1e-14)
-    assert info.residual < 1e-14
-    assert info.linear_residual < 1e-10
+    assert info.residual < (1e-14 if X64 else 1e-6)
+    assert info.linear_residual < 100 * LEAST
     assert info.result == ok.RESULTS.successful
 
 
@@ -110,7 +112,7 @@ def test_truncated_inverses_are_off_by_what_they_leave_out(solver, expected):
     left = np.linalg.solve(Q2_B.T, q2_hypergradient(Q2_X) - np.asarray(gradient))
     b = q2_solution(Q2_X) - np.array([1.0, -1.0])
     residual = np.linalg.norm(Q2_A @ left) / np.linalg.norm(b)
-    assert_allclose(info.linear_residual, residual, rtol=1e-10)
+    assert_allclose(info.linear_residual, residual, rtol=1e-10, float32=1e-2)
 
 
 def test_damping_is_added_to_the_hessian():
@@ -126,7 +128,7 @@ def test_damping_is_added_to_the_hessian():
 def test_pytrees_and_independent_batches_equal_the_dense_formula(key):
     """Oracle: dense Hessian and cross derivative by `jax.hessian`."""
     x, y, batch = tree_problem(key)
-    method = ok.Implicit(ok.CG(1e-12))
+    method = ok.Implicit(ok.CG(LEAST))
     estimate = jax.jit(ok.hypergradient(validation, decayed, method=method))
     gradient, info = estimate(x, y, batch)
     expected = dense_hypergradient(x, y, batch, jnp.linalg.inv)
@@ -137,7 +139,8 @@ def test_pytrees_and_independent_batches_equal_the_dense_formula(key):
 
 
 @pytest.mark.parametrize(
-    "solver", [ok.Woodbury(), ok.Nystrom(8, key=jr.key(1)), ok.CG(1e-13)]
+    "solver",
+    [ok.Woodbury(), ok.Nystrom(8, key=jr.key(1)), ok.CG(1e-13 if X64 else 1e-6)],
 )
 def test_another_curvature_stands_for_the_hessian(key, solver):
     """Oracle: the dense inverse of the damped Fisher."""
@@ -233,7 +236,7 @@ def projected_descent(project, x, num_steps=150):
     return jax.lax.fori_loop(0, num_steps, step, jnp.zeros(3))
 
 
-@pytest.mark.parametrize("solver", [ok.GMRES(1e-12), lx.LU(), ok.Neumann(150)])
+@pytest.mark.parametrize("solver", [ok.GMRES(LEAST), lx.LU(), ok.Neumann(150)])
 def test_active_bounds_take_their_coordinates_out(solver):
     """Oracle: closed form on the coordinates that are free."""
     x = np.array([0.8, 0.3])
@@ -244,8 +247,8 @@ def test_active_bounds_take_their_coordinates_out(solver):
     gradient, info = estimate(x, y, None)
     v = (y[0] - 2.0) / A3[0, 0]
     assert_allclose(gradient, x + B3[0] * v, rtol=1e-9)
-    assert info.residual < 1e-10
-    assert info.linear_residual < 1e-9
+    assert info.residual < 100 * LEAST
+    assert info.linear_residual < 1000 * LEAST
     assert info.result == ok.RESULTS.successful
 
 
@@ -254,14 +257,14 @@ def test_a_curved_constraint_counts_with_its_curvature():
     solve = jax.jit(projected_descent, static_argnums=0)
     y = solve(ball, X3)
     assert_allclose(jnp.linalg.norm(y), 0.3, rtol=1e-12)
-    method = ok.ImplicitProjected(ball, 0.4, ok.GMRES(1e-12))
+    method = ok.ImplicitProjected(ball, 0.4, ok.GMRES(LEAST))
     gradient, _ = jax.jit(ok.hypergradient(upper3, lower3, method=method))(X3, y, None)
-    h = 1e-5
+    h = 1e-5 if X64 else 1e-2
     for i, e in enumerate(np.eye(2)):
         ahead, behind = X3 + h * e, X3 - h * e
         difference = upper3(ahead, solve(ball, ahead), None)
         difference -= upper3(behind, solve(ball, behind), None)
-        assert_allclose(gradient[i], difference / (2 * h), rtol=1e-8)
+        assert_allclose(gradient[i], difference / (2 * h), rtol=1e-8, float32=1e-3)
 
 
 @pytest.mark.parametrize("project", [box, ball])

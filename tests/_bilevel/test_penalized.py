@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from precision import assert_allclose
 
 import optkit as ok
 
@@ -21,7 +22,7 @@ def lower(x, y, batch):
     return gain * pull / 2
 
 
-def trees(dtype=jnp.float64, *, shape=()):
+def trees(dtype=float, *, shape=()):
     """An upper and a lower variable, each with a leaf that is None."""
     x = {"a": jnp.zeros((*shape, 3), dtype), "c": jnp.ones(shape, dtype), "n": None}
     y = {"w": jnp.zeros((*shape, 3), dtype), "b": jnp.zeros(shape, dtype), "n": None}
@@ -81,11 +82,11 @@ def test_seeds_side_by_side_in_one_scan_are_single_runs_of_one_compilation(make,
         state, last = solver.step(state, batch[1])
     assert not traces
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a[1], b, rtol=1e-12, atol=1e-15),
+        lambda a, b: assert_allclose(a[1], b, rtol=1e-12, atol=1e-15),
         (many.x, many.y),
         (state.x, state.y),
     )
-    np.testing.assert_allclose(info.lower[-1, 1], last.lower, rtol=1e-12)
+    assert_allclose(info.lower[-1, 1], last.lower, rtol=1e-12)
     assert last.result == ok.RESULTS.successful
 
 
@@ -117,8 +118,8 @@ def test_narrow_params_stay_narrow_and_follow_the_wide_run(make):
     assert info.hypergradient_norm.dtype == jnp.float32
     eps = float(jnp.finfo(dtype).eps)
     for got, want in ((narrow.x["a"], wide.x["a"]), (narrow.y["w"], wide.y["w"])):
-        np.testing.assert_allclose(got.astype(float), want, atol=4 * eps)
-    np.testing.assert_allclose(
+        assert_allclose(got.astype(float), want, atol=4 * eps)
+    assert_allclose(
         info.hypergradient_norm, wide_info.hypergradient_norm, rtol=40 * eps
     )
 

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import oracles
 import pytest
+from precision import assert_allclose
 from problems import noisy_lower, noisy_sample, noisy_upper
 
 import optkit as ok
@@ -35,7 +36,7 @@ def test_twenty_steps_are_those_of_the_paper(rng):
     for sample in samples:
         state, _ = solver.step(state, sample)
     for got, want in zip((state.x, state.y, state.z), expected, strict=True):
-        np.testing.assert_allclose(got, want, rtol=1e-12)
+        assert_allclose(got, want, rtol=1e-12)
 
 
 @pytest.mark.parametrize(("x", "slope"), [(0.3, -0.7 / 1.1), (-0.5, 0.0)])
@@ -55,4 +56,4 @@ def test_hypergradient_tends_to_its_closed_form_with_a_constraint(x, slope):
     state, _ = jax.jit(
         lambda s: jax.lax.scan(lambda s, _: solver.step(s, None), s, None, 600)
     )(solver.init(jnp.asarray(x), jnp.asarray(2.0)))
-    np.testing.assert_allclose(state.outer[0].trace, slope, rtol=1e-11, atol=1e-11)
+    assert_allclose(state.outer[0].trace, slope, rtol=1e-11, atol=1e-11)

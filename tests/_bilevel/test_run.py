@@ -6,6 +6,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
+from precision import assert_allclose
 from problems import q2_lower, q2_upper
 
 import optkit as ok
@@ -57,7 +58,7 @@ def test_function_and_iterable_take_the_same_steps():
     equal(by_iterable.state, state)
     by_function = ok.run(SOLVER, start(), batches, 7, every=3)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-13),
+        lambda a, b: assert_allclose(a, b, rtol=1e-13),
         by_function.state,
         state,
     )
@@ -66,9 +67,7 @@ def test_function_and_iterable_take_the_same_steps():
         got = getattr(by_iterable.history, name)
         assert isinstance(got, np.ndarray)
         np.testing.assert_array_equal(got, expected)
-        np.testing.assert_allclose(
-            getattr(by_function.history, name), expected, rtol=1e-12
-        )
+        assert_allclose(getattr(by_function.history, name), expected, rtol=1e-12)
     next(stream)  # the run took no more than it needed
     short = ok.run(SOLVER, start(), [batches(0)] * 4, 10)
     assert short.history.upper.shape == (4,)
@@ -118,7 +117,7 @@ def test_a_bad_batch_is_in_the_history_and_the_run_goes_on():
     np.testing.assert_array_equal(bad, np.arange(8) == 4)
     others = (batches(k) for k in range(8) if k != 4)
     expected, _ = ok.run(SOLVER, start(), others, 7)
-    np.testing.assert_allclose(state.x, expected.x, rtol=1e-13)
+    assert_allclose(state.x, expected.x, rtol=1e-13)
     assert state.count == 8
 
 
@@ -131,7 +130,7 @@ def test_seeds_run_side_by_side():
     states, history = ok.run(many, many.init(x, x), batches, 6)
     assert history.upper.shape == (6, 2)
     one, _ = ok.run(SOLVER, SOLVER.init(x[1], x[1]), batches, 6)
-    np.testing.assert_allclose(states.x[1], one.x, rtol=1e-13)
+    assert_allclose(states.x[1], one.x, rtol=1e-13)
 
 
 def test_bad_arguments_raise():

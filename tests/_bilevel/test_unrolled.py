@@ -4,7 +4,7 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from numpy.testing import assert_allclose
+from precision import assert_allclose
 from problems import (
     Q2_A,
     Q2_B,

@@ -9,7 +9,7 @@ import lineax as lx
 import problems
 import pytest
 from jax.flatten_util import ravel_pytree
-from numpy.testing import assert_allclose
+from precision import assert_allclose
 
 import optkit as ok
 

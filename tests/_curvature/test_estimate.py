@@ -11,7 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from matfree import stochtrace
-from numpy.testing import assert_allclose
+from precision import assert_allclose
 
 import optkit as ok
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import pytest
-from numpy.testing import assert_allclose
+from precision import assert_allclose
 
 import optkit as ok
 

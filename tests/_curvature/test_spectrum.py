@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from matfree import decomp
-from numpy.testing import assert_allclose
+from precision import assert_allclose
 
 import optkit as ok
 from optkit._curvature.spectrum import tridiagonalise

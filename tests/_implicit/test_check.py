@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import lineax as lx
 import pytest
-from numpy.testing import assert_allclose
+from precision import X64, assert_allclose
 
 import optkit as ok
 
@@ -32,11 +32,11 @@ def check(key, solve=exact, function=objective, solver=None, a=A):
 
 def test_a_right_derivative_agrees(key):
     """Oracle: κ = 100, and a solution in closed form."""
-    report = check(key, solver=ok.CG(1e-10))
+    report = check(key, solver=ok.CG(1e-10 if X64 else 1e-6))
     assert "agrees" in report.verdict
-    assert report.error < 1e-8
-    assert report.distance < 1e-10
-    assert report.backward_residual < 1e-9
+    assert report.error < (1e-8 if X64 else 1e-4)
+    assert report.distance < (1e-10 if X64 else 1e-6)
+    assert report.backward_residual < (1e-9 if X64 else 1e-6)
     assert_allclose(report.condition_number, 100, rtol=1e-9)
     assert len(str(report).splitlines()) == 7
 

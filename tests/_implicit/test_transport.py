@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from precision import X64, assert_allclose
 from problems import assert_derivatives
 from scipy.optimize import linprog
 
@@ -62,7 +62,7 @@ def test_a_plan_satisfies_its_optimality_conditions_at_every_scale(rng, scale):
         x = jnp.asarray(scale * rng.normal(size=(20, 20)))
         P = np.asarray(transport(x, r, c))
         single = np.asarray(transport(*(a.astype(jnp.float32) for a in (x, r, c))))
-        for plan, rtol in ((P, 1e-13), (single, 2e-6)):
+        for plan, rtol in ((P, 1e-13 if X64 else 2e-6), (single, 2e-6)):
             assert plan.min() >= 0
             assert_allclose(plan.sum(1), r, rtol=rtol)
             assert_allclose(plan.sum(0), c, rtol=rtol)
@@ -135,7 +135,9 @@ def test_vmap_equals_a_loop_and_float32_works(project, rng):
     assert_allclose(single, plans[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(jnp.float64, marks=pytest.mark.x64), jnp.float32]
+)
 @both
 def test_sums_that_disagree_or_are_negative_give_nan(project, dtype):
     """Oracle: by hand."""
@@ -161,4 +163,4 @@ def test_shapes_that_do_not_fit_are_named(call, match):
 def test_a_long_step_does_not_round_the_point_away():
     """Oracle: closed form, t = clip((tr x - the others + 2) / 4) on the diagonal."""
     x = jnp.array([[0.33656135, -0.5482852], [-1.3103614, -0.1572349]], jnp.float32)
-    np.testing.assert_allclose(ok.projections.birkhoff(x), np.eye(2), atol=1e-6)
+    assert_allclose(ok.projections.birkhoff(x), np.eye(2), atol=1e-6)

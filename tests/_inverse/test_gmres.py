@@ -6,39 +6,48 @@ import jax.random as jr
 import lineax as lx
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
+from precision import X64, assert_allclose
 
 import optkit as ok
 
 
-def contraction(key, n, dtype=jnp.float64):
+def contraction(key, n, dtype=float):
     """I - T for a T of spectral radius about 0.7, far from symmetric."""
     return (jnp.eye(n) - 0.7 * jr.normal(key, (n, n)) / n**0.5).astype(dtype)
+
+
+RTOL = 1e-10 if X64 else 1e-5
 
 
 @jax.jit
 def solve(A, b):
     return lx.linear_solve(
-        lx.MatrixLinearOperator(A), b, ok.GMRES(1e-10, restart=15), throw=False
+        lx.MatrixLinearOperator(A), b, ok.GMRES(RTOL, restart=15), throw=False
     )
 
 
 def test_the_true_residual_is_reached_and_reported_over_restarts(key):
     """Oracle: b - A x, at every scale of A and of b."""
     A, b = contraction(key, 40), jr.normal(key, (40,))
-    for scale_A, scale_b in ((1.0, 1.0), (1e-9, 1e15), (1e9, 1e-30)):
+    for scale_A, scale_b in ((1.0, 1.0), (1e-9, 1e15), (1e9, 1e-25)):
         solution = solve(scale_A * A, scale_b * b)
-        r = scale_b * b - scale_A * A @ solution.value
-        assert np.linalg.norm(r) <= 1.0001e-10 * scale_b * np.linalg.norm(b)
+        r = scale_b * np.float64(b) - scale_A * np.float64(A) @ np.float64(
+            solution.value
+        )
+        assert np.linalg.norm(r) <= (
+            1.0001 if X64 else 1.05
+        ) * RTOL * scale_b * np.linalg.norm(b)
         assert solution.stats["outcome"] == ok.RESULTS.successful
         assert 15 < solution.stats["num_steps"] < 60
         assert_allclose(
             solution.stats["residual"] * scale_b * np.linalg.norm(b),
             np.linalg.norm(r),
             rtol=1e-3,
+            float32=5e-2,
         )
 
 
+@pytest.mark.x64
 def test_without_a_restart_it_is_exact_after_as_many_steps_as_coordinates(key):
     """Oracle: the dense solution at condition number 1e6, the worst for a restart."""
     u, v = (jnp.linalg.qr(jr.normal(k, (30, 30)))[0] for k in jr.split(key))

@@ -7,12 +7,12 @@ import lineax as lx
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
-from numpy.testing import assert_allclose
+from precision import FLOAT, assert_allclose
 
 import optkit as ok
 
 
-def decaying(key, n=60, rate=0.7, dtype=jnp.float64):
+def decaying(key, n=60, rate=0.7, dtype=float):
     """A matrix with eigenvalues rate^i."""
     q, _ = jnp.linalg.qr(jr.normal(key, (n, n)))
     values = rate ** jnp.arange(1.0 * n)
@@ -31,7 +31,7 @@ def test_it_is_exact_at_the_rank_of_the_curvature(key):
     assert_allclose(ravel_pytree(P.diagonal())[0], np.diagonal(want), rtol=1e-9)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float32, FLOAT])
 def test_the_error_is_of_the_order_of_the_first_eigenvalue_left_out(key, dtype):
     """Oracle: the bound of Frangella, Tropp and Udell, proposition 2.2, p = r/2."""
     C, values = decaying(key, dtype=dtype)
@@ -90,7 +90,7 @@ def test_mixed_dtypes_keep_theirs(key):
     P = ok.invert(C, ok.Nystrom(3, key=key), damping=1.0)
     assert jax.tree.map(
         lambda x: x.dtype, P.mv(jax.tree.map(lambda u: u[0], rows))
-    ) == {"a": jnp.bfloat16, "b": jnp.float64}
+    ) == {"a": jnp.bfloat16, "b": FLOAT}
     want = np.linalg.inv(C.as_matrix() + np.eye(11))
     assert_allclose(P.as_matrix(), want, atol=0.05)
 

@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 from oracles import AdaHessian
+from precision import assert_allclose
 
 import optkit as ok
 

@@ -8,8 +8,8 @@ import jax.random as jr
 import numpy as np
 import optax
 import pytest
-from numpy.testing import assert_allclose
 from oracles import AdaHessian, adahessian_conv_kernels, adahessian_rows
+from precision import assert_allclose
 
 import optkit as ok
 
@@ -173,27 +173,29 @@ def test_a_missing_diagonal_names_both_ways_to_it():
     assert "`ok.scale_by_adahessian`" in str(e.value)
 
 
-WRONG_DIAGONALS = {
-    "structure": ({"w": jnp.ones(3)}, ValueError, r"hessian_diag.*structure"),
-    "shape": ({"w": jnp.ones(3), "b": jnp.ones(3)}, ValueError, r"hessian_diag\['b'\]"),
-    "dtype": (
-        {"w": jnp.ones(3), "b": jnp.ones(2, jnp.float32)},
-        TypeError,
-        r"float32 at hessian_diag\['b'\]",
-    ),
-    "integer": ({"w": jnp.ones(3), "b": jnp.ones(2, int)}, TypeError, "int64"),
-}
+TWO = {"w": jnp.ones(3), "b": jnp.ones(2)}
 
 
 @pytest.mark.parametrize(
-    ("diag", "error", "match"), WRONG_DIAGONALS.values(), ids=WRONG_DIAGONALS.keys()
+    ("diag", "error", "match"),
+    [
+        ({"w": jnp.ones(3)}, ValueError, r"hessian_diag.*structure"),
+        (TWO | {"b": jnp.ones(3)}, ValueError, r"hessian_diag\['b'\]"),
+        pytest.param(
+            TWO | {"b": jnp.ones(2, jnp.float32)},
+            TypeError,
+            r"float32 at hessian_diag\['b'\]",
+            marks=pytest.mark.x64,
+        ),
+        (TWO | {"b": jnp.ones(2, int)}, TypeError, r"int\d\d at hessian_diag"),
+    ],
+    ids=["structure", "shape", "dtype", "integer"],
 )
 def test_a_diagonal_unlike_the_params_is_refused(diag, error, match):
     """Oracle: the message."""
-    params = {"w": jnp.ones(3), "b": jnp.ones(2)}
     tx = ok.adahessian(0.1)
     with pytest.raises(error, match=r"(?s)`ok.scale_by_adahessian` got .*" + match):
-        tx.update(params, tx.init(params), params, hessian_diag=diag)
+        tx.update(TWO, tx.init(TWO), TWO, hessian_diag=diag)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +232,7 @@ def test_an_average_that_cannot_do_a_leaf_raises_in_init(average, match):
 @pytest.mark.parametrize("dtype", [complex, int])
 def test_leaves_that_are_not_real_are_refused_with_their_path(dtype):
     """Oracle: the message."""
-    with pytest.raises(TypeError, match=r"(complex128|int64) at params\['w'\].*masked"):
+    with pytest.raises(TypeError, match=r"(complex|int)\d+ at params\['w'\].*masked"):
         ok.adahessian(0.1).init({"w": jnp.ones(2, dtype)})
 
 

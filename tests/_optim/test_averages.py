@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from numpy.testing import assert_allclose
 from oracles import adahessian_blocks
+from precision import assert_allclose
 
 import optkit as ok
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import optax
 import pytest
-from numpy.testing import assert_allclose
+from precision import assert_allclose
 
 import optkit as ok
 

@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from numpy.testing import assert_allclose, assert_array_equal
+from numpy.testing import assert_array_equal
 from oracles import AdaHessian, Sophia
+from precision import assert_allclose
 
 import optkit as ok
 from optkit._tree import signs
@@ -340,5 +341,5 @@ def test_bad_arguments_raise_at_construction(options, error, match):
 def test_complex_params_are_refused_with_their_path():
     """Oracle: the message."""
     tx = ok.with_hutchinson(optax.sgd(0.1), key=jr.key(0))
-    with pytest.raises(TypeError, match=r"complex128 at params\['z'\].*real and imag"):
+    with pytest.raises(TypeError, match=r"complex\d+ at params\['z'\].*real and imag"):
         tx.init({"z": jnp.ones(2, complex)})

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from numpy.testing import assert_allclose
 from oracles import Mfac
+from precision import assert_allclose
 
 import optkit as ok
 
@@ -276,11 +276,11 @@ def test_gradients_unlike_the_window_are_refused(window_dtype):
         tx.update({"w": jnp.ones(3)}, state)
     with pytest.raises(ValueError, match=r"\(4,\) at gradients\['b'\].*\(2,\)"):
         tx.update(params | {"b": jnp.ones(4)}, state)
-    wrong = params | {"b": jnp.ones(2, jnp.float32)}
+    wrong = params | {"b": jnp.ones(2, jnp.bfloat16)}
     if window_dtype is None:
-        with pytest.raises(TypeError, match=r"float32 at gradients\['b'\].*Cast"):
+        with pytest.raises(TypeError, match=r"bfloat16 at gradients\['b'\].*Cast"):
             tx.update(wrong, state)
-    with pytest.raises(TypeError, match=r"int64 at gradients\['b'\]"):
+    with pytest.raises(TypeError, match=r"int\d\d at gradients\['b'\]"):
         tx.update(params | {"b": jnp.ones(2, int)}, state)
 
 

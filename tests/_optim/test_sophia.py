@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from numpy.testing import assert_allclose
 from oracles import Sophia
+from precision import assert_allclose
 
 import optkit as ok
 
