@@ -27,9 +27,9 @@ def host_solver(
     Args:
         solve: solve(y0, args) -> y, given NumPy arrays, returning numbers in the
             structure and the shapes of y0. It must be pure, and should not call JAX,
-            which may wait for itself there. Hand SciPy `np.float64` of y0 and args
-            where it takes finite differences: in float32 those are zero, and it
-            returns y0 as a solution.
+            which may wait for itself there. Its real numbers are float64 whatever
+            they are outside: in float32 SciPy's finite differences are zero, and it
+            takes any y0 for a solution.
 
     Returns:
         A solver of (y0, args) that returns arrays in the shapes and dtypes of y0.
@@ -58,13 +58,18 @@ def host_solver(
         structure = structure_of(y0)
 
         def run(y0: Any, arrays: Any) -> Any:
-            y0, arrays = jax.tree.map(np.asarray, (y0, arrays))
+            y0, arrays = jax.tree.map(_wide, (y0, arrays))
             y = solve(y0, eqx.combine(arrays, rest))
             return _checked(y, structure)
 
         return jax.pure_callback(run, structure, y0, arrays, vmap_method="sequential")
 
     return on_host
+
+
+def _wide(leaf: Any) -> np.ndarray:
+    is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
+    return np.asarray(leaf, np.float64 if is_real else None)
 
 
 def _checked(y: PyTree, structure: PyTree) -> PyTree:

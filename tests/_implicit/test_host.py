@@ -17,8 +17,7 @@ def rosenbrock(y, a):
 @ok.implicit_minimum(rosenbrock, solver=ok.CG(1e-10 if X64 else 1e-4))
 @ok.host_solver
 def fit(y0, a):
-    assert isinstance(y0, np.ndarray)
-    y0, a = np.float64(y0), np.float64(a)  # SciPy's finite differences need it
+    assert isinstance(y0, np.ndarray) and y0.dtype == a.dtype == np.float64
     return scipy.optimize.minimize(rosenbrock, y0, (a,), tol=1e-10).x
 
 
@@ -27,6 +26,14 @@ def test_scipy_runs_and_is_differentiated_under_jit_and_vmap():
     jacobian = jax.jit(jax.vmap(jax.jacrev(fit, argnums=1), (None, 0)))
     got = jacobian(jnp.zeros(2), jnp.array([0.5, 1.5]))
     assert_allclose(got, [[1, 1], [1, 3]], rtol=1e-5, float32=1e-3)
+
+
+def test_scipy_finds_the_minimum_from_arrays_in_float32():
+    """Oracle: (a, a²); by finite differences in float32 SciPy returns y0."""
+    y0, a = jnp.zeros(2, jnp.float32), jnp.float32(0.5)
+    got = jax.jit(fit)(y0, a)
+    assert got.dtype == jnp.float32
+    assert_allclose(got, [0.5, 0.25], rtol=1e-4)
 
 
 def test_a_wrong_result_says_what_to_return():
