@@ -17,7 +17,8 @@ def rosenbrock(y, a):
 @ok.implicit_minimum(rosenbrock, solver=ok.CG(1e-10 if X64 else 1e-4))
 @ok.host_solver
 def fit(y0, a):
-    assert isinstance(y0, np.ndarray) and y0.dtype == a.dtype == np.float64
+    assert isinstance(y0, np.ndarray)
+    assert y0.dtype == a.dtype == np.float64
     return scipy.optimize.minimize(rosenbrock, y0, (a,), tol=1e-10).x
 
 
