@@ -232,9 +232,7 @@ def solve_loudly(
 
     def product(v: Params) -> Params:
         q = operator.mv(v)
-        if nought is None:
-            return q
-        return jax.tree.map(lambda q, v: q + nought.astype(q.dtype) * v, q, v)
+        return q if nought is None else add(q, nought, v)
 
     is_symmetric = lx.is_symmetric(operator)
     return lax.custom_linear_solve(
