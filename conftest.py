@@ -30,6 +30,17 @@ def pytest_runtest_setup(item):
         pytest.skip("needs float64")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def freed():
+    """Frees what a file compiled, after it.
+
+    Each C++ exception, and JAX throws many as it traces, looks through all code that is
+    compiled: in a process that holds thousands of functions that was half of the time.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def key():
     """One key, the same in every test; split it."""
