@@ -52,7 +52,8 @@ def run(size: int, rounds: int) -> Result:
     """A table for each solver: 1,024 examples, batches of 64, float32."""
     del rounds
     problem = bilevel.single(simulated(key=jr.key(0), dim_x=size, dim_y=size))
-    paths = _paths(problem, _contenders(size))
+    blocks = bilevel.in_blocks(problem)
+    paths = _paths(problem, blocks, _contenders(size, blocks))
     tables = [_table(name, pair, paths) for name, pair in PAIRS.items()]
     lines = [
         Line(name, path.candidate.role, np.cumsum(path.seconds).tolist(), path.squares)
@@ -75,22 +76,22 @@ def run(size: int, rounds: int) -> Result:
     return Result(tables, targets, [plot])
 
 
-def _contenders(size: int) -> dict[str, Contender]:
+def _contenders(size: int, blocks: Problem) -> dict[str, Contender]:
     zeros = jnp.zeros(size, jnp.float32), jnp.zeros(size, jnp.float32)
     contenders = {}
-    solvers = (
-        (bilevel.soba(), bilevel.soba_script, bilevel.soba_start),
-        (bilevel.saba(), bilevel.saba_script, bilevel.saba_start),
-    )
-    names = PAIRS["SOBA"], PAIRS["SABA"]
-    for (solver, script, start), (flat, ours) in zip(solvers, names, strict=True):
+    pairs = {
+        "SOBA": (bilevel.soba, bilevel.soba_script, bilevel.soba_start),
+        "SABA": (bilevel.saba, bilevel.saba_script, bilevel.saba_start),
+    }
+    for name, (make, script, start) in pairs.items():
+        flat, ours = PAIRS[name]
         contenders[flat] = Contender(_on_pairs(script), start(*zeros), _first, "peer")
-        step = _on_pairs(bilevel.ours(solver))
-        contenders[ours] = Contender(step, solver.init(*zeros), _x, "ours")
-    solver, flat = f2sa.solver(f2sa.schedule()), f2sa.script_start(*zeros)
+        begun = make(blocks).init(*zeros)
+        contenders[ours] = Contender(_on_pairs(bilevel.ours(make)), begun, _x, "ours")
+    flat, given = f2sa.script_start(*zeros), f2sa.schedule()
     contenders[f2sa.SCRIPT] = Contender(_on_four(f2sa.script), flat, _first, "peer")
-    step = _on_four(lambda state, batches: solver.step(state, batches)[0])
-    contenders[f2sa.OURS] = Contender(step, solver.init(*zeros), _x, "ours")
+    begun = f2sa.solver(given, blocks).init(*zeros)
+    contenders[f2sa.OURS] = Contender(_on_four(f2sa.ours(given)), begun, _x, "ours")
     return contenders
 
 
@@ -98,8 +99,7 @@ def _on_pairs(step: Any) -> Callable[[Any, Array, Problem], Any]:
     """A minibatch for either level."""
 
     def on_step(state: Any, k: Array, blocks: Problem) -> Any:
-        key = jr.fold_in(jr.key(1), k)
-        i, j = jr.randint(key, (2,), 0, bilevel.NUM_BLOCKS)
+        i, j = jr.randint(jr.fold_in(jr.key(1), k), (2,), 0, bilevel.NUM_BLOCKS)
         return step(state, blocks, i, j)
 
     return on_step
@@ -109,8 +109,8 @@ def _on_four(step: Any) -> Callable[[Any, Array, Problem], Any]:
     """Minibatches for four gradients, with one inner step."""
 
     def on_step(state: Any, k: Array, blocks: Problem) -> Any:
-        key = jr.fold_in(jr.key(1), k)
-        return step(state, f2sa.draw(blocks, key, inner_steps=1))
+        i, j = jr.randint(jr.fold_in(jr.key(1), k), (2, 2), 0, bilevel.NUM_BLOCKS)
+        return step(state, blocks, f2sa.batches(i, j))
 
     return on_step
 
@@ -123,9 +123,10 @@ def _x(state: Any) -> Array:
     return state.x
 
 
-def _paths(problem: Problem, contenders: dict[str, Contender]) -> dict[str, Path]:
+def _paths(
+    problem: Problem, blocks: Problem, contenders: dict[str, Contender]
+) -> dict[str, Path]:
     square = jax.jit(lambda x: jnp.sum(hypergradient(problem, x) ** 2))
-    blocks = bilevel.in_blocks(problem)
     paths, carries = {}, {}
     for name, contender in contenders.items():
         carries[name] = contender.start, jnp.zeros([], jnp.int32), blocks

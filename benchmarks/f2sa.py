@@ -1,8 +1,10 @@
-"""A step of F2SA beside the same step as published scripts write it.
+"""A step of F2SA beside the same step as the published script takes it.
 
-Those are for two flat arrays, take the gradients by x of both lower iterates apart, and
-neither report nor guard anything: here they stand for the floor. Both sides draw the
-same minibatches, ten inner steps for each step of x, 50 of those in one compiled loop.
+That of benchopt's benchmark_bilevel is for two flat arrays, takes the gradients by x of
+both lower iterates apart, has its step sizes as a vector over powers of the step, and
+neither reports nor guards anything: here it stands for the floor. Both sides draw the
+same minibatches as there (`bilevel.drawn`), ten inner steps for each step of x, and 64
+of those in one compiled loop.
 """
 
 from collections.abc import Callable
@@ -16,12 +18,20 @@ from jaxtyping import Array
 
 import optkit as ok
 
-from .bilevel import NUM_BLOCKS, in_blocks, single, state_multiple
+from .bilevel import (
+    Order,
+    drawn,
+    in_blocks,
+    objectives,
+    orders,
+    single,
+    state_multiple,
+)
 from .measure import Candidate, compiled, measure
-from .problems import Problem, quadratic, rows, simulated
+from .problems import Problem, simulated
 from .report import Job, Result, Role, at_most
 
-STEPS, INNER_STEPS = 50, 10
+STEPS, INNER_STEPS = 64, 10
 SCRIPT, OURS = "F2SA, flat script", "ok.f2sa"
 
 
@@ -41,11 +51,10 @@ def schedule(inner_steps: int = 1) -> ok.PenaltySchedule:
     )
 
 
-def solver(steps: ok.PenaltySchedule) -> ok.BilevelSolver:
+def solver(steps: ok.PenaltySchedule, blocks: Problem) -> ok.BilevelSolver:
     """F2SA with all its steps from a schedule."""
     return ok.f2sa(
-        quadratic,
-        quadratic,
+        *objectives(blocks),
         outer=steps.outer(),
         inner=steps.inner(),
         inner_y=steps.inner_y(),
@@ -54,16 +63,10 @@ def solver(steps: ok.PenaltySchedule) -> ok.BilevelSolver:
     )
 
 
-def draw(blocks: Problem, key: Array, inner_steps: int) -> ok.Batches:
+def batches(i: Array, j: Array) -> ok.Batches:
     """Independent minibatches of f and g by x and by y; y and z share theirs."""
-    i, j = jr.randint(key, (2, 1 + inner_steps), 0, NUM_BLOCKS)
-    inner = rows(blocks.lower, j[1:])
     return ok.Batches(
-        upper_x=rows(blocks.upper, i[0]),
-        upper_y=rows(blocks.upper, i[1:]),
-        lower_x=rows(blocks.lower, j[0]),
-        lower_y=inner,
-        lower_z=inner,
+        upper_x=i[0], upper_y=i[1:], lower_x=j[0], lower_y=j[1:], lower_z=j[1:]
     )
 
 
@@ -84,56 +87,75 @@ def makers(size: int) -> list[Callable[[], Candidate]]:
     """Script and solver, not yet compiled."""
     blocks = single(in_blocks(simulated(key=jr.key(0), dim_x=size, dim_y=size)))
     x, y = jnp.zeros(size, jnp.float32), jnp.zeros(size, jnp.float32)
-    ours = solver(schedule(INNER_STEPS))
-
-    def step(state: Any, batches: ok.Batches) -> Any:
-        return ours.step(state, batches)[0]
-
+    given = schedule(INNER_STEPS)
+    start = solver(given, blocks).init(x, y)
     return [
         lambda: _candidate(SCRIPT, script, script_start(x, y), blocks, "peer"),
-        lambda: _candidate(OURS, step, ours.init(x, y), blocks),
+        lambda: _candidate(OURS, ours(given), start, blocks),
     ]
 
 
-def script_start(x: Array, y: Array) -> Any:
-    """The state of the script: x, y, z, λ and the count of steps."""
-    return x, y, y, jnp.float32(schedule().initial_penalty), jnp.float32(0)
+def ours(given: ok.PenaltySchedule) -> Any:
+    """A step of the solver on the given minibatches."""
+
+    def step(state: Any, blocks: Problem, batches: ok.Batches) -> Any:
+        return solver(given, blocks).step(state, batches)[0]
+
+    return step
 
 
 def _candidate(
-    name: str, step: Any, carry: Any, blocks: Any, role: Role = "ours"
+    name: str, step: Any, state: Any, blocks: Problem, role: Role = "ours"
 ) -> Candidate:
     def steps(carry: Any) -> Any:
-        state, blocks, key = carry
-        key, own = jr.split(key)
+        def one(carry: Any, _: None) -> Any:
+            state, (upper, lower) = carry
+            upper, i = _draw(upper)
+            lower, j = _draw(lower)
+            return (step(state, blocks, batches(i, j)), (upper, lower)), None
 
-        def one(state: Any, key: Array) -> Any:
-            return step(state, draw(blocks, key, INNER_STEPS)), None
+        state, orders, blocks = carry
+        carry, _ = lax.scan(one, (state, orders), length=STEPS)
+        return *carry, blocks
 
-        return lax.scan(one, state, jr.split(own, STEPS))[0], blocks, key
-
-    return compiled(name, steps, (carry, blocks, jr.key(1)), role, donate=False)
+    return compiled(name, steps, (state, orders(), blocks), role, donate=False)
 
 
-def script(carry: Any, batches: ok.Batches) -> Any:
-    """One step on flat arrays."""
-    x, y, z, penalty, k = carry
+def _draw(order: Order) -> tuple[Order, Array]:
+    """The minibatches of x and of the inner steps."""
+    return lax.scan(lambda o, _: drawn(o), order, length=1 + INNER_STEPS)
+
+
+def script_start(x: Array, y: Array) -> Any:
+    """The state: x, y, z, λ, and of the rates k0 + k, sizes and powers."""
     given = schedule()
-    alpha, gamma = given.alpha(k), given.gamma(k)
-    by_y = jax.grad(quadratic, argnums=1)
-    by_x = jax.grad(quadratic, argnums=0)
+    sizes = jnp.array([given.c_alpha, given.c_gamma])
+    rates = jnp.float32(given.k0), sizes, jnp.array([given.a, given.c])
+    return x, y, y, jnp.float32(given.initial_penalty), rates
+
+
+def script(state: Any, blocks: Problem, batches: ok.Batches) -> Any:
+    """One step on flat arrays."""
+    given = schedule()
+    x, y, z, penalty, (k, sizes, powers) = state
+    alpha, gamma = sizes / k**powers
+    upper, lower = objectives(blocks)
+    F_x, F_y = (jax.grad(upper, argnums=i) for i in (0, 1))
+    g_x, g_y = (jax.grad(lower, argnums=i) for i in (0, 1))
 
     def inner(carry: Any, batch: Any) -> Any:
         y, z = carry
-        upper_y, lower_y, lower_z = batch
-        d_y = by_y(x, y, upper_y) + penalty * by_y(x, y, lower_y)
-        return (y - alpha * d_y, z - gamma * by_y(x, z, lower_z)), None
+        i, j_y, j_z = batch
+        d_y = F_y(x, y, i) + penalty * g_y(x, y, j_y)
+        return (y - alpha * d_y, z - gamma * g_y(x, z, j_z)), None
 
     inner_batches = batches.upper_y, batches.lower_y, batches.lower_z
     (y, z), _ = lax.scan(inner, (y, z), inner_batches)
-    gap = by_x(x, y, batches.lower_x) - by_x(x, z, batches.lower_x)
-    x = x - alpha * (by_x(x, y, batches.upper_x) + penalty * gap)
-    return x, y, z, penalty + given.delta(k, penalty), k + 1
+    gap = g_x(x, y, batches.lower_x) - g_x(x, z, batches.lower_x)
+    x = x - alpha * (F_x(x, y, batches.upper_x) + penalty * gap)
+    catch_up = given.target * gamma / alpha - penalty
+    growth = jnp.minimum(given.growth * alpha * penalty**2, catch_up)
+    return x, y, z, penalty + growth, (k + 1, sizes, powers)
 
 
 NOISE = (

@@ -222,7 +222,9 @@ def check_kept(call: str, what: str, tree: PyTree, reference: PyTree) -> None:
     raise error(f"`{call}`: {what} of {kind} {got} at {where}, not {want}. {advice}")
 
 
-def keep_finite(before: Any, after: Any, info: BilevelInfo) -> tuple[Any, BilevelInfo]:
+def keep_finite(
+    before: Any, after: Any, info: BilevelInfo, is_fine: Any = None
+) -> tuple[Any, BilevelInfo]:
     """The state after a step, or where that is not finite the one before it.
 
     A batch with a NaN, or a step that overflows, then changes nothing but `count`,
@@ -232,11 +234,12 @@ def keep_finite(before: Any, after: Any, info: BilevelInfo) -> tuple[Any, Bileve
         before: the state, a NamedTuple with a field `count`.
         after: the state that the step made of it.
         info: of the step.
+        is_fine: whether `after` is finite, if it is known; None looks at all of it.
 
     Returns:
         A state, and `info` with the result `nonfinite_gradient` where it was kept.
     """
-    is_fine = all_finite(after)
+    is_fine = all_finite(after) if is_fine is None else is_fine
     result = RESULTS.where(is_fine, info.result, RESULTS.nonfinite_gradient)
     kept = where(is_fine, after, before)._replace(count=after.count)
     return kept, info._replace(result=result)

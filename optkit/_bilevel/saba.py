@@ -8,12 +8,14 @@ a table row m_i for each of the five quantities q of a step,
 m̄ is the mean of the table. Where the iterates converge, d vanishes: step sizes stay.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int, PyTree
+from jax import lax
+from jaxtyping import Array, Int, PyTree
 
 from .._check import check_batch, check_index, check_positive_int
 from .._inverse.results import RESULTS
@@ -33,8 +35,9 @@ from .base import (
     residual_of,
     slope_of,
     upper_slopes,
+    where,
 )
-from .soba import Directions, SobaState, mover, start
+from .soba import Directions, SobaState, is_finite, mover, start
 
 
 class Term(NamedTuple):
@@ -52,8 +55,7 @@ class SabaMemory(NamedTuple):
     """One level's table and its mean."""
 
     rows: PyTree  # m, a leading axis of n on every leaf
-    mean: PyTree  # m̄, in float32 or wider
-    lost: PyTree  # what rounding has left out of m̄: else its errors add up
+    mean: PyTree  # m̄ and what rounding left out of it, stacked; in float32 or wider
 
 
 class SabaState(NamedTuple):
@@ -152,7 +154,7 @@ def saba(
         return SabaState(*variables, *memories)
 
     def step(state: SabaState, batch: Batch) -> tuple[SabaState, BilevelInfo]:
-        i, upper_batch, j, lower_batch = _terms(call, batch, num_upper, num_lower)
+        upper_term, lower_term = _terms(call, batch, num_upper, num_lower)
         x, y, v = state.x, state.y, cast_like(state.v, state.y)
 
         def upper_of(batch: Batch) -> tuple[Array, PyTree]:
@@ -163,10 +165,17 @@ def saba(
             g, g_y, pull = slope_of(objectives[1], x, y, batch)
             return g, (g_y, *pull(v))
 
-        F, new_upper = jax.vmap(upper_of)(upper_batch)
-        g, new_lower = jax.vmap(lower_of)(lower_batch)
-        (F_x, F_y), upper_memory = _reduced(state.upper, i, new_upper, num_upper)
-        (g_y, J_v, H_v), lower_memory = _reduced(state.lower, j, new_lower, num_lower)
+        F, new_upper = _at(upper_of, upper_term)
+        g, new_lower = _at(lower_of, lower_term)
+        i, j = jnp.atleast_1d(upper_term.index), jnp.atleast_1d(lower_term.index)
+        old_upper = _fetched(state.upper.rows, i, num_upper)
+        old_lower = _fetched(state.lower.rows, j, num_lower)
+        (F_x, F_y), upper_mean = _reduced(
+            state.upper.mean, i, new_upper, old_upper, num_upper
+        )
+        (g_y, J_v, H_v), lower_mean = _reduced(
+            state.lower.mean, j, new_lower, old_lower, num_lower
+        )
         along = Directions(
             cast_like(jax.tree.map(jnp.add, J_v, F_x), x),
             cast_like(g_y, y),
@@ -181,20 +190,23 @@ def saba(
             RESULTS.successful,
             relative_residual(H_v, jax.tree.map(jnp.negative, F_y)),
         )
-        # The tables are large: only the rows in question are looked at and chosen.
+        moved = move(_variables(state), along)
+        # While the directions are finite, so are the means.
+        is_fine = is_finite(moved, along)
+        # The tables are large: only the rows in question are chosen.
         before = state._replace(
-            upper=state.upper._replace(rows=None), lower=state.lower._replace(rows=None)
+            upper=SabaMemory(None, state.upper.mean),
+            lower=SabaMemory(None, state.lower.mean),
         )
         after = before._replace(
-            **move(_variables(state), along)._asdict(),
-            upper=upper_memory,
-            lower=lower_memory,
+            **moved._asdict(),
+            upper=SabaMemory(None, upper_mean),
+            lower=SabaMemory(None, lower_mean),
         )
-        kept, info = keep_finite(before, after, info)
-        is_fine = info.result != RESULTS.nonfinite_gradient
-        rows = _written(state.upper.rows, i, new_upper, is_fine)
+        kept, info = keep_finite(before, after, info, is_fine)
+        rows = _written(state.upper.rows, i, where(is_fine, new_upper, old_upper))
         kept = kept._replace(upper=kept.upper._replace(rows=rows))
-        rows = _written(state.lower.rows, j, new_lower, is_fine)
+        rows = _written(state.lower.rows, j, where(is_fine, new_lower, old_lower))
         return kept._replace(lower=kept.lower._replace(rows=rows)), info
 
     return BilevelSolver(init, jax.jit(step))
@@ -205,10 +217,8 @@ def _variables(state: SabaState) -> SobaState:
     return SobaState(**{name: getattr(state, name) for name in SobaState._fields})
 
 
-def _terms(
-    call: str, batch: Any, num_upper: int, num_lower: int
-) -> tuple[Array, Batch, Array, Batch]:
-    """Indices and batches of both levels, all with a leading axis of terms."""
+def _terms(call: str, batch: Any, num_upper: int, num_lower: int) -> tuple[Term, Term]:
+    """Those of the upper and of the lower level; an index has shape () or (b,)."""
     if not isinstance(batch, Batches) or not (
         isinstance(batch.upper_x, Term) and isinstance(batch.lower_x, Term)
     ):
@@ -217,18 +227,26 @@ def _terms(
             f"upper_x=ok.Term(i, batch_i), lower_x=ok.Term(j, batch_j))`, got "
             f"{type(batch).__name__}."
         )
-    found = []
-    for name, term, num in (
-        ("upper_x", batch.upper_x, num_upper),
-        ("lower_x", batch.lower_x, num_lower),
-    ):
+
+    def checked(name: str, term: Term, num: int) -> Term:
         index = check_index(call, f"{name}.index", term.index, num)
-        own = term.batch
-        if index.ndim == 0:
-            index, own = jax.tree.map(lambda a: jnp.asarray(a)[None], (index, own))
-        size = check_batch(call, f"{name}.batch", (index, own))
-        found += [jnp.reshape(index, (size,)), own]
-    return tuple(found)
+        if index.ndim:
+            size = check_batch(call, f"{name}.batch", (index, term.batch))
+            index = jnp.reshape(index, (size,))
+        return Term(index, term.batch)
+
+    return (
+        checked("upper_x", batch.upper_x, num_upper),
+        checked("lower_x", batch.lower_x, num_lower),
+    )
+
+
+def _at(of_batch: Callable[[Batch], PyTree], term: Term) -> PyTree:
+    """A function's value at each term, with a leading axis of terms."""
+    if term.index.ndim:
+        return jax.vmap(of_batch)(term.batch)
+    # One term's batch is not mapped over: XLA on CPU would transpose it.
+    return jax.tree.map(lambda leaf: leaf[None], of_batch(term.batch))
 
 
 def _empty(tree: PyTree, num: int) -> SabaMemory:
@@ -237,46 +255,50 @@ def _empty(tree: PyTree, num: int) -> SabaMemory:
     def rows(leaf: Array) -> Array:
         return jnp.broadcast_to(jnp.zeros_like(leaf), (num, *leaf.shape))
 
-    mean = jax.tree.map(lambda a: jnp.zeros_like(a, wide_dtype(a)), tree)
-    return SabaMemory(jax.tree.map(rows, tree), mean, mean)
+    def mean(leaf: Array) -> Array:
+        nought = jnp.zeros_like(leaf, wide_dtype(leaf))
+        return jnp.stack([nought, nought])
+
+    return SabaMemory(jax.tree.map(rows, tree), jax.tree.map(mean, tree))
+
+
+def _fetched(rows: PyTree, index: Array, num: int) -> PyTree:
+    """The rows at an index; NaN where there is none, so that none is kept."""
+
+    def fetch(rows: PyTree) -> PyTree:
+        return jax.tree.map(lambda m: m[index], rows)
+
+    def refuse(rows: PyTree) -> PyTree:
+        return jax.tree.map(lambda m: jnp.full_like(m[index], jnp.nan), rows)
+
+    # What a branch returns is in memory before a table is written to: the compiler has
+    # no reason to copy the table.
+    is_within = jnp.all((index >= 0) & (index < num))
+    return lax.cond(is_within, fetch, refuse, rows)
 
 
 def _reduced(
-    memory: SabaMemory, index: Array, new: PyTree, num: int
-) -> tuple[PyTree, SabaMemory]:
-    """The directions, and the memory without its rows once the new ones are in it."""
+    means: PyTree, index: Array, new: PyTree, old: PyTree, num: int
+) -> tuple[PyTree, PyTree]:
+    """The directions, and the means once the new rows are in them."""
     # A term that is drawn twice in one step changes its row once.
     same = index[:, None] == index[None, :]
     is_first = ~jnp.any(jnp.tril(same, -1), axis=1)
-
-    def fetch(m: Array) -> Array:
-        # An index out of range must not pass for another term: NaN, and none is kept.
-        return m.at[index].get(mode="fill", fill_value=jnp.nan)
-
-    old = jax.tree.map(fetch, memory.rows)
     d = jax.tree.map(jnp.subtract, widened(new), widened(old))
-    directions = jax.tree.map(
-        lambda d, mean: jnp.mean(d, axis=0) + mean, d, memory.mean
-    )
 
-    def change(d: Array, lost: Array) -> Array:
+    def direction(d: Array, mean: Array) -> Array:
+        return jnp.mean(d, axis=0) + mean[0]
+
+    def moved(d: Array, mean: Array) -> Array:
+        # Kahan's summation, as the sum never ends.
         once = jnp.where(jnp.expand_dims(is_first, range(1, d.ndim)), d, 0)
-        return jnp.sum(once, axis=0) / num + lost
+        change = jnp.sum(once, axis=0) / num + mean[1]
+        total = mean[0] + change
+        return jnp.stack([total, change - (total - mean[0])])
 
-    # Kahan's summation, as the sum never ends.
-    changes = jax.tree.map(change, d, memory.lost)
-    mean = jax.tree.map(jnp.add, memory.mean, changes)
-    taken = jax.tree.map(jnp.subtract, mean, memory.mean)
-    lost = jax.tree.map(jnp.subtract, changes, taken)
-    return directions, SabaMemory(None, mean, lost)
+    return jax.tree.map(direction, d, means), jax.tree.map(moved, d, means)
 
 
-def _written(
-    rows: PyTree, index: Array, new: PyTree, is_fine: Bool[Array, ""]
-) -> PyTree:
-    """The table with new rows, where they are fine."""
-
-    def one(m: Array, q: Array) -> Array:
-        return m.at[index].set(jnp.where(is_fine, q, m[index]))
-
-    return jax.tree.map(one, rows, new)
+def _written(rows: PyTree, index: Array, new: PyTree) -> PyTree:
+    """The table with new rows."""
+    return jax.tree.map(lambda m, q: m.at[index].set(q), rows, new)

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
-from .._inverse.results import RESULTS
+from .._inverse.results import RESULTS, all_finite
 from .._inverse.vectors import cast_like
 from .._types import Params, wide_dtype
 from .base import (
@@ -148,7 +148,8 @@ def soba(
             RESULTS.successful,
             relative_residual(H_v, jax.tree.map(jnp.negative, F_y)),
         )
-        return keep_finite(state, move(state, along), info)
+        after = move(state, along)
+        return keep_finite(state, after, info, is_finite(after, along))
 
     return BilevelSolver(init, jax.jit(step))
 
@@ -179,3 +180,10 @@ def mover(call: str, transforms: Any, projections: Any) -> Any:
         return SobaState(x, y, v, *memories, state.count + 1)
 
     return move
+
+
+def is_finite(after: SobaState, along: Directions) -> Bool[Array, ""]:
+    """Of a step: v is like y, so that one pass looks at both."""
+    memories = after.outer, after.inner, after.linear
+    in_x, in_y = (after.x, along.x), (after.y, after.v, along.y, along.v)
+    return all_finite(*in_x) & all_finite(*in_y) & all_finite(memories)

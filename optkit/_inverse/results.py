@@ -105,17 +105,19 @@ NEAREST_IN_LINEAX = {
 }
 
 
-def all_finite(tree: PyTree) -> Any:
-    """Whether no entry of the tree is NaN or infinite."""
+def all_finite(tree: PyTree, *alike: PyTree) -> Any:
+    """Whether no entry of the trees, all of one structure, is NaN or infinite."""
 
-    def is_finite(leaf: Any) -> Any:
-        if not jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+    def is_finite(*leaves: Any) -> Any:
+        real = [a for a in leaves if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
+        if not real:
             return jnp.asarray(True)
         # 0·a is NaN for such an a, else 0. XLA on CPU sums numbers faster than it
         # reduces flags, and compiles that in a fraction of the time.
-        return jnp.isfinite(jnp.sum(0 * leaf))
+        nothing = [(0 * leaf).astype(jnp.result_type(*real)) for leaf in real]
+        return jnp.isfinite(jnp.sum(functools.reduce(jnp.add, nothing)))
 
-    flags = map(is_finite, jax.tree.leaves(tree))
+    flags = jax.tree.leaves(jax.tree.map(is_finite, tree, *alike))
     return functools.reduce(jnp.logical_and, flags, jnp.asarray(True))
 
 
