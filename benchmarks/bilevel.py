@@ -267,6 +267,7 @@ JOB = Job(
     run=run,
     size=100,
     unit="entries each of x and y, batches of 64",
+    rounds=100,
     reading=(
         "The published scripts take flat arrays and neither report nor guard anything. "
         "At this size the number of small kernels in a step is all that counts. "

@@ -168,6 +168,7 @@ JOB = Job(
     run=run,
     size=100,
     unit="entries each of x and y, batches of 64",
+    rounds=40,
     reading=(
         "At this size a step is dozens of small kernels, and what counts is how many: "
         "the two gradients by x of the lower objective are one here, of y and z side "

@@ -24,7 +24,8 @@ from precision import X64
 import optkit as ok
 
 NUM_STEPS = 6
-RTOL, TIGHT = (1e-10, 1e-12) if X64 else (1e-5, 1e-6)
+# In float32 M-FAC's small solve makes hundreds of roundings of what a sum's order does.
+RTOL, TIGHT = (1e-10, 1e-12) if X64 else (1e-4, 1e-6)
 
 
 def no_extra(loss: Callable[[Any], Any], params: Any) -> dict[str, Any]:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
+from .._types import wide_dtype
+
 
 class RESULTS(lx.RESULTS):  # pyright: ignore  # an enumeration Equinox can extend
     """How a solve ended: Lineax's results, and what can go wrong with a curvature."""
@@ -106,7 +108,7 @@ NEAREST_IN_LINEAX = {
 
 
 def all_finite(tree: PyTree, *alike: PyTree) -> Any:
-    """Whether no entry of the trees, all of one structure, is NaN or infinite."""
+    """Whether no entry of trees, of one structure and shapes, is NaN or infinite."""
 
     def is_finite(*leaves: Any) -> Any:
         real = [a for a in leaves if jnp.issubdtype(jnp.result_type(a), jnp.inexact)]
@@ -114,7 +116,7 @@ def all_finite(tree: PyTree, *alike: PyTree) -> Any:
             return jnp.asarray(True)
         # 0·a is NaN for such an a, else 0. XLA on CPU sums numbers faster than it
         # reduces flags, and compiles that in a fraction of the time.
-        nothing = [(0 * leaf).astype(jnp.result_type(*real)) for leaf in real]
+        nothing = [(0 * leaf).astype(wide_dtype(leaf)) for leaf in real]
         return jnp.isfinite(jnp.sum(functools.reduce(jnp.add, nothing)))
 
     flags = jax.tree.leaves(jax.tree.map(is_finite, tree, *alike))

@@ -11,7 +11,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from matfree import stochtrace
-from precision import assert_allclose
+from precision import X64, assert_allclose
 
 import optkit as ok
 
@@ -28,7 +28,9 @@ NUM_SIGMA = 4
 def check_mean(draws, want):
     """The mean of the draws is within 4 of its standard errors."""
     error = jnp.std(draws, axis=0, ddof=1) / len(draws) ** 0.5
-    assert jnp.all(jnp.abs(jnp.mean(draws, axis=0) - want) <= NUM_SIGMA * error + 1e-12)
+    rounding = 1e-12 if X64 else 1e-6
+    found = jnp.mean(draws, axis=0)
+    assert jnp.all(jnp.abs(found - want) <= NUM_SIGMA * error + rounding)
 
 
 # The variance of one probe, spec of Rademacher probes.
@@ -84,7 +86,7 @@ def test_hutchinson_diag_in_the_gradients_pass(k):
     value, grads, _ = draw(KEY)
     want = jax.jit(jax.value_and_grad(problems.mlp_loss))(PARAMS, *args)
     for g, w in zip(*map(jax.tree.leaves, ((value, grads), want)), strict=True):
-        assert_allclose(g, w, rtol=1e-12, atol=1e-14)
+        assert_allclose(g, w, rtol=1e-12, atol=1e-14 if X64 else 1e-6)
 
     diags = jax.jit(jax.vmap(lambda key: draw(key)[2]))(jr.split(KEY, 2000))
     check_mean(diags, jnp.diagonal(H))
@@ -116,7 +118,7 @@ def test_squared_gradients_of_sampled_labels_average_to_gauss_newton(head, targe
     value, grads, _ = draw(KEY)
     want = jax.jit(jax.value_and_grad(loss))(PARAMS)
     for g, w in zip(*map(jax.tree.leaves, ((value, grads), want)), strict=True):
-        assert_allclose(g, w, rtol=1e-12, atol=1e-14)
+        assert_allclose(g, w, rtol=1e-12, atol=1e-14 if X64 else 1e-6)
 
     diags = jax.jit(jax.vmap(lambda key: draw(key)[2]))(jr.split(KEY, 2000))
     assert jnp.all(diags >= 0)
