@@ -35,7 +35,6 @@ from .base import (
     residual_of,
     slope_of,
     upper_slopes,
-    where,
 )
 from .soba import Directions, SobaState, is_finite, mover, start
 
@@ -193,7 +192,7 @@ def saba(
         moved = move(_variables(state), along)
         # While the directions are finite, so are the means.
         is_fine = is_finite(moved, along)
-        # The tables are large: only the rows in question are chosen.
+        # The tables are large: only the rows in question are touched.
         before = state._replace(
             upper=SabaMemory(None, state.upper.mean),
             lower=SabaMemory(None, state.lower.mean),
@@ -204,9 +203,9 @@ def saba(
             lower=SabaMemory(None, lower_mean),
         )
         kept, info = keep_finite(before, after, info, is_fine)
-        rows = _written(state.upper.rows, i, where(is_fine, new_upper, old_upper))
+        rows = _written(state.upper.rows, jnp.where(is_fine, i, num_upper), new_upper)
         kept = kept._replace(upper=kept.upper._replace(rows=rows))
-        rows = _written(state.lower.rows, j, where(is_fine, new_lower, old_lower))
+        rows = _written(state.lower.rows, jnp.where(is_fine, j, num_lower), new_lower)
         return kept._replace(lower=kept.lower._replace(rows=rows)), info
 
     return BilevelSolver(init, jax.jit(step))
@@ -300,5 +299,5 @@ def _reduced(
 
 
 def _written(rows: PyTree, index: Array, new: PyTree) -> PyTree:
-    """The table with new rows."""
-    return jax.tree.map(lambda m, q: m.at[index].set(q), rows, new)
+    """The table with new rows; past its end, none."""
+    return jax.tree.map(lambda m, q: m.at[index].set(q, mode="drop"), rows, new)

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -123,6 +124,26 @@ def test_rounding_does_not_add_up_in_the_mean(blocks, key):
             exact = jnp.mean(rows_.astype(float), axis=0)
             scale = float(jnp.max(jnp.abs(rows_)))
             assert_allclose(mean[0], exact, rtol=0, atol=2**-23 * scale)
+
+
+@pytest.mark.parametrize("wrong", [-1, NUM])
+def test_a_traced_index_out_of_range_keeps_all_but_the_count(blocks, wrong):
+    """Oracle: the state before; the other term of the batch is in range."""
+    n = NUM * SIZE
+
+    def one_row(x, y, batch):
+        return quadratic(x, y, jax.tree.map(lambda a: a[None], batch))
+
+    problem = jax.tree.map(lambda a: a.reshape(n, -1), blocks)
+    solver = solver_of(n, function=one_row)
+    step = jax.jit(lambda state, i, j: solver.step(state, term(problem, i, j)))
+    good = jnp.array([2, 5])
+    state, _ = step(solver.init(jnp.ones(5), jnp.ones(8)), good, good)
+    bad = jnp.array([2, wrong if wrong < 0 else n])
+    for i, j in ((good, bad), (bad, good)):
+        kept, info = step(state, i, j)
+        assert info.result == ok.RESULTS.nonfinite_gradient
+        chex.assert_trees_all_equal(kept, state._replace(count=state.count + 1))
 
 
 def test_a_loop_of_steps_copies_no_table(blocks):
