@@ -33,7 +33,7 @@ def run(size: int, rounds: int) -> Result:
             name: lambda item=(name, *maker): problem.candidate(*item)
             for name, maker in implicit.makers(problem).items()
         }
-        timing = _compile(made, rounds)
+        timing = _compile(made, 2 * rounds)  # targets need more than a hint
     for reference in (implicit.BY_HAND, implicit.JAXOPT, implicit.JAXOPT_CG):
         if reference in made:
             title = f"Hypergradient, beside {reference}"
