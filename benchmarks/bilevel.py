@@ -259,7 +259,8 @@ def saba_script(state: Any, blocks: Problem, i: Array, j: Array) -> Any:
 
 NOISE = (
     "Both make the same gradients. A step is some dozens of kernels of microseconds, "
-    "and three or four of them see whether it was finite, which scripts do not."
+    "and a few see whether it was finite, which scripts do not: without them SOBA "
+    "takes 0.99 of its script's time."
 )
 
 JOB = Job(
