@@ -190,13 +190,18 @@ def nested():
     return {
         "f2sa": ok.f2sa(upper, lower, **sgd, penalty=5.0, inner_steps=2),
         "soba": ok.soba(upper, lower, **sgd),
+        "saba": ok.saba(upper, lower, **sgd, num_upper=2, num_lower=3),
         "cg": implicit(method=cg, inner_steps=2),
         "nystrom": implicit(method=sketched, inner_steps=2),
     }
 
 
 def step_nested(solvers, states, batch):
-    return {name: s.step(states[name], batch)[0] for name, s in solvers.items()}
+    terms = ok.Batches(
+        upper_x=ok.Term(jnp.array(1), batch), lower_x=ok.Term(jnp.array(2), batch)
+    )
+    given = dict.fromkeys(solvers, batch) | {"saba": terms}
+    return {name: s.step(states[name], given[name])[0] for name, s in solvers.items()}
 
 
 def run_nested(x, y, batch):
@@ -243,9 +248,13 @@ def test_bilevel_and_implicit_derivatives_stay_split_on_an_explicit_mesh(what):
     for leaf, like in zip(leaves, jax.tree.leaves(expected), strict=True):
         assert_allclose(jax.device_get(leaf), like, rtol=1e-8, atol=1e-10)
     vectors = [leaf for leaf in leaves if getattr(leaf, "shape", ()) == (16,)]
-    assert len(vectors) == (3 + 1 + 3 + 1 + 3 + 1 + 2 + 1 if what == "nested" else 4)
+    assert len(vectors) == (4 * (3 + 1) + 2 + 1 if what == "nested" else 4)
     for leaf in vectors:
         assert leaf.sharding.is_equivalent_to(split, 1)
+    tables = [leaf for leaf in leaves if leaf.ndim == 2 and leaf.shape[1] == 16]
+    assert len(tables) == (2 * 5 if what == "nested" else 0)  # SABA's rows and means
+    for leaf in tables:
+        assert leaf.sharding.is_equivalent_to(NamedSharding(mesh, P(None, "d")), 2)
     exchanged = collectives(compiled.as_text())
     assert {each.operation for each in exchanged} == {"all-reduce"}
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import lax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree
 
 from .._check import check_batch, check_index, check_positive_int
 from .._inverse.results import RESULTS
@@ -35,6 +35,7 @@ from .base import (
     residual_of,
     slope_of,
     upper_slopes,
+    where,
 )
 from .soba import Directions, SobaState, is_finite, mover, start
 
@@ -164,17 +165,8 @@ def saba(
             g, g_y, pull = slope_of(objectives[1], x, y, batch)
             return g, (g_y, *pull(v))
 
-        F, new_upper = _at(upper_of, upper_term)
-        g, new_lower = _at(lower_of, lower_term)
-        i, j = jnp.atleast_1d(upper_term.index), jnp.atleast_1d(lower_term.index)
-        old_upper = _fetched(state.upper.rows, i, num_upper)
-        old_lower = _fetched(state.lower.rows, j, num_lower)
-        (F_x, F_y), upper_mean = _reduced(
-            state.upper.mean, i, new_upper, old_upper, num_upper
-        )
-        (g_y, J_v, H_v), lower_mean = _reduced(
-            state.lower.mean, j, new_lower, old_lower, num_lower
-        )
+        F, (F_x, F_y), upper_change = _level(state.upper, upper_term, upper_of)
+        g, (g_y, J_v, H_v), lower_change = _level(state.lower, lower_term, lower_of)
         along = Directions(
             cast_like(jax.tree.map(jnp.add, J_v, F_x), x),
             cast_like(g_y, y),
@@ -189,31 +181,18 @@ def saba(
             RESULTS.successful,
             relative_residual(H_v, jax.tree.map(jnp.negative, F_y)),
         )
-        moved = move(_variables(state), along)
+        before = SobaState(**{name: getattr(state, name) for name in SobaState._fields})
+        after = move(before, along)
         # While the directions are finite, so are the means.
-        is_fine = is_finite(moved, along)
-        # The tables are large: only the rows in question are touched.
-        before = state._replace(
-            upper=SabaMemory(None, state.upper.mean),
-            lower=SabaMemory(None, state.lower.mean),
-        )
-        after = before._replace(
-            **moved._asdict(),
-            upper=SabaMemory(None, upper_mean),
-            lower=SabaMemory(None, lower_mean),
-        )
+        is_fine = is_finite(after, along)
         kept, info = keep_finite(before, after, info, is_fine)
-        rows = _written(state.upper.rows, jnp.where(is_fine, i, num_upper), new_upper)
-        kept = kept._replace(upper=kept.upper._replace(rows=rows))
-        rows = _written(state.lower.rows, jnp.where(is_fine, j, num_lower), new_lower)
-        return kept._replace(lower=kept.lower._replace(rows=rows)), info
+        return SabaState(
+            **kept._asdict(),
+            upper=_remembered(state.upper, upper_change, is_fine),
+            lower=_remembered(state.lower, lower_change, is_fine),
+        ), info
 
     return BilevelSolver(init, jax.jit(step))
-
-
-def _variables(state: SabaState) -> SobaState:
-    """All but the tables."""
-    return SobaState(**{name: getattr(state, name) for name in SobaState._fields})
 
 
 def _terms(call: str, batch: Any, num_upper: int, num_lower: int) -> tuple[Term, Term]:
@@ -240,14 +219,6 @@ def _terms(call: str, batch: Any, num_upper: int, num_lower: int) -> tuple[Term,
     )
 
 
-def _at(of_batch: Callable[[Batch], PyTree], term: Term) -> PyTree:
-    """A function's value at each term, with a leading axis of terms."""
-    if term.index.ndim:
-        return jax.vmap(of_batch)(term.batch)
-    # One term's batch is not mapped over: XLA on CPU would transpose it.
-    return jax.tree.map(lambda leaf: leaf[None], of_batch(term.batch))
-
-
 def _empty(tree: PyTree, num: int) -> SabaMemory:
     """Tables of zeros, sharded as the variables are."""
 
@@ -261,8 +232,49 @@ def _empty(tree: PyTree, num: int) -> SabaMemory:
     return SabaMemory(jax.tree.map(rows, tree), jax.tree.map(mean, tree))
 
 
-def _fetched(rows: PyTree, index: Array, num: int) -> PyTree:
-    """The rows at an index; NaN where there is none, so that none is kept."""
+class _Change(NamedTuple):
+    """What a step makes of a memory, if it is kept."""
+
+    index: Int[Array, " b"]
+    rows: PyTree  # the new ones, a leading axis of b
+    mean: PyTree
+
+
+def _level(
+    memory: SabaMemory, term: Term, of_batch: Callable[[Batch], tuple[Array, PyTree]]
+) -> tuple[Array, PyTree, _Change]:
+    """The values of terms, the directions, and what is to be remembered."""
+    index = jnp.atleast_1d(term.index)
+    if term.index.ndim:
+        values, new = jax.vmap(of_batch)(term.batch)
+    else:  # not mapped over: XLA on CPU would transpose the batch
+        value, new = of_batch(term.batch)
+        values, new = jax.tree.map(lambda leaf: leaf[None], (value, new))
+    d = jax.tree.map(jnp.subtract, widened(new), widened(_fetched(memory, index)))
+    # A term that is drawn twice in one step changes its row once.
+    same = index[:, None] == index[None, :]
+    is_first = ~jnp.any(jnp.tril(same, -1), axis=1)
+
+    def direction(d: Array, mean: Array) -> Array:
+        return jnp.mean(d, axis=0) + mean[0]
+
+    def moved(d: Array, mean: Array) -> Array:
+        # Kahan's summation, as the sum never ends.
+        once = jnp.where(jnp.expand_dims(is_first, range(1, d.ndim)), d, 0)
+        change = jnp.sum(once, axis=0) / _num_terms(memory) + mean[1]
+        total = mean[0] + change
+        return jnp.stack([total, change - (total - mean[0])])
+
+    directions = jax.tree.map(direction, d, memory.mean)
+    return values, directions, _Change(index, new, jax.tree.map(moved, d, memory.mean))
+
+
+def _num_terms(memory: SabaMemory) -> int:
+    return len(jax.tree.leaves(memory.rows)[0])
+
+
+def _fetched(memory: SabaMemory, index: Array) -> PyTree:
+    """The rows at an index; NaN where one of them does not exist: none is kept."""
 
     def fetch(rows: PyTree) -> PyTree:
         return jax.tree.map(lambda m: m[index], rows)
@@ -272,32 +284,17 @@ def _fetched(rows: PyTree, index: Array, num: int) -> PyTree:
 
     # What a branch returns is in memory before a table is written to: the compiler has
     # no reason to copy the table.
-    is_within = jnp.all((index >= 0) & (index < num))
-    return lax.cond(is_within, fetch, refuse, rows)
+    is_within = jnp.all((index >= 0) & (index < _num_terms(memory)))
+    return lax.cond(is_within, fetch, refuse, memory.rows)
 
 
-def _reduced(
-    means: PyTree, index: Array, new: PyTree, old: PyTree, num: int
-) -> tuple[PyTree, PyTree]:
-    """The directions, and the means once the new rows are in them."""
-    # A term that is drawn twice in one step changes its row once.
-    same = index[:, None] == index[None, :]
-    is_first = ~jnp.any(jnp.tril(same, -1), axis=1)
-    d = jax.tree.map(jnp.subtract, widened(new), widened(old))
-
-    def direction(d: Array, mean: Array) -> Array:
-        return jnp.mean(d, axis=0) + mean[0]
-
-    def moved(d: Array, mean: Array) -> Array:
-        # Kahan's summation, as the sum never ends.
-        once = jnp.where(jnp.expand_dims(is_first, range(1, d.ndim)), d, 0)
-        change = jnp.sum(once, axis=0) / num + mean[1]
-        total = mean[0] + change
-        return jnp.stack([total, change - (total - mean[0])])
-
-    return jax.tree.map(direction, d, means), jax.tree.map(moved, d, means)
-
-
-def _written(rows: PyTree, index: Array, new: PyTree) -> PyTree:
-    """The table with new rows; past its end, none."""
-    return jax.tree.map(lambda m, q: m.at[index].set(q, mode="drop"), rows, new)
+def _remembered(
+    memory: SabaMemory, change: _Change, is_fine: Bool[Array, ""]
+) -> SabaMemory:
+    """The memory after a step that was fine, else the one before it."""
+    # The tables are large: only rows are touched, and past the end none.
+    index = jnp.where(is_fine, change.index, _num_terms(memory))
+    rows = jax.tree.map(
+        lambda m, q: m.at[index].set(q, mode="drop"), memory.rows, change.rows
+    )
+    return SabaMemory(rows, where(is_fine, change.mean, memory.mean))
