@@ -116,8 +116,8 @@ def saba(
 
     Raises:
         TypeError: as `ok.soba`, and for a batch that is not one of terms.
-        ValueError: as `ok.soba`, and for numbers of terms that are not positive.
-        IndexError: for an index out of range that is not traced.
+        ValueError: as `ok.soba`, for numbers of terms that are not positive, and for an
+            index of another shape, or of another length than its batch.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, optkit as ok
@@ -208,9 +208,12 @@ def _terms(call: str, batch: Any, num_upper: int, num_lower: int) -> tuple[Term,
 
     def checked(name: str, term: Term, num: int) -> Term:
         index = check_index(call, f"{name}.index", term.index, num)
+        if index.ndim > 1:
+            raise ValueError(
+                f"`{call}` needs {name}.index of shape () or (b,), got {index.shape}."
+            )
         if index.ndim:
-            size = check_batch(call, f"{name}.batch", (index, term.batch))
-            index = jnp.reshape(index, (size,))
+            check_batch(call, f"{name}.batch", (index, term.batch))
         return Term(index, term.batch)
 
     return (

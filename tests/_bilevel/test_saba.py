@@ -210,6 +210,9 @@ def test_batches_that_do_not_say_which_terms_they_are_raise(blocks):
         solver.step(state, batch._replace(upper_x=ok.Term(jnp.array(0.0), upper.batch)))
     with pytest.raises(ValueError, match="first axis"):
         solver.step(state, batch._replace(lower_x=ok.Term(jnp.arange(3), lower.batch)))
+    square = ok.Term(jnp.zeros((2, 2), int), rows(blocks.lower, jnp.arange(2)))
+    with pytest.raises(ValueError, match=r"lower_x.index of shape \(\) or \(b,\)"):
+        solver.step(state, batch._replace(lower_x=square))
     with pytest.raises(ValueError, match="num_lower >= 1"):
         ok.saba(
             quadratic,
