@@ -20,22 +20,21 @@ PROBE = "drawing the probe alone"
 def run(size: int, rounds: int) -> Result:
     """Tables for a tanh network of about `size` float32 weights on 784 inputs."""
     params, x, y = make_network(size)
-    z = signs(jr.key(2), params)
     value_and_grad = jax.value_and_grad(loss)
     one_pass = ok.value_grad_and_diag(loss)
 
     functions = {
-        PASS: [lambda p, k: jax.jvp(lambda p: value_and_grad(p, x, y), (p,), (z,))],
-        OURS: [lambda p, k: one_pass(p, x, y, key=k)],
+        PASS: [lambda p, z, _: jax.jvp(lambda p: value_and_grad(p, x, y), (p,), (z,))],
+        OURS: [lambda p, _, k: one_pass(p, x, y, key=k)],
         PIECES: [
-            lambda p, k: value_and_grad(p, x, y),
-            lambda p, k: ok.hvp(loss, p, z, x, y),
+            lambda p, *_: value_and_grad(p, x, y),
+            lambda p, z, _: ok.hvp(loss, p, z, x, y),
         ],
-        "gradient alone": [lambda p, k: value_and_grad(p, x, y)],
-        PROBE: [lambda p, k: signs(k, p)],
+        "gradient alone": [lambda p, *_: value_and_grad(p, x, y)],
+        PROBE: [lambda p, _, k: signs(k, p)],
     }
     roles: dict[str, Role] = {PASS: "floor", PIECES: "peer"}
-    args = (params, jr.key(1))
+    args = (params, signs(jr.key(2), params), jr.key(1))
     candidates = [
         in_turn(name, made, args, roles.get(name, "ours"))
         for name, made in functions.items()
