@@ -13,7 +13,7 @@ from .._check import check_positive, check_positive_int
 from .._tree import combine, dot, project
 from .._types import Params
 from .results import NEAREST_IN_LINEAX, RESULTS, first_of
-from .vectors import add, cast_like, normalised, widened
+from .vectors import add, cast_like, normalised, tolerances, widened
 
 _SMALL = 100  # coordinates
 
@@ -53,8 +53,9 @@ class GMRES(lx.AbstractLinearSolver):
     `stats` has `num_steps`, `max_steps`, and `residual`, the true |b - A x| / |b|.
 
     Args:
-        rtol: the relative residual to reach, > 0. Taken as 4 eps of the narrowest
-            leaf where that is larger: no residual can be smaller.
+        rtol: the relative residual to reach, > 0, or the solve has failed; None as in
+            `ok.CG`. Taken as 4 eps of the narrowest leaf where that is larger: no
+            residual can be smaller.
         restart: m, the number of vectors to keep. None is 30, and all of them for up
             to 100 coordinates.
         max_steps: None is ten times the number of coordinates.
@@ -73,17 +74,18 @@ class GMRES(lx.AbstractLinearSolver):
         Saad and Schultz 1986, algorithm 4.
     """
 
-    rtol: float
+    rtol: float | None
     restart: int | None
     max_steps: int | None
 
     def __init__(
         self,
-        rtol: float = 1e-5,
+        rtol: float | None = None,
         restart: int | None = None,
         max_steps: int | None = None,
     ) -> None:
-        check_positive("ok.GMRES", "rtol", rtol)
+        if rtol is not None:
+            check_positive("ok.GMRES", "rtol", rtol)
         if restart is not None:
             check_positive_int("ok.GMRES", "restart", restart)
         if max_steps is not None:
@@ -117,36 +119,36 @@ class GMRES(lx.AbstractLinearSolver):
         restart = min(self.restart or (size if size <= _SMALL else 30), size)
         linear = lx.linearise(state)
         b, scale = normalised(vector)
-        eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(vector)])
-        rtol = jnp.asarray(max(self.rtol, 4 * eps), scale.dtype)
+        aim, rtol, accepted = tolerances(self.rtol, vector)
 
         def product(v: Params) -> Params:
             return widened(linear.mv(cast_like(v, vector)))
 
         def go_on(carry: Any) -> Array:
-            _, _, norm, steps, is_stalled = carry
-            is_fine = jnp.isfinite(norm) & ~is_stalled
+            _, _, norm, steps, is_over = carry
+            is_fine = jnp.isfinite(norm) & ~is_over
             return (norm > rtol) & (steps < max_steps) & is_fine
 
         def cycle(carry: Any) -> Any:
             x, r, norm, steps, _ = carry
-            end = _cycle(product, r, norm, 0.9 * rtol, restart, max_steps - steps)
+            end = _cycle(product, r, norm, aim, restart, max_steps - steps)
             x = jax.tree.map(jnp.add, x, _minimiser(end, norm))
             r = add(b, -jnp.ones((), rtol.dtype), product(x))
             after = jnp.sqrt(dot(r, r))
             is_stalled = (after > 0.999 * norm) | ~end.is_finite
-            return x, r, after, steps + end.k, is_stalled
+            is_enough = (end.norm <= aim) & (after <= accepted)
+            return x, r, after, steps + end.k, is_stalled | is_enough
 
         zeros = jax.tree.map(jnp.zeros_like, b)
         steps = jnp.zeros((), jnp.int32)
         first = (zeros, b, jnp.sqrt(dot(b, b)), steps, jnp.zeros((), bool))
-        x, _, norm, steps, is_stalled = lax.while_loop(go_on, cycle, first)
+        x, _, norm, steps, is_over = lax.while_loop(go_on, cycle, first)
 
         outcome = first_of(
             (~jnp.isfinite(scale), RESULTS.nonfinite_input),
             (~jnp.isfinite(norm), RESULTS.nonfinite_operator),
-            (norm <= rtol, RESULTS.successful),
-            (is_stalled, RESULTS.stalled),
+            ((norm <= rtol) | (norm <= accepted) & is_over, RESULTS.successful),
+            (is_over, RESULTS.stalled),
             (steps >= max_steps, RESULTS.max_steps_reached),
         )
         x = jax.tree.map(lambda a: a * scale.astype(a.dtype), x)

@@ -76,6 +76,28 @@ def _power_of_two(x: Array) -> tuple[Array, Array]:
     return lax.select(lax.is_finite(x), power, x), inverse
 
 
+def tolerances(rtol: Any, vector: Params) -> tuple[Array, Array, Array]:
+    """What an iterative method wants of |b - A x| / |b|.
+
+    Args:
+        rtol: as the user gave it, or None.
+        vector: b.
+
+    Returns:
+        Of the residual by recurrence, which is some eps off, when it is time to look at
+        the true one; what that is to reach; and what will do where it cannot, which
+        for a number is the same.
+    """
+    dtype = common_dtype(vector)
+    eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(vector)])
+    least, margin, enough = (
+        jnp.asarray(x, dtype) for x in (4 * eps, 8 * eps, eps**0.5)
+    )
+    wanted = jnp.maximum(jnp.asarray(1e-5 if rtol is None else rtol, dtype), least)
+    aim = jnp.maximum(wanted - margin, wanted / 2)
+    return aim, wanted, jnp.maximum(wanted, enough) if rtol is None else wanted
+
+
 def widened(tree: Params) -> Params:
     """The tree in float32 or wider."""
     return jax.tree.map(lambda a: a.astype(wide_dtype(a)), tree)

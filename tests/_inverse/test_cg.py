@@ -181,6 +181,32 @@ def test_a_tolerance_below_rounding_is_reported_not_chased(key):
     assert solution.stats["num_steps"] < 2000
 
 
+@pytest.mark.parametrize("condition", [1e3, 1e4])
+def test_what_rounding_leaves_will_do_unless_a_tolerance_is_asked_for(key, condition):
+    """Oracle: the float64 solution; no further off than a dense float32 factor is."""
+    A = spd(key, 60, condition, jnp.float32)
+    b = jr.normal(key, (20, 60), jnp.float32)
+    exact = np.linalg.solve(np.asarray(A, np.float64), np.asarray(b, np.float64).T).T
+
+    def errors(x):
+        off = np.asarray(x, np.float64) - exact
+        return np.linalg.norm(off, axis=1) / np.linalg.norm(exact, axis=1)
+
+    default, strict = (ok.invert(tagged(A), m) for m in (ok.CG(), ok.CG(1e-5)))
+    solution = jax.vmap(default.solve)(b)
+    residual = np.asarray(solution.stats["residual"])
+    assert np.all(residual <= np.finfo(np.float32).eps ** 0.5)
+    assert np.median(residual) > 1e-5
+    dense = jnp.linalg.solve(A, b.T).T
+    assert np.median(errors(solution.value)) < 2 * np.median(errors(dense))
+
+    def is_(result, P):
+        return jax.vmap(lambda b: P.solve(b).result == result)(b)
+
+    assert np.all(is_(ok.RESULTS.successful, default))
+    assert np.any(is_(ok.RESULTS.inaccurate, strict))
+
+
 def test_a_nan_curvature_and_a_bad_preconditioner_are_reported():
     b = jnp.ones(2)
     C = lx.DiagonalLinearOperator(jnp.array([1.0, jnp.nan]))

@@ -76,6 +76,37 @@ def test_a_singular_operator_is_reported_and_zeros_cost_nothing():
     assert nan.stats["outcome"] == ok.RESULTS.nonfinite_operator
 
 
+@pytest.mark.parametrize("condition", [1e3, 1e4])
+def test_what_rounding_leaves_will_do_unless_a_tolerance_is_asked_for(key, condition):
+    """Oracle: the float64 solution; hardly further off than a dense float32 factor."""
+    u, v = (jnp.linalg.qr(jr.normal(k, (30, 30)))[0] for k in jr.split(key))
+    A = ((u * jnp.logspace(0, jnp.log10(condition), 30)) @ v).astype(jnp.float32)
+    bs = jr.normal(key, (20, 30), jnp.float32)
+    exact = np.linalg.solve(np.asarray(A, np.float64), np.asarray(bs, np.float64).T).T
+
+    def errors(x):
+        off = np.asarray(x, np.float64) - exact
+        return np.linalg.norm(off, axis=1) / np.linalg.norm(exact, axis=1)
+
+    def found(method):
+        def one(b):
+            operator = lx.MatrixLinearOperator(A)
+            solution = lx.linear_solve(operator, b, method, throw=False)
+            return solution.value, solution.stats
+
+        value, stats = jax.vmap(one)(bs)
+        return value, stats["residual"], stats["outcome"] == ok.RESULTS.successful
+
+    value, residual, is_success = found(ok.GMRES())
+    assert np.all(is_success)
+    assert np.all(residual <= np.finfo(np.float32).eps ** 0.5)
+    dense = jnp.linalg.solve(A, bs.T).T
+    assert np.median(errors(value)) < 4 * np.median(errors(dense))
+    _, residual, is_success = found(ok.GMRES(1e-5))
+    assert np.array_equal(is_success, residual <= 1e-5)
+    assert not np.all(is_success)
+
+
 def test_mixed_dtypes_keep_theirs_and_transposes_are_solved(key):
     """Oracle: the dense solution, in the precision of the narrowest leaf."""
     A = contraction(key, 5)
