@@ -3,8 +3,7 @@
 That of benchopt's benchmark_bilevel is for two flat arrays, takes the gradients by x of
 both lower iterates apart, has its step sizes as a vector over powers of the step, and
 neither reports nor guards anything: here it stands for the floor. Both sides draw the
-same minibatches as there (`bilevel.drawn`), ten inner steps for each step of x, and 64
-of those in one compiled loop.
+same minibatches as there (`bilevel.drawn`), with ten inner steps for each step of x.
 """
 
 from collections.abc import Callable
@@ -12,26 +11,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 from jax import lax
 from jaxtyping import Array
 
 import optkit as ok
 
 from .bilevel import (
+    MATRICES,
+    VECTORS,
     Order,
+    beside_scripts,
     drawn,
-    in_blocks,
     objectives,
+    on_blocks,
     orders,
-    single,
-    state_multiple,
 )
-from .measure import Candidate, compiled, measure
-from .problems import Problem, simulated
-from .report import Job, Result, Role, at_most
+from .measure import Candidate
+from .problems import Problem
+from .report import Job, Result, Role
 
-STEPS, INNER_STEPS = 64, 10
+INNER_STEPS = 10
 SCRIPT, OURS = "F2SA, flat script", "ok.f2sa"
 
 
@@ -71,27 +70,20 @@ def batches(i: Array, j: Array) -> ok.Batches:
 
 
 def run(size: int, rounds: int) -> Result:
-    """Rows for x and y of `size` entries, 1,024 examples and batches of 64."""
-    candidates = [make() for make in makers(size)]
-    multiples = {
-        candidate.name: {"state / (x, y)": state_multiple(candidate.carry[0], size)}
-        for candidate in candidates
-    }
-    timing = measure(candidates, rounds)
-    table = timing.table(f"{STEPS} steps", SCRIPT, extras=multiples)
-    target = "A step of `ok.f2sa` takes at most what the published script's takes"
-    return Result([table], [at_most(1.0, table.row(OURS), target, NOISE)])
+    """Tables for x and y of `size` entries, 1,024 examples and batches of 64."""
+    steps = {MATRICES: 1, VECTORS: 64}
+    return beside_scripts(makers, [(SCRIPT, OURS)], steps, size, rounds)
 
 
-def makers(size: int) -> list[Callable[[], Candidate]]:
+def makers(blocks: Problem, steps: int) -> list[Callable[[], Candidate]]:
     """Script and solver, not yet compiled."""
-    blocks = single(in_blocks(simulated(key=jr.key(0), dim_x=size, dim_y=size)))
+    size = blocks.upper.q.shape[-1]
     x, y = jnp.zeros(size, jnp.float32), jnp.zeros(size, jnp.float32)
     given = schedule(INNER_STEPS)
-    start = solver(given, blocks).init(x, y)
+    flat, start = script_start(x, y), solver(given, blocks).init(x, y)
     return [
-        lambda: _candidate(SCRIPT, script, script_start(x, y), blocks, "peer"),
-        lambda: _candidate(OURS, ours(given), start, blocks),
+        lambda: _candidate(SCRIPT, script, flat, blocks, steps, "peer"),
+        lambda: _candidate(OURS, ours(given), start, blocks, steps),
     ]
 
 
@@ -105,20 +97,24 @@ def ours(given: ok.PenaltySchedule) -> Any:
 
 
 def _candidate(
-    name: str, step: Any, state: Any, blocks: Problem, role: Role = "ours"
+    name: str,
+    step: Any,
+    state: Any,
+    blocks: Problem,
+    num_steps: int,
+    role: Role = "ours",
 ) -> Candidate:
-    def steps(carry: Any) -> Any:
+    def steps(args: Any) -> Any:
         def one(carry: Any, _: None) -> Any:
             state, (upper, lower) = carry
             upper, i = _draw(upper)
             lower, j = _draw(lower)
             return (step(state, blocks, batches(i, j)), (upper, lower)), None
 
-        state, orders, blocks = carry
-        carry, _ = lax.scan(one, (state, orders), length=STEPS)
-        return *carry, blocks
+        *carry, blocks = args
+        return lax.scan(one, tuple(carry), length=num_steps)[0]
 
-    return compiled(name, steps, (state, orders(), blocks), role, donate=False)
+    return on_blocks(name, steps, (state, orders()), blocks, role)
 
 
 def _draw(order: Order) -> tuple[Order, Array]:
@@ -158,11 +154,6 @@ def script(state: Any, blocks: Problem, batches: ok.Batches) -> Any:
     return x, y, z, penalty + growth, (k + 1, sizes, powers)
 
 
-NOISE = (
-    "Both make the same gradients; what is left is a norm for the report and the "
-    "rounding of a clock that ticks in fractions of a millisecond a step."
-)
-
 JOB = Job(
     title="A step of F2SA, with ten of y and z each",
     run=run,
@@ -170,7 +161,7 @@ JOB = Job(
     unit="entries each of x and y, batches of 64",
     rounds=40,
     reading=(
-        "At this size a step is dozens of small kernels, and what counts is how many: "
+        "With vectors a step is dozens of small kernels, and what counts is how many: "
         "the two gradients by x of the lower objective are one here, of y and z side "
         "by side. Scripts report nothing; optkit's step also returns losses and norms, "
         "which the compiler leaves out if nobody reads them."

@@ -27,6 +27,7 @@ class Candidate(NamedTuple):
     compile_seconds: float = NAN
     memory: Memory | None = None
     trace_seconds: float = NAN  # the part of the former before the compiler
+    num_instructions: float = NAN  # of what it compiled to
 
 
 class Timing(NamedTuple):
@@ -101,8 +102,9 @@ def compiled(
     traced = now() - start
     executable = lowered.compile()
     seconds = now() - start
-    memory = memory_of(executable)
-    return Candidate(name, executable, carry, role, seconds, memory, traced)
+    size = float((executable.as_text() or "").count(" = "))
+    found = seconds, memory_of(executable), traced, size
+    return Candidate(name, executable, carry, role, *found)
 
 
 def memory_of(executable: Any) -> Memory | None:
