@@ -5,6 +5,7 @@ from typing import Any
 
 import faults_bilevel
 import faults_curvature
+import faults_diagnostics
 import faults_implicit
 import faults_optim
 from faulty import Fault, public_names
@@ -16,6 +17,7 @@ AREAS = {
     "Curvature, inverses and their uses": faults_curvature.ROWS,
     "Implicit differentiation": faults_implicit.ROWS,
     "Nested problems": faults_bilevel.ROWS,
+    "Figures": faults_diagnostics.ROWS,
 }
 CATALOGUE: list[Fault] = [fault for rows in AREAS.values() for fault in rows]
 

@@ -235,6 +235,7 @@ def public_names() -> dict[str, Any]:
         ("optimality.", ok.optimality),
         ("prox.", ok.prox),
         ("projections.", ok.projections),
+        ("plot.", ok.plot),
     ):
         for name in _exported(module):
             found[prefix + name] = getattr(module, name)

@@ -17,15 +17,12 @@ import numpy as np
 from jaxtyping import Float, PyTree
 from numpy.typing import ArrayLike
 
+from .._check import check_positive, check_positive_int
 from .._curvature.spectrum import Spectrum
+from .style import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# Okabe and Ito: eight colours that colour-blind readers tell apart, without the yellow.
-COLORS = (
-    "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000",
-)  # fmt: skip
 
 
 def curves(
@@ -50,6 +47,7 @@ def curves(
 
     Raises:
         ValueError: for values of another shape, or as many steps as there are not.
+        TypeError: for values that are not real numbers, or an `ax` that is none.
         ModuleNotFoundError: without `ax`, where matplotlib is not installed.
 
     Example:
@@ -58,21 +56,22 @@ def curves(
         >>> ax = ok.plot.curves(losses, label="3 seeds")
         >>> ax.set_yscale("log")
     """
-    values = np.asarray(values)
+    call = "ok.plot.curves"
+    values = _numbers(call, values)
     rows = values[:, None] if values.ndim == 1 else values
-    if rows.ndim != 2:
+    if rows.ndim != 2 or rows.size == 0:
         raise ValueError(
-            f"`ok.plot.curves` needs values of shape (points, seeds), got "
-            f"{values.shape}. Move the seeds to the last axis."
+            f"`{call}` needs values of shape (points, seeds), at least one of each, "
+            f"got {values.shape}. Move the seeds to the last axis."
         )
-    steps = np.arange(len(rows)) if steps is None else np.asarray(steps)
+    steps = np.arange(len(rows)) if steps is None else _numbers(call, steps)
     if steps.shape != (len(rows),):
         raise ValueError(
-            f"`ok.plot.curves` got steps of shape {steps.shape} for {len(rows)} "
-            f"points. Pass one step for each row of the values."
+            f"`{call}` got steps of shape {steps.shape} for {len(rows)} points. Pass "
+            f"one step for each row of the values."
         )
-    axes = _axes(ax)
-    mean, low, high = _band(rows.astype(np.float64))
+    axes = _axes(call, ax)
+    mean, low, high = _band(rows)
     (line,) = axes.plot(steps, mean, label=label, linewidth=1.6)
     if rows.shape[1] > 1:
         axes.fill_between(
@@ -104,6 +103,7 @@ def spectrum(
 
     Raises:
         ValueError: for a spectrum that is not finite, or a width that is not positive.
+        TypeError: for a spectrum that is none, or an `ax` that is none.
         ModuleNotFoundError: without `ax`, where matplotlib is not installed.
 
     Example:
@@ -112,19 +112,26 @@ def spectrum(
         >>> s = ok.spectrum(C, key=jax.random.key(0), num_probes=4, num_steps=6)
         >>> ax = ok.plot.spectrum(s, label="Hessian")
     """
+    call = "ok.plot.spectrum"
+    if not isinstance(spectrum, Spectrum):
+        raise TypeError(
+            f"`{call}` needs what `ok.spectrum(C, key=...)` returns, got "
+            f"{type(spectrum).__name__}. For the eigenvalues of a small matrix take "
+            f"`ok.plot.histogram(jnp.linalg.eigvalsh(C.as_matrix()))`."
+        )
+    if width is not None:
+        check_positive(call, "width", width)
     nodes = np.asarray(spectrum.nodes)
     if not np.all(np.isfinite(nodes)):
         raise ValueError(
-            "`ok.plot.spectrum` got a spectrum that is not finite. Look at the params "
-            "and the batch of the curvature: a product with it is not finite."
+            f"`{call}` got a spectrum that is not finite. Look at the params and the "
+            f"batch of the curvature: a product with it is not finite."
         )
     low, high = float(nodes.min()), float(nodes.max())
     width = (high - low) / 100 or 1.0 if width is None else width
-    if not width > 0:
-        raise ValueError(f"`ok.plot.spectrum` needs a width > 0, got width={width!r}.")
     at = np.linspace(low - 5 * width, high + 5 * width, 1000)
     mean, error = spectrum.density(jax.numpy.asarray(at), width)
-    axes = _axes(ax)
+    axes = _axes(call, ax)
     (line,) = axes.plot(at, np.asarray(mean), label=label, linewidth=1.6)
     if error is not None:
         band = (
@@ -160,7 +167,8 @@ def histogram(
         The Axes, with a logarithmic count: zero and few entries are told apart.
 
     Raises:
-        ValueError: for a tree without a finite entry.
+        ValueError: for a tree without a finite entry, or less than one bin.
+        TypeError: for leaves that are not real numbers, or an `ax` that is none.
         ModuleNotFoundError: without `ax`, where matplotlib is not installed.
 
     Example:
@@ -168,11 +176,16 @@ def histogram(
         >>> params = {"w": jnp.linspace(-1.0, 1.0, 100) ** 3, "b": jnp.zeros(3)}
         >>> ax = ok.plot.histogram(params, label="weights")
     """
-    leaves = [np.ravel(np.asarray(a).astype(float)) for a in jax.tree.leaves(tree)]
+    call = "ok.plot.histogram"
+    check_positive_int(call, "bins", bins)
+    leaves = [np.ravel(_numbers(call, leaf)) for leaf in jax.tree.leaves(tree)]
     finite = [leaf[np.isfinite(leaf)] for leaf in leaves]
     finite = [leaf for leaf in finite if leaf.size]
     if not finite:
-        raise ValueError("`ok.plot.histogram` got a tree without a finite entry.")
+        raise ValueError(
+            f"`{call}` needs a tree with a finite entry, got {sum(map(len, leaves))} "
+            f"entries that are none. Look at where the first NaN came from."
+        )
     low = min(leaf.min() for leaf in finite)
     high = max(leaf.max() for leaf in finite)
     edges = np.histogram_bin_edges([low, high], bins)
@@ -180,7 +193,7 @@ def histogram(
     missing = sum(leaf.size for leaf in leaves) - sum(leaf.size for leaf in finite)
     if missing:
         label = f"{label or 'entries'} ({missing} more not finite)"
-    axes = _axes(ax)
+    axes = _axes(call, ax)
     (line,) = axes.plot([], [])  # takes the next colour
     axes.stairs(
         counts, edges, label=label, color=line.get_color(), fill=True, alpha=0.4
@@ -193,20 +206,12 @@ def histogram(
     return _finish(axes, "value", label)
 
 
-def style(ax: Any) -> None:
-    """Colours, a grid behind them, and two spines."""
-    ax.set_prop_cycle(color=COLORS)
-    ax.grid(visible=True, which="major", color="0.9", linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.spines[["top", "right"]].set_visible(False)
-
-
 def _band(
     values: Float[np.ndarray, "points seeds"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean, and the ends of the band around it."""
     ddof = min(1, values.shape[1] - 1)
-    with np.errstate(invalid="ignore"):  # a seed that diverged: inf - inf
+    with np.errstate(invalid="ignore", over="ignore"):  # a seed that diverged
         mean, std = values.mean(axis=1), values.std(axis=1, ddof=ddof)
         low, least = mean - std, values.min(axis=1)
         # A logarithmic axis has no zero.
@@ -214,9 +219,30 @@ def _band(
     return mean, low, mean + std
 
 
-def _axes(ax: "Axes | None") -> Any:
+def _numbers(call: str, values: Any) -> np.ndarray:
+    """An array of float64, or a `TypeError` where there are no real numbers."""
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError):  # ragged lists, random keys
+        array = np.asarray(None)
+    is_floating = jax.numpy.issubdtype(array.dtype, np.floating)  # bfloat16, too
+    if not is_floating and array.dtype.kind not in "iub":
+        raise TypeError(
+            f"`{call}` needs arrays of real numbers, got {type(values).__name__}: "
+            f"{str(values)[:60]}. Take the modulus or the parts of complex ones, and "
+            f"leave out what is no number."
+        )
+    return array.astype(np.float64)
+
+
+def _axes(call: str, ax: "Axes | None") -> Any:
     """The Axes to draw into."""
     if ax is not None:
+        if not hasattr(ax, "plot"):
+            raise TypeError(
+                f"`{call}` needs Axes of matplotlib's for `ax`, got "
+                f"{type(ax).__name__}. Of an array of them, take one: `axes[0]`."
+            )
         return ax
     try:
         pyplot = importlib.import_module("matplotlib.pyplot")

@@ -6,7 +6,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from .._diagnostics.plot import COLORS as COLORS, curves, style
+from .._diagnostics.plot import curves
+from .._diagnostics.style import COLORS as COLORS, style
 from .training import Run
 
 
