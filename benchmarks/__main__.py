@@ -49,6 +49,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in options.show or ():
         if not path.is_file():
             parser.error(f"argument --show: no such file: {path}")
+    for path in filter(None, (options.json, options.write)):
+        if not path.resolve().parent.is_dir():
+            parser.error(f"no such folder: {path.parent}")
+    if options.write is not None and options.job:
+        parser.error(
+            "argument --write: needs all jobs, as it writes the page anew: keep this "
+            "one's with --json, and join it to the others' with --show A B --write"
+        )
+    if options.tune and options.job not in (None, ["quality"]):
+        parser.error("argument --tune: searches the grids of quality, no other job's")
     if options.tune:
         tune()
         return 0

@@ -11,7 +11,7 @@ from .show import TARGET_HEADINGS, as_words, floor_words, summary, target_words
 HEAD = """\
 # Performance
 
-This page is written by a run of the benchmarks, and no figure in it by hand:
+This page is written by a run of the benchmarks, and no figure in its tables by hand:
 
 ```bash
 pip install -e ".[bench]" && python -m benchmarks --write docs/performance.md

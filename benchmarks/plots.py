@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -36,6 +37,7 @@ def draw(plot: Plot) -> Figure:
     axes.set_ylabel(plot.y_label)
     if plot.x_log:
         axes.set_xscale("log")
+        _name_points(axes, plot)
     if plot.y_log:
         axes.set_yscale("log")
     else:
@@ -44,6 +46,14 @@ def draw(plot: Plot) -> Figure:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8, loc="best")
     return figure
+
+
+def _name_points(axes: Any, plot: Plot) -> None:
+    """Few points on a logarithmic axis are its ticks, as plain numbers."""
+    at = sorted({float(x) for line in plot.lines for x in line.x})
+    if len(at) < 10:
+        axes.set_xticks(at, [f"{x:,.0f}" for x in at])
+        axes.minorticks_off()
 
 
 def write(plots: Sequence[Plot], folder: Path) -> list[Path]:

@@ -188,25 +188,40 @@ def _as_number(call: str, name: str, value: object) -> float | None:
     )
 
 
-def check_real(call: str, name: str, tree: PyTree) -> None:
-    """Raises a `TypeError` at the first leaf that is not floating."""
+def check_real(
+    call: str, name: str, tree: PyTree, place: str = "one of the `args`"
+) -> None:
+    """Raises a `TypeError` at the first leaf that is not floating.
+
+    Args:
+        call: the public function to name in the message.
+        name: what `tree` is to the user.
+        tree: arrays or numbers.
+        place: where integers belong.
+
+    Raises:
+        TypeError: for any other dtype.
+    """
     for path, leaf in jtu.tree_leaves_with_path(tree):
         dtype = jnp.result_type(leaf)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"`{call}` needs real floating leaves, got {dtype} at "
-                f"{name}{jtu.keystr(path)}. Hand integers over as one of the `args`; "
-                f"split a complex leaf into its real and imaginary parts."
+                f"{name}{jtu.keystr(path)}. Hand integers over as {place}; split a "
+                f"complex leaf into its real and imaginary parts."
             )
 
 
-def check_vector(call: str, vector: PyTree, structure: PyTree) -> None:
+def check_vector(
+    call: str, vector: PyTree, structure: PyTree, name: str = "vector"
+) -> None:
     """Raises unless `vector` is what an operator on `structure` acts on.
 
     Args:
         call: the public name of the operator, for the message.
         vector: what arrived.
         structure: arrays or `jax.ShapeDtypeStruct`s.
+        name: what `vector` is to the user.
 
     Raises:
         ValueError: if structure or a shape differs.
@@ -217,18 +232,17 @@ def check_vector(call: str, vector: PyTree, structure: PyTree) -> None:
     kind, where, got, want = found
     if kind == "structure":
         raise ValueError(
-            f"`{call}` needs a vector of the structure of its params. Pass a pytree "
-            f"like the params, for example a gradient.\n"
-            f"  vector: {got}\n  params: {want}"
+            f"`{call}` needs {name} in the structure of the operator's params. Pass a "
+            f"pytree like them.\n  {name}: {got}\n  the operator's params: {want}"
         )
     if kind == "shape":
         raise ValueError(
-            f"`{call}` got shape {got} at vector{where}, and its params have {want}. "
-            f"Pass one vector; for many, `jax.vmap` it."
+            f"`{call}` got shape {got} at {name}{where}, and the operator's params "
+            f"have {want}. For many at once, `jax.vmap` the call."
         )
     raise TypeError(
-        f"`{call}` got dtype {got} at vector{where}, and its params have {want}. Cast "
-        f"the vector with `optax.tree.cast_like(vector, params)`."
+        f"`{call}` got dtype {got} at {name}{where}, and the operator's params have "
+        f"{want}. Cast with `optax.tree.cast_like`."
     )
 
 

@@ -87,7 +87,7 @@ def influence(
     check_symmetric(call, inverse)
     check_batch(call, "train", train)
     check_batch(call, "test", test)
-    check_vector(call, params, inverse.in_structure())
+    check_vector(call, params, inverse.in_structure(), "params")
 
     def loss(p: Params, example: Any) -> Float[Array, ""]:
         value = example_loss(p, example)

@@ -55,6 +55,7 @@ def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
     Raises:
         ValueError: for an inverse on other params.
         TypeError: for params of another dtype than the inverse's.
+        NotImplementedError: for a P whose diagonal is not known, as of `ok.CG()`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -67,7 +68,7 @@ def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
         Hassibi and Stork 1992; Frantar et al. 2021, arXiv:2107.03356 (M-FAC).
     """
     check_symmetric("ok.obs_saliency", inverse)
-    check_vector("ok.obs_saliency", params, inverse.in_structure())
+    check_vector("ok.obs_saliency", params, inverse.in_structure(), "params")
     return jax.tree.map(lambda w, p: w**2 / (2 * p), params, diagonal_of(inverse))
 
 
@@ -92,6 +93,7 @@ def obs_summed(
     Raises:
         ValueError: for an inverse or a `removed` unlike the params.
         TypeError: for a `removed` that is not boolean.
+        NotImplementedError: for a P whose diagonal is not known, as of `ok.CG()`.
 
     Reference:
         Frantar et al. 2021, arXiv:2107.03356, and the authors' code.
@@ -166,6 +168,7 @@ def obs_prune(
         ValueError: for a sparsity outside [0, 1), or an inverse, `kept` or `mask` of
             another structure than the params.
         TypeError: for an `update` that is no function.
+        NotImplementedError: for a P whose diagonal is not known, as of `ok.CG()`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -181,7 +184,7 @@ def obs_prune(
     _check_sparsity("ok.obs_prune", sparsity)
     check_function("ok.obs_prune", "update", update)
     check_symmetric("ok.obs_prune", inverse)
-    check_vector("ok.obs_prune", params, inverse.in_structure())
+    check_vector("ok.obs_prune", params, inverse.in_structure(), "params")
     kept = _all_kept(params) if kept is None else kept
     if jax.tree.map(jnp.shape, kept) != jax.tree.map(jnp.shape, params):
         raise ValueError(
@@ -305,7 +308,7 @@ def _check_removal(
         ValueError: for trees unlike the params.
     """
     check_symmetric(call, inverse)
-    check_vector(call, params, inverse.in_structure())
+    check_vector(call, params, inverse.in_structure(), "params")
     shapes = jax.tree.map(jnp.shape, removed), jax.tree.map(jnp.shape, params)
     if shapes[0] != shapes[1]:
         raise ValueError(

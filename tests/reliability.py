@@ -67,6 +67,8 @@ def limits() -> str:
 - A batch, a loss or a label that is wrong but finite is not known to be wrong.
 - `ok.LowRank`, `ok.hessian` and other operators show NaN in what they return; only
   a solve reports it.
+- An indefinite curvature in `ok.Nystrom`, if its sketch meets no negative eigenvalue:
+  the solve is reported as a success. `ok.CG` finds what its right-hand side can.
 - A singular Jacobian whose linear system has a solution is solved, not reported: the
   derivative is then one of many. `ok.check_implicit` tells.
 - Numbers known on a device only, such as a traced damping or decay, are not checked

@@ -140,7 +140,7 @@ def test_bad_examples_are_refused(problem, inverse, change, options, match):
 def test_an_inverse_on_other_params_is_refused(problem, inverse):
     """Oracle: the message."""
     train, test, params = problem
-    with pytest.raises(ValueError, match=r"`ok.influence` needs a vector"):
+    with pytest.raises(ValueError, match=r"`ok.influence` needs params in"):
         ok.influence(example_loss, params["w"], train, test, inverse)
 
 

@@ -5,7 +5,10 @@ import runpy
 from pathlib import Path
 
 import jax
+import lineax as lx
 import pytest
+
+import optkit as ok
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -25,3 +28,11 @@ def test_snippets_of_a_page_run_in_order(page, tmp_path):
 def test_the_readme_is_short():
     """Under 120 lines, so that it is read."""
     assert len((ROOT / "README.md").read_text().splitlines()) < 120
+
+
+def test_every_result_is_in_the_api_with_its_text():
+    """Oracle: the enumeration; Lineax's own items are Lineax's to explain."""
+    page = (ROOT / "docs" / "api" / "inverse.md").read_text().replace("\\|", "|")
+    rows = dict(re.findall(r"^\| `(\w+)` \| [^|]+ \| (.*) \|$", page, re.MULTILINE))
+    assert len(rows) == len(ok.RESULTS) - len(lx.RESULTS)
+    assert {name: ok.RESULTS[getattr(ok.RESULTS, name)] for name in rows} == rows

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from .._check import (
     check_function,
-    check_real_params,
+    check_real,
     check_scalar,
     check_transform as check_transform,
     first_difference,
@@ -38,15 +38,25 @@ Projection: TypeAlias = Callable[[Params], Params]
 
 
 class BilevelInfo(NamedTuple):
-    """What a human reads of a step; what a solver does not compute is NaN."""
+    """What a human reads of a step; what a solver does not compute is NaN.
 
-    upper: Float[Array, ""]  # F at the (x, y) where its gradient was taken
-    lower: Float[Array, ""]  # g there
-    hypergradient_norm: Float[Array, ""]  # of the estimate that moved x
-    residual: Float[Array, ""]  # |∇_y g|, or of the step of y where y is constrained
-    penalty: Float[Array, ""]  # the weight λ of g beside F; 1/σ
-    result: Any  # an item of `ok.RESULTS`: what, if anything, is wrong
-    linear_residual: Any = math.nan  # |H v - ∇_y F| / |∇_y F|, of methods that solve it
+    Attributes:
+        upper: F at the (x, y) where its gradient was taken.
+        lower: g there.
+        hypergradient_norm: of the estimate that moved x.
+        residual: |∇_y g|, or of the step of y where y is constrained.
+        penalty: the weight λ of g beside F, or 1/σ.
+        result: an item of `ok.RESULTS`: what, if anything, is wrong.
+        linear_residual: |H v - ∇_y F| / |∇_y F|, of methods that solve for v.
+    """
+
+    upper: Float[Array, ""]
+    lower: Float[Array, ""]
+    hypergradient_norm: Float[Array, ""]
+    residual: Float[Array, ""]
+    penalty: Float[Array, ""]
+    result: Any
+    linear_residual: Any = math.nan
 
 
 class BilevelSolver(NamedTuple):
@@ -91,8 +101,8 @@ def scalar_objective(call: str, name: str, function: Objective) -> Objective:
 
 def check_variables(call: str, x: Params, y: Params) -> None:
     """Raises a `TypeError` unless both variables are trees of real floating arrays."""
-    check_real_params(f"{call}.init(x)", x)
-    check_real_params(f"{call}.init(y)", y)
+    for name, variable in (("x", x), ("y", y)):
+        check_real(call, name, variable, "part of the batch")
 
 
 def batches_of(batch: Batch) -> tuple[Batches, bool]:

@@ -26,15 +26,25 @@ from .base import (
 
 
 class HypergradientInfo(NamedTuple):
-    """How a hypergradient came about."""
+    """How a hypergradient came about.
 
-    upper: Float[Array, ""]  # F where it was taken
-    lower: Float[Array, ""]  # g there
-    y: Params  # there: the y given, or what the unrolled steps made of it
-    direct: Params  # ∇_x F, the part that does not go through y
-    residual: Float[Array, ""]  # as in `ok.BilevelInfo`
-    linear_residual: Any  # |H v - ∇_y F| / |∇_y F|; NaN where nothing is solved
-    result: Any  # an item of `ok.RESULTS`: how the solve went
+    Attributes:
+        upper: F where it was taken.
+        lower: g there.
+        y: there: the y given, or what the unrolled steps made of it.
+        direct: ∇_x F, the part that does not go through y.
+        residual: |∇_y g|, or of the projected step, as in `ok.BilevelInfo`.
+        linear_residual: |H v - ∇_y F| / |∇_y F|; NaN where nothing is solved.
+        result: an item of `ok.RESULTS`: how the solve went.
+    """
+
+    upper: Float[Array, ""]
+    lower: Float[Array, ""]
+    y: Params
+    direct: Params
+    residual: Float[Array, ""]
+    linear_residual: Any
+    result: Any
 
 
 class AbstractHypergradient(eqx.Module):

@@ -16,10 +16,15 @@ from .base import Batch, BilevelInfo, BilevelSolver
 
 
 class Run(NamedTuple):
-    """Where a run arrived, and how."""
+    """Where a run arrived, and how.
 
-    state: Any  # of the solver
-    history: Any  # an `ok.BilevelInfo` of NumPy arrays, with a leading axis of steps
+    Attributes:
+        state: of the solver.
+        history: an `ok.BilevelInfo` of NumPy arrays, with a leading axis of steps.
+    """
+
+    state: Any
+    history: Any
 
 
 def run(

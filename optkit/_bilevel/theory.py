@@ -12,12 +12,19 @@ from .schedules import PenaltySchedule
 
 
 class Constants(NamedTuple):
-    """What the theory of F2SA asks of a problem."""
+    """What the theory of F2SA asks of a problem.
 
-    convexity: float  # μ, the strong convexity of g in y
-    lower: float  # l_{g,1}, the smoothness of g
-    upper: float  # l_{f,1}, the smoothness of f
-    total: float = 0.0  # l_{F,1}, the smoothness of x -> f(x, y*(x)); 0: not a bound
+    Attributes:
+        convexity: μ, the strong convexity of g in y.
+        lower: l_g, the smoothness of g: the Lipschitz constant of its gradient.
+        upper: l_f, the smoothness of f.
+        total: l_F, the smoothness of x ↦ f(x, y*(x)); 0 leaves its bound out.
+    """
+
+    convexity: float
+    lower: float
+    upper: float
+    total: float = 0.0
 
 
 def f2sa_schedule(

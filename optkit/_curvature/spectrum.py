@@ -47,7 +47,8 @@ class Spectrum(eqx.Module):
         """Estimates the mean of a function over the n eigenvalues, tr f(C)/n.
 
         `spectrum.size * spectrum.mean(lambda x: x / (x + damping)).mean` is the
-        effective dimension, and `spectrum.mean(lambda x: x < 0)` how many are negative.
+        effective dimension, and `spectrum.mean(lambda x: x < 0)` the fraction of the
+        eigenvalues that are negative.
 
         Args:
             fn: from an array to one of its shape, entry by entry.

@@ -1,8 +1,9 @@
 """Figures of what long runs leave behind (`pip install "optkit[plot]"`).
 
 Each function draws one thing into Axes of matplotlib's, and returns them. Those that
-are passed as `ax=` keep their colours and scales where the user has set them; without,
-new ones are made, which a notebook shows. Several calls draw into one picture:
+are passed as `ax=` keep their colours and labels; `spectrum` and `histogram` make their
+heights logarithmic. Without, new ones are made, which a notebook shows. Several calls
+draw into one picture:
 
     ax = ok.plot.curves(losses["adam"], label="Adam")
     ax = ok.plot.curves(losses["adan"], label="Adan", ax=ax)
@@ -38,6 +39,7 @@ def curves(
         values: of shape (points, seeds), or (points,) of one seed. Where all are
             positive, the band ends at the least seed rather than below zero.
             Where one is not finite, the curve has a gap.
+            A point with no finite neighbour is a dot.
         steps: where the points are; None counts them from 0.
         label: of the curve.
         ax: where to draw; None makes new Axes.
@@ -72,7 +74,8 @@ def curves(
         )
     axes = _axes(call, ax)
     mean, low, high = _band(rows)
-    (line,) = axes.plot(steps, mean, label=label, linewidth=1.6)
+    (line,) = axes.plot(steps, mean, label=label, linewidth=1.6, marker=".")
+    line.set_markevery(_alone(mean))
     if rows.shape[1] > 1:
         axes.fill_between(
             steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0
@@ -129,7 +132,10 @@ def spectrum(
         )
     low, high = float(nodes.min()), float(nodes.max())
     width = (high - low) / 100 or 1.0 if width is None else width
-    at = np.linspace(low - 5 * width, high + 5 * width, 1000)
+    # As fine as the bumps are wide, around each node, whatever the range is.
+    near = nodes[..., None] + width * np.linspace(-5, 5, 41)
+    grid = np.linspace(low - 5 * width, high + 5 * width, 1000)
+    at = np.unique(np.concatenate([grid, near.ravel()]))
     mean, error = spectrum.density(jax.numpy.asarray(at), width)
     axes = _axes(call, ax)
     (line,) = axes.plot(at, np.asarray(mean), label=label, linewidth=1.6)
@@ -144,8 +150,7 @@ def spectrum(
     bottom = 0.1 * one if is_first else min(axes.get_ylim()[0], 0.1 * one)
     axes.set_yscale("log")
     axes.set_ylim(bottom=bottom)
-    axes.set_ylabel("density")
-    return _finish(axes, "eigenvalue", label)
+    return _finish(axes, "eigenvalue", label, "density")
 
 
 def histogram(
@@ -188,7 +193,10 @@ def histogram(
         )
     low = min(leaf.min() for leaf in finite)
     high = max(leaf.max() for leaf in finite)
-    edges = np.histogram_bin_edges([low, high], bins)
+    room = max(abs(low), abs(high), 1e-30) * np.finfo(np.float32).eps * bins
+    if high - low < room:  # one value to rounding: bins around it
+        low, high = low - room / 2, high + room / 2
+    edges = np.linspace(low, high, bins + 1)
     counts = sum(np.histogram(leaf, edges)[0] for leaf in finite)
     missing = sum(leaf.size for leaf in leaves) - sum(leaf.size for leaf in finite)
     if missing:
@@ -202,8 +210,14 @@ def histogram(
     line.remove()
     axes.set_yscale("log")
     axes.set_ylim(bottom=0.5)
-    axes.set_ylabel("entries")
-    return _finish(axes, "value", label)
+    return _finish(axes, "value", label, "entries")
+
+
+def _alone(mean: np.ndarray) -> list[int]:
+    """The points that no line would show: their neighbours are not finite."""
+    here = np.isfinite(mean)
+    around = np.concatenate([[False], here, [False]])
+    return np.flatnonzero(here & ~around[:-2] & ~around[2:]).tolist()
 
 
 def _band(
@@ -255,10 +269,12 @@ def _axes(call: str, ax: "Axes | None") -> Any:
     return ax
 
 
-def _finish(ax: Any, xlabel: str, label: str | None) -> Any:
-    """Names the axis if the user has not, and what is drawn."""
+def _finish(ax: Any, xlabel: str, label: str | None, ylabel: str = "") -> Any:
+    """Names the axes if the user has not, and what is drawn."""
     if not ax.get_xlabel():
         ax.set_xlabel(xlabel)
+    if not ax.get_ylabel():
+        ax.set_ylabel(ylabel)
     if label is not None:
         ax.legend(frameon=False)
     return ax

@@ -149,11 +149,11 @@ def _rich_bar(label: str, total: int) -> Any:
     rich = importlib.import_module("rich.progress")
     console = importlib.import_module("rich.console").Console(stderr=True)
     bar = rich.Progress(
-        rich.TextColumn("{task.description}"),
+        rich.TextColumn("{task.description}", markup=False),
         rich.BarColumn(),
         rich.TextColumn("{task.completed}/{task.total}"),
         rich.TimeRemainingColumn(compact=True, elapsed_when_finished=True),
-        rich.TextColumn("{task.fields[status]}"),
+        rich.TextColumn("{task.fields[status]}", markup=False),
         console=console,
         auto_refresh=False,
     )

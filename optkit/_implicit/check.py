@@ -23,14 +23,24 @@ _POWER_STEPS = 20
 
 
 class ImplicitReport(NamedTuple):
-    """How a derivative of a solution stands, in numbers, and a verdict in words."""
+    """How a derivative of a solution stands, in numbers, and a verdict in words.
 
-    residual: float  # |F(y, args)|
-    distance: float  # |A⁻¹F| / |y|: a Newton step, how far y is from the solution
-    condition_number: float  # of A = ∂_yF; of large ones an estimate from below
-    backward_residual: float  # |b - A x| / |b|, the larger of A's and Aᵀ's
-    error: float  # of the implicit derivative, relative to the finite difference
-    noise: float  # how far two finite differences differ, relative
+    Attributes:
+        residual: |F(y, args)|.
+        distance: |A⁻¹F| / |y|: a Newton step, how far y is from the solution.
+        condition_number: of A = ∂_yF; of large ones an estimate from below.
+        backward_residual: |b - A x| / |b|, the larger of A's and Aᵀ's.
+        error: of the implicit derivative, relative to the finite difference.
+        noise: how far two finite differences differ, relative.
+        verdict: what to make of it.
+    """
+
+    residual: float
+    distance: float
+    condition_number: float
+    backward_residual: float
+    error: float
+    noise: float
     verdict: str
 
     def __str__(self) -> str:

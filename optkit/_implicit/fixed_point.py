@@ -67,7 +67,8 @@ def implicit_fixed_point(
 
     Raises:
         TypeError: for something that is not a function, or not a method.
-        ValueError: for a method for symmetric operators only.
+        ValueError: for a method of ours for symmetric operators only; one of Lineax's
+            raises at the first derivative.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok

@@ -36,7 +36,8 @@ def host_solver(
 
     Raises:
         TypeError: for something that is not a function.
-        ValueError: when called, for a y in another structure or shape than y0.
+        RuntimeError: JAX's, when called, with the text inside, for a y in another
+            structure or shape than y0, and for whatever the solver raises.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np, optkit as ok

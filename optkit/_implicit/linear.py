@@ -27,8 +27,8 @@ class OneStep(lx.AbstractLinearSolver):
 
     For a fixed point, A = I - ∂T and α = 1: the derivative of one step of T from the
     solution, as one-step differentiation and Jacobian-free backpropagation have it.
-    It is off by (I - A⁻¹) b, of relative size at most ρ/(1 - ρ) for a T that
-    contracts by ρ. For a minimum, A is the Hessian: the T1-T2 hypergradient for
+    It is off by (I - A⁻¹) b, at most ρ/(1 - ρ) |b|, for a T that contracts
+    by ρ. For a minimum, A is the Hessian: the T1-T2 hypergradient for
     α = 1, and one step of gradient descent of step size α. With α below 1/λ_max it
     has a positive inner product with the exact A⁻¹b, of which it is off by
     (A⁻¹ - αI) b: most of it in directions of small curvature.

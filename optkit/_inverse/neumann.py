@@ -52,8 +52,8 @@ class Neumann(AbstractInverse):
         [3.5 7. ]
 
     Reference:
-        Lorraine, Vicol and Duvenaud 2020, arXiv:1911.02590, section 4. Departs: K
-        counts terms, which there are K + 1.
+        Lorraine, Vicol and Duvenaud 2020, arXiv:1911.02590, section 4. Departs: the
+        paper's K counts products, so that its sum has K + 1 terms.
     """
 
     num_terms: int

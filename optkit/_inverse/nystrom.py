@@ -67,7 +67,7 @@ class Nystrom(AbstractExplicitInverse):
     Reference:
         Frangella, Tropp and Udell 2023, arXiv:2110.02820, Algorithm 2.1. Departs: an
         eigendecomposition of the r x r core in place of its Cholesky factor, so an
-        indefinite C is seen and not NaN.
+        indefinite C is seen, where the sketch meets a negative eigenvalue, and not NaN.
     """
 
     rank: int = eqx.field(static=True)

@@ -34,7 +34,8 @@ class RESULTS(lx.RESULTS):  # pyright: ignore  # an enumeration Equinox can exte
     )
     undamped = (
         "A curvature of low rank has no inverse without damping. Pass "
-        "`ok.invert(..., damping=...)` a number > 0."
+        "`ok.invert(..., damping=...)`, or `ok.implicit_minimum(..., damping=...)`, a "
+        "number > 0."
     )
     nonfinite_operator = (
         "The curvature is NaN or infinite. Check the params and the batch that it was "
