@@ -22,8 +22,9 @@ _MAX_REFINE = 6
 _TOLERANCE = 0.1  # of half the digits: 3e-5 in float32
 
 
-# The error of u in float32. Entries of K are off by ε max K_jj at random, which moves
-# c = (sI + K)⁻¹eᵢ, s = mλ, by (sI + K)⁻¹E c, and Gᵀ of that is at most
+# The error of u in float32. Entries of K are off by ε max K_jj at random, for rows of
+# more than 2¹⁶ entries by √(n / 2¹⁶) times that, which moves c = (sI + K)⁻¹eᵢ, s = mλ,
+# by (sI + K)⁻¹E c, and Gᵀ of that is at most
 #
 #     ε √m √(max K_jj / p) b,    b² = Σ_j c_j² K_jj,    p = the smallest pivot of sI + K
 #
@@ -60,7 +61,9 @@ def write_and_solve(
     c = jnp.where(is_finite, c, jnp.nan)
     pivots = jnp.where(squares > 0, jnp.diagonal(lower) ** 2, jnp.inf)
     b = jnp.sqrt(jnp.sum(c**2 * squares))
-    bound = ε * jnp.sqrt(m * jnp.max(squares) / jnp.min(pivots)) * b
+    longest = max([leaf.size for leaf in jax.tree.leaves(g)], default=0)
+    ε_K = ε * max(1.0, longest / 2**16) ** 0.5
+    bound = ε_K * jnp.sqrt(m * jnp.max(squares) / jnp.min(pivots)) * b
     norm = jnp.sqrt(jnp.maximum(c @ (gram @ c), 0))
     is_accurate = bound <= _TOLERANCE * ε**0.5 * norm
 

@@ -144,6 +144,26 @@ def test_float32_is_accurate_where_gradients_nearly_repeat(kind, damping, x64, r
         assert state.gram.dtype == (jnp.float64 if x64 else jnp.float32)
 
 
+@pytest.mark.parametrize("damping", [1e-1, 1e-3, 1e-5])
+def test_float32_is_accurate_for_leaves_of_millions(damping, rng):
+    """Oracle: the dense inverse in float64, where gradients have most in common."""
+    m, n = 4, 1 << 21
+    common = rng.normal(size=n)
+    grads = (common + 0.1 * rng.normal(size=(m, n))) / n**0.5
+    grads = grads.astype(np.float32)
+    tx = ok.scale_by_mfac(m, damping)
+    state, update = tx.init(jnp.zeros(n, jnp.float32)), jax.jit(tx.update)
+    for g in grads:
+        u, state = update(jnp.asarray(g), state)
+    G = grads.astype(np.float64)
+    K = G @ G.T
+    assert np.abs(np.asarray(state.gram, np.float64) - K).max() < 1e-6 * K.max()
+    c = np.linalg.solve(m * damping * np.eye(m) + K, np.eye(m)[-1])
+    want = m * G.T @ c
+    off = np.asarray(u, np.float64) - want
+    assert np.linalg.norm(off) < 3e-5 * np.linalg.norm(want)
+
+
 def test_a_zero_gradient_gives_a_zero_update(rng):
     """Oracle: identity; also while all of the window is empty."""
     g = jnp.asarray(rng.standard_normal(10))
