@@ -136,7 +136,7 @@ def test_signs_are_balanced_and_uncorrelated(key):
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 20])
-@pytest.mark.parametrize("dtype, rtol", [(jnp.float32, 1e-6), (jnp.bfloat16, 3e-5)])
+@pytest.mark.parametrize(("dtype", "rtol"), [(jnp.float32, 1e-6), (jnp.bfloat16, 3e-5)])
 def test_long_rows_are_added_up_to_the_digits_of_float32(num_rows, dtype, rtol, rng):
     """Oracle: float64. One by one, 2²¹ positive terms would be off by 2e-6 to 8e-4."""
     x = rng.uniform(0.5, 1.5, 1 << 21)

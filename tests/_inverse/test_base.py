@@ -339,7 +339,7 @@ def test_bad_calls_say_what_to_do():
     P = ok.invert(C, ok.CG(), damping=1.0)
     with pytest.raises(ValueError, match="structure"):
         P.mv({"w": PARAMS["w"]})
-    with pytest.raises(TypeError, match="Cast with `optax.tree.cast_like`"):
+    with pytest.raises(TypeError, match="Cast with"):
         P.mv(jax.tree.map(lambda x: jnp.zeros(x.shape, int), PARAMS))
     with pytest.raises(IndexError, match="0 <= b < 8"):
         P.entry(0, 8)
