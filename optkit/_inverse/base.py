@@ -204,7 +204,7 @@ class Inverse(AbstractCurvature):
         )
         result = RESULTS.promote(solution.result)
         stats = dict(solution.stats)
-        if is_ours:
+        if "outcome" in stats:  # of a method of ours
             outcome = stats.pop("outcome")
             fine = outcome == RESULTS.successful
             result = RESULTS.where(fine, result, outcome)
@@ -333,6 +333,7 @@ def fit_for_use(
     outcome = first_of(
         (~(damping > 0), RESULTS.undamped),
         (~all_finite(factor), RESULTS.nonfinite_operator),
+        (getattr(factor, "is_indefinite", jnp.zeros((), bool)), RESULTS.indefinite),
     )
     return outcome.error_if(value, outcome != RESULTS.successful)
 

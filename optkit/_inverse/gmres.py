@@ -125,30 +125,37 @@ class GMRES(lx.AbstractLinearSolver):
             return widened(linear.mv(cast_like(v, vector)))
 
         def go_on(carry: Any) -> Array:
-            _, _, norm, steps, is_over = carry
-            is_fine = jnp.isfinite(norm) & ~is_over
+            _, _, norm, steps, _, is_enough, is_stalled = carry
+            is_fine = jnp.isfinite(norm) & ~is_enough & ~is_stalled
             return (norm > rtol) & (steps < max_steps) & is_fine
 
         def cycle(carry: Any) -> Any:
-            x, r, norm, steps, _ = carry
+            x, r, norm, steps, is_regular, _, _ = carry
             end = _cycle(product, r, norm, aim, restart, max_steps - steps)
-            x = jax.tree.map(jnp.add, x, _minimiser(end, norm))
-            r = add(b, -jnp.ones((), rtol.dtype), product(x))
+            step, is_regular_now = _minimiser(end, norm)
+            y = jax.tree.map(jnp.add, x, step)
+            r = add(b, -jnp.ones((), rtol.dtype), product(y))
             after = jnp.sqrt(dot(r, r))
+            is_worse = after > norm
+            x = jax.tree.map(lambda x, y: jnp.where(is_worse, x, y), x, y)
+            after = jnp.where(is_worse, norm, after)
+            is_regular &= is_regular_now
+            is_enough = (end.norm <= aim) & (after <= accepted) & is_regular
             is_stalled = (after > 0.999 * norm) | ~end.is_finite
-            is_enough = (end.norm <= aim) & (after <= accepted)
-            return x, r, after, steps + end.k, is_stalled | is_enough
+            return x, r, after, steps + end.k, is_regular, is_enough, is_stalled
 
         zeros = jax.tree.map(jnp.zeros_like, b)
         steps = jnp.zeros((), jnp.int32)
-        first = (zeros, b, jnp.sqrt(dot(b, b)), steps, jnp.zeros((), bool))
-        x, _, norm, steps, is_over = lax.while_loop(go_on, cycle, first)
+        no = jnp.zeros((), bool)
+        first = (zeros, b, jnp.sqrt(dot(b, b)), steps, ~no, no, no)
+        end = lax.while_loop(go_on, cycle, first)
+        x, _, norm, steps, _, is_enough, is_stalled = end
 
         outcome = first_of(
             (~jnp.isfinite(scale), RESULTS.nonfinite_input),
             (~jnp.isfinite(norm), RESULTS.nonfinite_operator),
-            ((norm <= rtol) | (norm <= accepted) & is_over, RESULTS.successful),
-            (is_over, RESULTS.stalled),
+            ((norm <= rtol) | is_enough, RESULTS.successful),
+            (is_stalled, RESULTS.stalled),
             (steps >= max_steps, RESULTS.max_steps_reached),
         )
         x = jax.tree.map(lambda a: a * scale.astype(a.dtype), x)
@@ -236,14 +243,26 @@ def _cycle(
     return lax.while_loop(go_on, step, first)
 
 
-def _minimiser(end: _Cycle, norm: Array) -> Params:
-    """Vᵀy with R y = Q e_1 |r|, by the steps that were made and are not singular."""
+def _minimiser(end: _Cycle, norm: Array) -> tuple[Params, Array]:
+    """Vᵀy with R y = Q e_1 |r|, by the steps that were made and are not singular.
+
+    Returns:
+        It, and whether R is regular: its condition number is below 1 / (100 eps), by
+        one step of inverse iteration from y.
+    """
     R = end.R[:-1]
-    m = R.shape[0]
+    eps = jnp.finfo(R.dtype).eps
     diagonal = jnp.abs(jnp.diagonal(R))
-    tiny = jnp.finfo(R.dtype).eps * jnp.max(diagonal, initial=0)
-    is_used = (jnp.arange(m, dtype=jnp.int32) < end.k) & (diagonal > tiny)
-    R = jnp.where(is_used[:, None] & is_used, R, jnp.eye(m, dtype=R.dtype))
+    top = jnp.max(diagonal, initial=0)
+    top = jnp.where(top > 0, top, 1)
+    is_made = jnp.arange(R.shape[0], dtype=jnp.int32) < end.k
+    is_used = is_made & (diagonal > eps * top)
+    R = jnp.where(is_used[:, None] & is_used, R, jnp.diag(jnp.where(is_used, 0, top)))
     y = solve_triangular(R, jnp.where(is_used, end.Q[:-1, 0] * norm, 0))
+
+    w = solve_triangular(R, solve_triangular(R, y / jnp.linalg.norm(y), trans=1))
+    least = jnp.linalg.norm(w) ** -0.5
+    is_regular = jnp.all(is_used == is_made) & (least > 100 * eps * top)
+
     y = jnp.where(end.is_finite, y, jnp.nan)
-    return combine(y, jax.tree.map(lambda v: v[:-1], end.V))
+    return combine(y, jax.tree.map(lambda v: v[:-1], end.V)), is_regular

@@ -11,8 +11,8 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from .._check import check_positive, check_positive_int
-from .._tree import dot, signs
-from .._types import Params
+from .._tree import dot, explicit_sharding
+from .._types import Params, wide_dtype
 from .base import AbstractInverse
 from .results import RESULTS, all_finite, first_of
 from .vectors import add, cast_like, check_matrix_free, normalised, widened
@@ -101,7 +101,7 @@ class Neumann(AbstractInverse):
         # scale: once it grows, it grows for ever. Up to rounding of the products.
         eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(vector)])
         is_growing = norm > before * (1 + 10 * eps) + 10 * eps * start
-        is_growing = is_growing | ~jnp.isfinite(norm)
+        is_growing |= (norm > start * (1 + 10 * eps)) | ~jnp.isfinite(norm)
         outcome = first_of(
             (~jnp.isfinite(scale), RESULTS.nonfinite_input),
             (~jnp.isfinite(alpha), RESULTS.nonfinite_operator),
@@ -131,7 +131,9 @@ def _extreme_eigenvalues(operator: lx.AbstractLinearOperator) -> tuple[Array, Ar
     product = lx.linearise(operator).mv
     structure = operator.in_structure()
     num_steps = min(_LANCZOS_STEPS, max(operator.in_size(), 1))
-    v, _ = normalised(signs(jr.key(0), structure))
+    leaves, treedef = jax.tree.flatten(structure)
+    keys = jr.split(jr.key(0), max(len(leaves), 1))
+    v, _ = normalised(treedef.unflatten(map(_normal, keys, leaves)))
 
     def step(carry: Any, _: Any) -> tuple[Any, tuple[Array, Array]]:
         v, v_before, beta = carry
@@ -147,3 +149,11 @@ def _extreme_eigenvalues(operator: lx.AbstractLinearOperator) -> tuple[Array, Ar
     _, (a, b) = lax.scan(step, (v, zero, beta), None, length=num_steps)
     theta, s = jnp.linalg.eigh(jnp.diag(a) + jnp.diag(b[:-1], 1) + jnp.diag(b[:-1], -1))
     return theta[0], theta[-1] + jnp.abs(b[-1] * s[-1, -1])
+
+
+# Not signs: eigenvectors of small matrices have such entries, and from an eigenvector
+# Lanczos sees no other.
+def _normal(key: Array, like: jax.ShapeDtypeStruct) -> Array:
+    z = jr.normal(key, like.shape, wide_dtype(like))
+    sharding = explicit_sharding(like)
+    return z if sharding is None else jax.sharding.reshard(z, sharding)

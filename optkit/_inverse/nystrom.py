@@ -46,7 +46,8 @@ class Nystrom(AbstractExplicitInverse):
     `ok.CG(preconditioner=ok.nystrom_preconditioner(P))`.
 
     `stats` has `rank` and `smallest_value`, Λ's last: λ far below it is a sign that
-    r is too small.
+    r is too small. Products with bfloat16 params have three digits, so of their C it
+    knows what is above λ_max / 100: a smaller λ needs float32 params, or `ok.Woodbury`.
 
     Args:
         rank: r >= 1, at most the number of coordinates.
@@ -179,6 +180,8 @@ def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
     Raises:
         ValueError: for an inverse by another method.
         TypeError: for what is no `ok.Inverse`.
+        RuntimeError: at run time, for a C that is not finite or not positive
+            semidefinite.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -201,7 +204,13 @@ def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
     factor = inverse.factor
     _, damping = split_damping(inverse.operator)
     values = factor.values + damping.astype(factor.values.dtype)
-    return NystromPreconditioner(factor.vectors, values[0] / values - 1)
+    outcome = first_of(
+        (~all_finite(factor), RESULTS.nonfinite_operator),
+        (factor.is_indefinite, RESULTS.indefinite),
+    )
+    weights = values[0] / values - 1
+    weights = outcome.error_if(weights, outcome != RESULTS.successful)
+    return NystromPreconditioner(factor.vectors, weights)
 
 
 @eqx.filter_jit

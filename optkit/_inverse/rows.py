@@ -7,10 +7,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._curvature.low_rank import LowRank
-from .._tree import combine, dot, project
+from .._tree import (
+    combine,
+    combine_blocks,
+    common_dtype,
+    dot,
+    num_rows,
+    project_blocks,
+    structure_of,
+)
 from .._types import Params
 from .base import Inverse, check_inverse, fit_for_use, split_damping, with_derivative_of
-from .vectors import add
+from .vectors import add, cast_like
 from .woodbury import GramFactor, damped_gram
 
 
@@ -80,7 +88,7 @@ def _solve_rows(
 ) -> Params:
     v, sigma = factor.vectors, factor.values
     damping, c = damping.astype(sigma.dtype), c.astype(sigma.dtype)
-    eps = max([float(jnp.finfo(u.dtype).eps) for u in jax.tree.leaves(rows)])
+    eps = float(jnp.finfo(common_dtype(rows)).eps)  # narrow rows are exact in float32
     is_refined = eps <= float(jnp.finfo(sigma.dtype).eps)
     is_large = sigma > 8 * eps * sigma[-1]  # an eigenvalue is off by some eps σ_max
 
@@ -89,24 +97,28 @@ def _solve_rows(
         return v @ (jnp.where(is_large, 1 / damped, 0) * (v.T @ c))
 
     def gram_times(y: Params) -> Array:
-        return project(rows, y).astype(sigma.dtype)
+        return project_blocks(rows, y, num_rows(rows)).astype(sigma.dtype)
+
+    def combined(c: Array) -> Params:
+        return combine_blocks(c, rows)
 
     near_null = v @ (jnp.where(is_large, 0, 1) * (v.T @ c))
     if is_refined:
-        near_null -= solve(0, gram_times(combine(near_null, rows)))
+        near_null -= solve(0, gram_times(combined(near_null)))
     d = solve(damping, c - near_null)
-    y = combine(d, rows)
+    y = combined(d)
     if is_refined:
         rest = c - near_null - damping * d - gram_times(y)
-        y = jax.tree.map(jnp.add, y, combine(solve(damping, rest), rows))
+        y = jax.tree.map(jnp.add, y, combined(solve(damping, rest)))
 
     a = v @ (jnp.where(is_large, 0, damping / (sigma + damping)) * (v.T @ c))
-    t = combine(a, rows)
+    t = combined(a)
     if is_refined:
-        t = jax.tree.map(jnp.subtract, t, combine(solve(0, gram_times(t)), rows))
+        t = jax.tree.map(jnp.subtract, t, combined(solve(0, gram_times(t))))
     rounding = 4 * eps * jnp.sqrt(jnp.sum(a**2) * sigma[-1])
     is_real = jnp.sqrt(dot(t, t)).astype(sigma.dtype) > rounding
-    return add(y, jnp.where(is_real, 1 / damping, 0), t)
+    solved = add(y, jnp.where(is_real, 1 / damping, 0), t)
+    return cast_like(solved, structure_of(rows, drop=1))
 
 
 # By what JAX differentiates well, for derivatives only: see `woodbury.py`.

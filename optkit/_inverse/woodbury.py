@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._curvature.low_rank import BlockLowRank, LowRank
-from .._tree import combine, gram, num_rows, project
+from .._tree import combine_blocks, gram, num_rows, project_blocks
 from .._types import Params, wide_dtype
 from .base import (
     AbstractExplicitInverse,
@@ -174,7 +174,7 @@ def decompose(matrix: Float[Array, "r r"]) -> tuple[Array, Array]:
 
 
 def _solve(rows: PyTree, factor: GramFactor, damping: Array, x: Params) -> Params:
-    y = project(rows, x).astype(factor.values.dtype)
+    y = project_blocks(rows, x, num_rows(rows)).astype(factor.values.dtype)
     damped = factor.values + damping.astype(factor.values.dtype)
     c = factor.vectors @ ((factor.vectors.T @ y) / damped)
 
@@ -183,7 +183,7 @@ def _solve(rows: PyTree, factor: GramFactor, damping: Array, x: Params) -> Param
         rest = x.astype(wide) - near.astype(wide)
         return (rest / damping.astype(wide)).astype(x.dtype)
 
-    return jax.tree.map(difference, x, combine(c, rows))
+    return jax.tree.map(difference, x, combine_blocks(c, rows))
 
 
 def _root(vectors: Array, values: Array, damping: Array) -> Array:

@@ -76,6 +76,30 @@ def test_a_singular_operator_is_reported_and_zeros_cost_nothing():
     assert nan.stats["outcome"] == ok.RESULTS.nonfinite_operator
 
 
+@pytest.mark.parametrize("off", [2e-4, 3e-3])
+@pytest.mark.parametrize("restart", [None, 7])
+@pytest.mark.parametrize("is_hidden", [False, True])
+def test_a_default_tolerance_does_not_hide_that_there_is_no_solution(
+    key, off, restart, is_hidden
+):
+    """Oracle: b leaves the range of A, by less than the square root of eps."""
+    n = 30
+    values = jnp.linspace(0.0, 5.0, n).astype(jnp.float32)
+    basis = jnp.linalg.qr(jr.normal(key, (n, n)))[0].astype(jnp.float32)
+    A = basis * values @ basis.T if is_hidden else jnp.diag(values)
+    null = np.asarray(basis[:, 0] if is_hidden else jnp.eye(n)[0])
+    b = np.asarray(A) @ np.asarray(jr.normal(jr.key(1), (n,), jnp.float32))
+    b = jnp.asarray(b / np.linalg.norm(b) + off * null, jnp.float32)
+    operator = lx.MatrixLinearOperator(A)
+    solution = lx.linear_solve(operator, b, ok.GMRES(restart=restart), throw=False)
+    assert solution.stats["outcome"] in (
+        ok.RESULTS.stalled,
+        ok.RESULTS.max_steps_reached,
+    )
+    r = np.float64(b) - np.float64(A) @ np.float64(solution.value)
+    assert np.linalg.norm(r) <= np.linalg.norm(b)  # no worse than x = 0
+
+
 @pytest.mark.parametrize("condition", [1e3, 1e4])
 def test_what_rounding_leaves_will_do_unless_a_tolerance_is_asked_for(key, condition):
     """Oracle: the float64 solution; hardly further off than a dense float32 factor."""

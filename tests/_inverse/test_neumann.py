@@ -43,6 +43,26 @@ def test_the_estimated_step_size_is_close_to_and_safely_below_one_over_lambda_ma
     assert 0.7 < ratio < 1.05
 
 
+@pytest.mark.parametrize("entries", [(2, 1), (2, -1), (2, 1, 1), (2, -1, 0, -1)])
+def test_eigenvectors_of_signs_do_not_hide_the_largest_eigenvalue(entries):
+    """Oracle: NumPy's; of circulant matrices, with signs for eigenvectors."""
+    n = len(entries)
+    A = np.array([np.roll(entries, i) for i in range(n)], float)
+    C = lx.MatrixLinearOperator(jnp.asarray(A), lx.symmetric_tag)
+    solution = ok.invert(C, ok.Neumann(200), damping=0.1).solve(jnp.ones(n))
+    assert solution.result == ok.RESULTS.successful
+    largest = np.linalg.eigvalsh(A)[-1] + 0.1
+    assert_allclose(solution.stats["step_size"], 1 / largest, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_a_step_that_is_too_long_is_reported_in_few_digits(dtype):
+    """Oracle: 2/λ_max = 0.99; one step changes a norm by less than rounding."""
+    C = ok.LowRank(jnp.diag(jnp.sqrt(jnp.array([2.02, 0.5]))).astype(dtype))
+    solution = ok.invert(C, ok.Neumann(100, 1.0)).solve(jnp.ones(2, dtype))
+    assert solution.result == ok.RESULTS.diverging
+
+
 def test_a_step_that_is_too_long_is_reported(key):
     """Oracle: 2/λ_max = 0.5."""
     C, b = diagonal(1.0, 4.0), jnp.ones(2)

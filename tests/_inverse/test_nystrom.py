@@ -110,6 +110,25 @@ def test_failures_are_reported(key):
     assert_allclose(P.mv(b), 10 * b)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda P: P.diagonal(),
+        lambda P: P.entry(0, 1),
+        lambda P: ok.nystrom_preconditioner(P).mv(jnp.ones(3)),
+    ],
+)
+@pytest.mark.parametrize(
+    ("smallest", "match"), [(-1.0, "not positive"), (jnp.nan, "NaN or infinite")]
+)
+def test_what_is_no_curvature_raises_wherever_it_is_used(key, smallest, match, use):
+    """Oracle: the message."""
+    C = lx.DiagonalLinearOperator(jnp.array([1.0, 2.0, smallest]))
+    P = ok.invert(C, ok.Nystrom(3, key=key), damping=0.1)
+    with pytest.raises(RuntimeError, match=match):
+        jax.block_until_ready(use(P))
+
+
 def test_bad_calls_raise(key):
     C = lx.DiagonalLinearOperator(jnp.ones(3))
     with pytest.raises(ValueError, match="rank >= 1"):

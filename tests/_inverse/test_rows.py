@@ -37,6 +37,30 @@ def test_rows_are_solved_in_float32(rng, name, damping, x64):
     assert np.linalg.norm(got - want) < 3e-5 * np.linalg.norm(want)
 
 
+@pytest.mark.parametrize("damping", [1e-1, 1e-3, 1e-5])
+@pytest.mark.parametrize("name", ["correlated", "trend"])
+def test_rows_in_bfloat16_cost_one_rounding_at_the_end(rng, name, damping):
+    """Oracle: NumPy float64, of the rows as they were rounded."""
+    rows = jnp.asarray(windows(rng)[name] / 8, jnp.bfloat16)
+    wide = np.asarray(rows, np.float64)
+    K = damping * np.eye(64) + wide @ wide.T
+    c, x = np.eye(64)[3], wide.mean(0)
+    x = np.asarray(jnp.asarray(x, jnp.bfloat16), np.float64)
+    P = ok.invert(ok.LowRank(rows), ok.Woodbury(), damping=damping)
+    solved = ok.solve_rows(P, jnp.asarray(c, jnp.float32))
+    product = P.mv(jnp.asarray(x, jnp.bfloat16))
+    wants = (
+        wide.T @ np.linalg.solve(K, c),
+        (x - wide.T @ np.linalg.solve(K, wide @ x)) / damping,
+    )
+    for got, want in zip((solved, product), wants, strict=True):
+        assert got.dtype == jnp.bfloat16
+        off = np.asarray(got, np.float64) - want
+        # The difference of the second cancels in float32, to some eps / λ.
+        limit = 4e-3 if got is solved else 4e-3 + 1e-6 / damping
+        assert np.linalg.norm(off) < limit * np.linalg.norm(want)
+
+
 def test_solved_rows_equal_the_product_and_have_derivatives(rng):
     """Oracle: `P.mv` of Uᵀc, and its derivatives, for rows of which two are equal."""
     G = rng.normal(size=(5, 9))
