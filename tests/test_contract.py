@@ -484,6 +484,40 @@ def test_a_saved_state_resumes_bit_for_bit(row):
     chex.assert_trees_all_equal((params, state), resumed)
 
 
+@pytest.mark.x64
+@every_row
+def test_steps_have_derivatives_also_where_gradient_and_curvature_are_zero(row):
+    """Oracle: finite differences of a loss after three steps, in the loss' scale."""
+    params = {"w": jnp.array([1.0, -2.0, 0.5]), "idle": jnp.ones(2)}
+
+    def trained(scale):
+        def scaled(params):
+            return scale * loss({"w": params["w"]}) + 0 * jnp.sum(params["idle"])
+
+        def step(params, state):
+            extra = row.extra(scaled, params)
+            if "hessian_diag" in extra:
+                idle = {"w": scale, "idle": jnp.zeros(())}
+                extra = {
+                    "hessian_diag": jax.tree.map(jnp.multiply, *extra.values(), idle)
+                }
+            grads = jax.grad(scaled)(params)
+            updates, state = tx.update(grads, state, params, **extra)
+            return optax.apply_updates(params, updates), state
+
+        tx, now = row(), params
+        state = tx.init(now)
+        for _ in range(3):
+            now, state = step(now, state)
+        return sum(jnp.sum(leaf**3) for leaf in jax.tree.leaves(now))
+
+    trained = jax.jit(trained)
+    h, s = 1e-5, jnp.asarray(0.7)
+    want = (trained(s + h) - trained(s - h)) / (2 * h)
+    for derivative in (jax.jacfwd, jax.jacrev):
+        assert_allclose(derivative(trained)(s), want, rtol=1e-6, atol=1e-8)
+
+
 @every_row
 def test_nan_gradients_are_seen_and_apply_if_finite_survives_them(row):
     """Oracle: a NaN comes out where it went in; guarded, nothing has happened."""

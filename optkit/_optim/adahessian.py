@@ -164,8 +164,10 @@ def scale_by_adahessian(
                 jnp.asarray(x, v.dtype) for x in (b1, b2, eps, hessian_power)
             )
             c1, c2 = (1 - β ** t.astype(v.dtype) for β in (β1, β2))
-            root = jnp.sqrt(v) / jnp.sqrt(c2)
-            u = m / c1 / ((root if is_plain else root**k) + ε)
+            # Of the root of 0, its power, and no derivative, which it does not have.
+            root = jnp.sqrt(jnp.where(v > 0, v, 1)) / jnp.sqrt(c2)
+            power = root if is_plain else root**k
+            u = m / c1 / (jnp.where(v > 0, power, 0**k) + ε)
             # A square that overflowed would freeze its entry, with nothing to see.
             u = jnp.where(jnp.isfinite(v), u, jnp.nan)
             return u.astype(jnp.result_type(g))

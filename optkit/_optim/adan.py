@@ -145,7 +145,9 @@ def scale_by_adan(
             m_ = β1 * m_ + (1 - β1) * g
             v_ = β2 * v_ + (1 - β2) * d
             n = β3 * n + (1 - β3) * _abs_sq(g + β2 * d)
-            u = (a1 * m_ + a2 * v_) / (jnp.sqrt(n) * a3 + ε).astype(wide)
+            # The root of 0 has no derivative, which u does not need: m = v = 0 there.
+            root = jnp.where(n > 0, jnp.sqrt(jnp.where(n > 0, n, 1)), 0)
+            u = (a1 * m_ + a2 * v_) / (root * a3 + ε).astype(wide)
             # A square that overflowed would freeze its entry, with nothing to see.
             u = jnp.where(jnp.isfinite(n), u, jnp.nan)
             dtype = jnp.result_type(grad)

@@ -15,8 +15,9 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Array, PyTree
 
+from .._inverse.base import with_derivative_of
 from .._inverse.woodbury import decompose
-from .._tree import combine_blocks, common_dtype, dot, project_blocks
+from .._tree import combine_blocks, common_dtype, dot, gram as gram_of, project_blocks
 
 _MAX_REFINE = 6
 _TOLERANCE = 0.1  # of half the digits: 3e-5 in float32
@@ -38,7 +39,7 @@ def write_and_solve(
     rows: PyTree, g: PyTree, gram: Array, i: Array, count: Array, damping: Array
 ) -> tuple[PyTree, PyTree, Array]:
     """U = n Gᵀ(nλI + K)⁻¹eᵢ, n the count, and G and K with g as the row i."""
-    m, ε = gram.shape[0], float(jnp.finfo(common_dtype(rows)).eps)
+    m = gram.shape[0]
     unit = (jnp.arange(m, dtype=i.dtype) == i).astype(gram.dtype)
     row = project_blocks(rows, g, m).astype(gram.dtype)
     row = jnp.where(unit == 1, dot(g, g).astype(gram.dtype), row)
@@ -52,6 +53,15 @@ def write_and_solve(
 
     n = count.astype(gram.dtype)
     shift = n * damping
+    inputs = (rows, unit, shift, n)
+    known = _solve(lax.stop_gradient((rows, g, gram, unit, shift, n)))
+    return with_derivative_of(_solve_anew, inputs, known), rows, gram
+
+
+def _solve(operands: tuple[Any, ...]) -> PyTree:
+    """U = n Gᵀ(sI + K)⁻¹eᵢ, not differentiable."""
+    rows, g, gram, unit, shift, n = operands
+    m, ε = gram.shape[0], float(jnp.finfo(common_dtype(rows)).eps)
     lower = jnp.linalg.cholesky(gram + shift * jnp.eye(m, dtype=gram.dtype))
     c = jsp.linalg.cho_solve((lower, True), unit)
 
@@ -75,7 +85,15 @@ def write_and_solve(
 
     is_doubtful = ~is_accurate & is_finite
     operands = (rows, n * c, g, gram, unit, shift, n)
-    return _cond(is_doubtful, by_eigenvectors, by_cholesky, operands), rows, gram
+    return _cond(is_doubtful, by_eigenvectors, by_cholesky, operands)
+
+
+def _solve_anew(inputs: tuple[PyTree, Array, Array, Array]) -> PyTree:
+    """The same by what JAX differentiates, for derivatives only."""
+    rows, unit, shift, n = inputs
+    matrix = gram_of(rows).astype(shift.dtype)
+    matrix += shift * jnp.eye(matrix.shape[0], dtype=shift.dtype)
+    return combine_blocks(n * jnp.linalg.solve(matrix, unit), rows)
 
 
 # Under `jax.vmap` a conditional becomes a selection, and both sides run in every step.
