@@ -13,7 +13,8 @@ order and every mix of modes follows from it.
 """
 
 import abc
-import functools
+import re
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -30,14 +31,6 @@ from .._inverse.results import all_finite
 from .._tree import structure_of
 from .._types import Params
 from .linear import solve_loudly
-
-
-@functools.cache
-def _concrete() -> type:
-    """What an array is while nothing traces it."""
-    # Not at import: `jax.distributed.initialize` must come before the first array.
-    with jax.ensure_compile_time_eval():
-        return type(jnp.zeros(()))
 
 
 class AbstractCondition(eqx.Module):
@@ -104,7 +97,7 @@ class ImplicitSolve(eqx.Module):
         return (y, aux) if self.has_aux else y
 
     def _hoisted(self, y: Params, args: PyTree) -> AbstractCondition:
-        """The condition with the traced values that it closes over among its leaves."""
+        """The condition with the arrays that it closes over among its leaves."""
         condition = self.condition
 
         def checked(y: Params, args: PyTree) -> PyTree:
@@ -112,14 +105,45 @@ class ImplicitSolve(eqx.Module):
             condition.check(value, y)
             return value
 
-        hoisted = eqx.filter_closure_convert(checked, y, args)
-        leaves = (hoisted, y, args)
-        arrays = [x for x in jax.tree.leaves(leaves) if isinstance(x, jax.Array)]
-        # The user's own function is the same object in the next call: its derivative
-        # need not be compiled again.
-        if all(isinstance(x, _concrete()) for x in arrays):
-            return condition
+        converted: Any = eqx.filter_closure_convert(checked, y, args)
+        rest = eqx.tree_at(lambda c: c.consts, converted, [])
+        arrays = [jnp.asarray(x) for x in converted.consts]  # some are NumPy's
+        hoisted = _Hoisted(arrays, _Program(condition.function, rest))
         return eqx.tree_at(lambda c: c.function, condition, hoisted)
+
+
+class _Program:
+    """What a function was traced to, without the arrays that it closes over.
+
+    Equal where function and program are, so that a second derivative of it outside of
+    `jit` compiles nothing. The text tells Python numbers that have changed.
+    """
+
+    def __init__(self, function: Callable[..., Any], rest: Any) -> None:
+        # Weakly: what it closes over may be of a trace that is over.
+        self.function, self.rest = weakref.ref(function), rest
+        self.text = re.sub(" at 0x[0-9a-f]+", "", str(rest.jaxpr))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, _Program)
+            and self.function() is other.function() is not None
+            and self.text == other.text
+        )
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+class _Hoisted(eqx.Module):
+    """A program, and its arrays."""
+
+    arrays: list[Array]
+    program: _Program = eqx.field(static=True)
+
+    def __call__(self, y: Params, args: PyTree) -> PyTree:
+        rest = self.program.rest
+        return eqx.tree_at(lambda r: r.consts, rest, self.arrays)(y, args)
 
 
 @eqx.filter_custom_jvp
