@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, PyTree
 
 from .._check import check_key, check_positive
@@ -17,44 +16,11 @@ from .._tree import common_dtype, dot, from_vector, structure_of, to_vector
 from .._types import Params, wide_dtype
 from .base import ImplicitSolve, constant
 from .linear import attempt
+from .minimum import Minimum
+from .verdict import ImplicitReport as ImplicitReport, verdict
 
 _DENSE = 500  # coordinates
 _POWER_STEPS = 20
-
-
-class ImplicitReport(NamedTuple):
-    """How a derivative of a solution stands, in numbers, and a verdict in words.
-
-    Attributes:
-        residual: |F(y, args)|.
-        distance: |A⁻¹F| / |y|: a Newton step, how far y is from the solution.
-        condition_number: of A = ∂_yF; of large ones an estimate from below.
-        backward_residual: |b - A x| / |b|, the larger of A's and Aᵀ's.
-        error: of the implicit derivative, relative to the finite difference.
-        noise: how far two finite differences differ, relative.
-        verdict: what to make of it.
-    """
-
-    residual: float
-    distance: float
-    condition_number: float
-    backward_residual: float
-    error: float
-    noise: float
-    verdict: str
-
-    def __str__(self) -> str:
-        """One line for each number."""
-        lines = [
-            f"optimality residual   {self.residual:.1e}",
-            f"distance to solution  {self.distance:.1e} of its norm",
-            f"condition number      {self.condition_number:.1e}",
-            f"backward residual     {self.backward_residual:.1e}",
-            f"error of derivative   {self.error:.1e} against finite differences",
-            f"  which differ by     {self.noise:.1e} among themselves",
-            self.verdict,
-        ]
-        return "\n".join(lines)
 
 
 def check_implicit(
@@ -74,8 +40,9 @@ def check_implicit(
 
     It runs the solver five times, from y0, outside of `jit`, and looks at whatever can
     go wrong between: a solver that stopped early, a Jacobian A that is singular or
-    badly conditioned, a linear solve that missed its tolerance, a cheap one that is
-    biased, an optimality function that is not what the solver solves.
+    badly conditioned, a linear solve that missed its tolerance or has a loose one, a
+    cheap one that is biased, damping, an optimality function that is not what the
+    solver solves.
 
     Args:
         solve: what `ok.implicit_root`, `ok.implicit_minimum` or
@@ -152,7 +119,10 @@ def check_implicit(
     )
     report = ImplicitReport(*map(float, numbers), verdict="")
     eps = max([float(jnp.finfo(x).eps) for x in jax.tree.leaves(y)])
-    return report._replace(verdict=_verdict(report, found.outcome, rtol, eps))
+    condition = solve.condition
+    damping = condition.damping if isinstance(condition, Minimum) else None
+    words = verdict(report, found.outcome, rtol=rtol, eps=eps, damping=damping)
+    return report._replace(verdict=words)
 
 
 class _Analysis(NamedTuple):
@@ -233,46 +203,6 @@ def _condition(
     largest = power(lambda v: linear_t.mv(linear.mv(v)), _POWER_STEPS)
     smallest = power(lambda v: solved(False, solved(True, v)[0])[0], _POWER_STEPS // 4)
     return jnp.sqrt(largest * smallest)
-
-
-def _verdict(report: ImplicitReport, outcome: Any, rtol: float, eps: float) -> str:
-    off = f"off by about {report.distance:.0e} of its norm"
-    if outcome != RESULTS.successful:
-        return f"The linear solve behind the derivative failed. {RESULTS[outcome]}"
-    if not np.isfinite(report.error):
-        return "The solver returned NaN or infinity at or near these args."
-    if report.error <= rtol:
-        agrees = "The implicit derivative agrees with finite differences"
-        if report.distance > rtol:
-            return f"{agrees}, but the solver has not converged: y is {off}."
-        return f"{agrees}."
-    if report.condition_number * eps > 0.1:
-        return (
-            "The Jacobian of the optimality conditions is singular to rounding: the "
-            "solution is not a differentiable function of args here. Regularise the "
-            "problem, or take damping."
-        )
-    if report.distance > 1e-2 * report.error:
-        return (
-            f"The solver has not converged, or it solves another problem than the "
-            f"condition says: y is {off}. Run it longer, or to a smaller tolerance: "
-            f"the derivative is wrong by as much, times a constant."
-        )
-    if report.backward_residual > rtol:
-        return (
-            "The derivative is biased by its cheap linear solve, whose residual is "
-            f"{report.backward_residual:.0e}: take more terms, or an exact `solver=`."
-        )
-    if report.noise > report.error / 3:
-        return (
-            "Finite differences are too noisy to tell: run the solver to a smaller "
-            "tolerance, in float64, or give a larger `step`."
-        )
-    return (
-        "The optimality function is not what the solver solves: a term, a scale or a "
-        "constraint differs, or the solution is not isolated, has a kink here, or "
-        "depends on something that is not in args."
-    )
 
 
 def _direction(key: Array, tree: PyTree) -> PyTree:

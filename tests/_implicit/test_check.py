@@ -1,6 +1,7 @@
 """The verdicts of `check_implicit`, each for what causes it."""
 
 import jax.numpy as jnp
+import jax.random as jr
 import lineax as lx
 import pytest
 from precision import X64, assert_allclose
@@ -25,8 +26,9 @@ def steps(y0, a):
     return y0
 
 
-def check(key, solve=exact, function=objective, solver=None, a=A):
-    fit = ok.implicit_minimum(function, solver=solver)(solve)
+def check(key, solve=exact, function=objective, solver=None, a=A, damping=0.0):
+    decorate = ok.implicit_minimum(function, solver=solver, damping=damping)
+    fit = decorate(solve)
     return ok.check_implicit(fit, a, y0=jnp.zeros(3), key=key)
 
 
@@ -56,6 +58,36 @@ def test_what_is_wrong_is_named(key, options, verdict):
     report = check(key, **options)
     assert verdict in report.verdict
     assert "agrees" not in report.verdict
+
+
+@pytest.mark.x64
+@pytest.mark.parametrize(
+    "decorate",
+    [
+        lambda H, b, **options: ok.implicit_minimum(
+            lambda y, a: 0.5 * y @ H @ y - y @ (a * b), **options
+        ),
+        lambda H, b, **options: ok.implicit_root(lambda y, a: H @ y - a * b, **options),
+    ],
+    ids=["CG", "GMRES"],
+)
+def test_a_loose_tolerance_is_named_and_a_tight_one_agrees(key, decorate):
+    """Oracle: a right condition with κ = 1e3, and an error of at most 1e-5 κ."""
+    Q, _ = jnp.linalg.qr(jr.normal(key, (50, 50)))
+    H = (Q * jnp.logspace(0, -3, 50)) @ Q.T
+    b = jr.normal(jr.key(3), (50,))
+
+    def verdict(**options):
+        fit = decorate(H, b, **options)(lambda y0, a: jnp.linalg.solve(H, a * b))
+        return ok.check_implicit(fit, jnp.ones(50), y0=b, key=jr.key(1)).verdict
+
+    assert "tolerance of the linear solve" in verdict()
+    assert "agrees" in verdict(solver=lx.LU())
+
+
+def test_damping_is_named(key):
+    """Oracle: λ as large as the smallest curvature, where it halves the derivative."""
+    assert "biased by damping=1," in check(key, solver=ok.CG(1e-6), damping=1.0).verdict
 
 
 def test_an_optimality_of_another_problem_and_one_without_a_derivative(key):

@@ -1,0 +1,112 @@
+"""What the numbers of `ok.check_implicit` mean, in words."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._inverse.results import RESULTS
+
+
+class ImplicitReport(NamedTuple):
+    """How a derivative of a solution stands, in numbers, and a verdict in words.
+
+    Attributes:
+        residual: |F(y, args)|.
+        distance: |A⁻¹F| / |y|: a Newton step, how far y is from the solution.
+        condition_number: of A = ∂_yF; of large ones an estimate from below.
+        backward_residual: |b - A x| / |b|, the larger of A's and Aᵀ's.
+        error: of the implicit derivative, relative to the finite difference.
+        noise: how far two finite differences differ, relative.
+        verdict: what to make of it.
+    """
+
+    residual: float
+    distance: float
+    condition_number: float
+    backward_residual: float
+    error: float
+    noise: float
+    verdict: str
+
+    def __str__(self) -> str:
+        """One line for each number."""
+        lines = [
+            f"optimality residual   {self.residual:.1e}",
+            f"distance to solution  {self.distance:.1e} of its norm",
+            f"condition number      {self.condition_number:.1e}",
+            f"backward residual     {self.backward_residual:.1e}",
+            f"error of derivative   {self.error:.1e} against finite differences",
+            f"  which differ by     {self.noise:.1e} among themselves",
+            self.verdict,
+        ]
+        return "\n".join(lines)
+
+
+def verdict(
+    report: ImplicitReport, outcome: Any, *, rtol: float, eps: float, damping: Any
+) -> str:
+    """The first cause that explains the error of the derivative.
+
+    Args:
+        report: the numbers.
+        outcome: of the linear solves, an item of `ok.RESULTS`.
+        rtol: the error to accept.
+        eps: the precision of the solution.
+        damping: λ, or None.
+
+    Returns:
+        A sentence or two.
+    """
+    off = f"off by about {report.distance:.0e} of its norm"
+    if outcome != RESULTS.successful:
+        return f"The linear solve behind the derivative failed. {RESULTS[outcome]}"
+    if not np.isfinite(report.error):
+        return "The solver returned NaN or infinity at or near these args."
+    if report.error <= rtol:
+        agrees = "The implicit derivative agrees with finite differences"
+        if report.distance > rtol:
+            return f"{agrees}, but the solver has not converged: y is {off}."
+        return f"{agrees}."
+    if report.condition_number * eps > 0.1:
+        return (
+            "The Jacobian of the optimality conditions is singular to rounding: the "
+            "solution is not a differentiable function of args here. Regularise the "
+            "problem, or take damping."
+        )
+    if report.distance > 1e-2 * report.error:
+        return (
+            f"The solver has not converged, or it solves another problem than the "
+            f"condition says: y is {off}. Run it longer, or to a smaller tolerance: "
+            f"the derivative is wrong by as much, times a constant."
+        )
+    if report.backward_residual > rtol:
+        return (
+            "The derivative is biased by its cheap linear solve, whose residual is "
+            f"{report.backward_residual:.0e}: take more terms, or an exact `solver=`."
+        )
+    if report.noise > report.error / 3:
+        return (
+            "Finite differences are too noisy to tell: run the solver to a smaller "
+            "tolerance, in float64, or give a larger `step`."
+        )
+    if damping is not None and damping > 0:
+        return (
+            f"The derivative is biased by damping={float(damping):g}, which shrinks it "
+            f"where the curvature is not much larger. Check again without: if the "
+            f"error stays, the cause is another."
+        )
+    # |A⁻¹r| / |x| <= κ |r| / |b|
+    explained = report.condition_number * report.backward_residual
+    if report.error <= explained:
+        return (
+            f"The tolerance of the linear solve may be the cause: its residual of "
+            f"{report.backward_residual:.0e} allows for an error of {explained:.0e} at "
+            f"this condition number. Check again with a smaller one, as in "
+            f"`solver=ok.CG(1e-10)` or `ok.GMRES(1e-10)` in float64, or with "
+            f"`lx.LU()`."
+        )
+    return (
+        "The optimality function is not what the solver solves: a term, a scale or a "
+        "constraint differs, or the solution is not isolated, has a kink here, or "
+        "depends on something that is not in args."
+    )
