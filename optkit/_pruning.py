@@ -186,12 +186,7 @@ def obs_prune(
     check_symmetric("ok.obs_prune", inverse)
     check_vector("ok.obs_prune", params, inverse.in_structure(), "params")
     kept = _all_kept(params) if kept is None else kept
-    if jax.tree.map(jnp.shape, kept) != jax.tree.map(jnp.shape, params):
-        raise ValueError(
-            f"`ok.obs_prune` needs a boolean array in kept for each leaf of the "
-            f"params, got {jax.tree.map(jnp.shape, kept)}. Pass the `kept` that the "
-            f"last round returned, or None."
-        )
+    _check_kept("ok.obs_prune", kept, params)
     may = _broadcast(mask, params)
     size = sum(int(m.sum()) for m in jax.tree.leaves(may))
     count = np.asarray(round(sparsity * size))
@@ -277,8 +272,12 @@ def obs_prune_gradually(
     _check_sparsity("ok.obs_prune_gradually", sparsity)
     check_function("ok.obs_prune_gradually", "make_inverse", make_inverse)
     check_positive_int("ok.obs_prune_gradually", "num_rounds", num_rounds)
-    pruned = Pruned(params, _all_kept(params) if kept is None else kept)
-    start = _sparsity(pruned.kept, mask)
+    kept = _all_kept(params) if kept is None else kept
+    _check_kept("ok.obs_prune_gradually", kept, params)
+    pruned = Pruned(_only(kept, params), kept)
+    start = _sparsity(kept, mask)
+    if start >= sparsity:
+        return pruned
     for i in range(1, num_rounds + 1):
         left = (1 - start) * ((1 - sparsity) / (1 - start)) ** (i / num_rounds)
         pruned = obs_prune(
@@ -365,9 +364,21 @@ def _sparsity(kept: PyTree, mask: PyTree) -> float:
     return 1 - sum(jax.tree.leaves(alive)) / size if size else 0.0
 
 
+def _check_kept(call: str, kept: PyTree, params: Params) -> None:
+    """Raises a `ValueError` unless `kept` has a boolean for each weight."""
+    wanted = jax.tree.map(lambda w: (jnp.shape(w), jnp.dtype(bool)), params)
+    got = jax.tree.map(lambda k: (jnp.shape(k), jnp.result_type(k)), kept)
+    if got != wanted:
+        raise ValueError(
+            f"`{call}` needs a boolean array in kept for each leaf of the params, got "
+            f"{got}. Pass the `kept` that the last round returned, or None."
+        )
+
+
 def _check_sparsity(call: str, sparsity: float) -> None:
     """Raises a `ValueError` unless 0 <= sparsity < 1."""
-    if not isinstance(sparsity, int | float) or not 0.0 <= sparsity < 1.0:
+    is_number = isinstance(sparsity, int | float | np.number)
+    if not is_number or not 0.0 <= sparsity < 1.0:
         raise ValueError(
             f"`{call}` needs 0 <= sparsity < 1, got {sparsity!r}: the fraction of "
             f"weights that are zero afterwards."

@@ -138,6 +138,26 @@ def test_rounds_keep_a_geometric_share_and_estimate_anew(weights, curvature):
     assert_allclose([*seen, alive], shares, atol=0.5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_rounds_that_have_nothing_left_to_do_change_nothing(weights, share):
+    """Oracle: identity, and what is not kept is zero."""
+
+    def make_inverse(params, kept):
+        raise AssertionError("not needed")
+
+    size = sum(w.size for w in jax.tree.leaves(weights))
+    first = iter(np.arange(size) < share * size)
+    kept = jax.tree.map(
+        lambda w: jnp.array([next(first) for _ in range(w.size)]).reshape(w.shape),
+        weights,
+    )
+    pruned = ok.obs_prune_gradually(weights, make_inverse, sparsity=0.75, kept=kept)
+    for got, k, w in zip(
+        *map(jax.tree.leaves, (pruned.params, kept, weights)), strict=True
+    ):
+        assert_array_equal(got, jnp.where(k, w, 0))
+
+
 def test_rounds_beat_one_shot_on_a_correlated_problem(key):
     """Oracle: identity; the loss of the pruned quadratic model."""
     rows = jr.normal(key, (12, 20)) @ jr.normal(jr.fold_in(key, 1), (20, 20)) / 5
@@ -174,6 +194,7 @@ def test_low_precision_leaves_are_pruned_in_their_own_dtype(weights, curvature, 
         ({"sparsity": -0.1}, r"got -0.1"),
         ({"sparsity": float("nan")}, r"got nan"),
         ({"sparsity": 0.5, "kept": {"w": jnp.ones((2, 3), bool)}}, r"kept"),
+        ({"sparsity": 0.5, "kept": {"w": jnp.ones((2, 3)), "b": jnp.ones(2)}}, r"kept"),
         ({"sparsity": 0.5, "mask": {"w": True}}, r"mask.*prefix"),
     ],
 )

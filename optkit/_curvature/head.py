@@ -63,8 +63,9 @@ class SquaredError(AbstractLikelihoodHead):
     ) -> Float[Array, ""]:
         """The mean over b of half the squared norm of the error."""
         _check_targets("ok.SquaredError", targets, outputs.shape)
-        weight = _weight(outputs, outputs.ndim - 1, where)
-        error = outputs.astype(wide_dtype(outputs)) - targets.astype(weight.dtype)
+        weight = _weight("ok.SquaredError", outputs, outputs.ndim - 1, where)
+        error = outputs.astype(weight.dtype) - targets.astype(weight.dtype)
+        error = _less_what_is_left_out(error, weight, where)
         return 0.5 * jnp.sum(weight * error**2)
 
     def hvp(
@@ -76,7 +77,7 @@ class SquaredError(AbstractLikelihoodHead):
     ) -> Array:
         """The vector over B."""
         del targets
-        weight = _weight(outputs, outputs.ndim - 1, where)
+        weight = _weight("ok.SquaredError", outputs, outputs.ndim - 1, where)
         return (weight * vector.astype(weight.dtype)).astype(vector.dtype)
 
     def sample(
@@ -89,7 +90,7 @@ class SquaredError(AbstractLikelihoodHead):
     ) -> Array:
         """Random signs over √B: of all such w the least variance."""
         del targets
-        weight = _weight(outputs, outputs.ndim - 1, where)
+        weight = _weight("ok.SquaredError", outputs, outputs.ndim - 1, where)
         z = jr.rademacher(key, outputs.shape, weight.dtype)
         return (jnp.sqrt(weight) * z).astype(outputs.dtype)
 
@@ -121,10 +122,10 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
                 f"{jnp.result_type(labels)}. Cast them, or take another loss for "
                 f"targets that are probabilities."
             )
-        weight = _weight(outputs, 1, where)
-        log_p = jax.nn.log_softmax(outputs.astype(weight.dtype))
-        if where is not None:  # labels left out may be any number, such as -100
-            labels = jnp.where(where, labels, 0)
+        weight = _weight("ok.SoftmaxCrossEntropy", outputs, 1, where)
+        logits = _less_what_is_left_out(outputs.astype(weight.dtype), weight, where)
+        log_p = jax.nn.log_softmax(logits)
+        labels = _less_what_is_left_out(labels, weight[..., 0], where)
         # A label that is no class, such as -1, would count from the end.
         is_class = (labels >= 0) & (labels < outputs.shape[-1])
         labels = jnp.where(is_class, labels, 0)
@@ -141,8 +142,9 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
     ) -> Array:
         """(p ∘ v - p pᵀv) / B."""
         del labels
-        weight = _weight(outputs, 1, where)
-        p = jax.nn.softmax(outputs.astype(weight.dtype))
+        weight = _weight("ok.SoftmaxCrossEntropy", outputs, 1, where)
+        logits = _less_what_is_left_out(outputs.astype(weight.dtype), weight, where)
+        p = jax.nn.softmax(logits)
         pv = p * vector.astype(weight.dtype)
         product = weight * (pv - p * jnp.sum(pv, axis=-1, keepdims=True))
         return product.astype(vector.dtype)
@@ -157,8 +159,8 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
     ) -> Array:
         """(p - onehot(ŷ)) / √B with each label ŷ drawn from p."""
         del labels
-        weight = _weight(outputs, 1, where)
-        logits = outputs.astype(weight.dtype)
+        weight = _weight("ok.SoftmaxCrossEntropy", outputs, 1, where)
+        logits = _less_what_is_left_out(outputs.astype(weight.dtype), weight, where)
         drawn = jr.categorical(key, logits)
         onehot = jax.nn.one_hot(drawn, logits.shape[-1], dtype=weight.dtype)
         score = jnp.sqrt(weight) * (jax.nn.softmax(logits) - onehot)
@@ -190,12 +192,23 @@ def _check_targets(call: str, targets: Array, shape: tuple[int, ...]) -> None:
         )
 
 
-def _weight(outputs: Array, num_kept: int, where: Array | None) -> Array:
+def _weight(call: str, outputs: Array, num_kept: int, where: Any) -> Array:
     """1/B for each term of the mean, with `num_kept` axes of length one behind."""
     shape = outputs.shape[: outputs.ndim - num_kept]
     dtype = wide_dtype(outputs)
     if where is None:
         count = max(1, math.prod(shape))
         return jnp.full([1] * outputs.ndim, 1.0 / count, dtype)
+    where = jnp.asarray(where)
+    if where.shape != shape or where.dtype != bool:
+        raise ValueError(
+            f"`{call}` needs a `where` of booleans in shape {shape} for these outputs, "
+            f"got {where.dtype} in shape {where.shape}. Compare, such as `weights > 0`."
+        )
     kept = where.reshape(*shape, *[1] * num_kept)
     return kept.astype(dtype) / jnp.maximum(jnp.sum(kept), 1).astype(dtype)
+
+
+def _less_what_is_left_out(x: Array, weight: Array, where: Any) -> Array:
+    """X, and 0 where the weight is 0: there it may be anything, such as NaN or -100."""
+    return x if where is None else jnp.where(weight > 0, x, 0)

@@ -53,8 +53,12 @@ def over_peak(vector: Params) -> tuple[Params, Array]:
         peak = jnp.maximum(peak, lax.stop_gradient(p).astype(dtype))
     peak = jnp.where(peak == 0, 1, peak)
     scale, inverse = _power_of_two(peak)
-    b = jax.tree.map(lambda a: a * inverse.astype(a.dtype), widened(vector))
-    return b, scale
+
+    def scaled(a: Array) -> Array:
+        # Its own dtype may not hold the scale of a wider leaf.
+        return (a.astype(dtype) * inverse).astype(wide_dtype(a))
+
+    return jax.tree.map(scaled, vector), scale
 
 
 # Division by 1e38 is no way to do it: a compiler may multiply by the reciprocal, which

@@ -66,6 +66,34 @@ def test_labels_left_out_may_be_out_of_range():
     assert jnp.all(jnp.isfinite(jax.grad(head)(logits, labels, where)))
 
 
+@pytest.mark.parametrize("head", [ok.SquaredError(), ok.SoftmaxCrossEntropy()])
+def test_what_is_left_out_may_be_nan(head):
+    # oracle: identity
+    where = jnp.array([True, False])
+    logits = OUTPUTS[0].at[1].set(jnp.nan)
+    if isinstance(head, ok.SquaredError):
+        targets = jnp.zeros_like(logits).at[1].set(jnp.nan)
+    else:
+        targets = jnp.array([1, -100])
+    want = head(logits[:1], targets[:1]), jax.grad(head)(logits[:1], targets[:1])
+    got = head(logits, targets, where), jax.grad(head)(logits, targets, where)
+    assert_allclose(got[0], want[0], rtol=1e-12)
+    assert_allclose(got[1], jnp.concatenate([want[1], jnp.zeros_like(want[1])]))
+    product = head.hvp(logits, jnp.ones_like(logits), targets, where)
+    sample = head.sample(logits, targets, where, key=jr.key(0))
+    assert jnp.all(jnp.isfinite(jnp.stack([product, sample])))
+
+
+@pytest.mark.parametrize(
+    "where", [jnp.ones(1, bool), jnp.ones((2, 3), bool), jnp.ones(2)]
+)
+def test_a_mask_of_another_shape_or_dtype_is_refused(where):
+    # oracle: none, the message
+    head, logits = ok.SoftmaxCrossEntropy(), OUTPUTS[0]
+    with pytest.raises(ValueError, match=r"where` of booleans in shape \(2,\)"):
+        head(logits, jnp.array([1, 0]), where)
+
+
 @pytest.mark.parametrize(
     ("head", "targets"),
     [(ok.SquaredError(), LABELS), (ok.SoftmaxCrossEntropy(), LABELS[:, :1])],
