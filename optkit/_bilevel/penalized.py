@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
-from .._inverse.results import RESULTS, first_of
+from .._inverse.results import RESULTS, all_finite, first_of
 from .._tree import common_dtype
 from .._types import Params, wide_dtype
 from .base import (
@@ -149,12 +149,8 @@ def conclude(
     k, lam = old.count, old.penalty
     y, z = lower_iterates
     gap, rounding = norm(add_scaled(-1.0, z, y)), norm(_roundings(y))
-    # A NaN or infinite entry of x, y or z makes one of these sums so.
-    is_finite = jnp.isfinite(
-        norm(new.x).astype(gap.dtype)
-        + (gap + rounding)
-        + info.hypergradient_norm.astype(gap.dtype)
-    )
+    # All of it: second moments overflow before the variables do.
+    is_finite = all_finite(new) & jnp.isfinite(info.hypergradient_norm)
     is_positive = jnp.isfinite(lam) & (lam > 0)
     result = first_of(
         (~is_positive, RESULTS.bad_penalty),

@@ -103,6 +103,18 @@ def test_nan_batch_moves_nothing_and_is_reported(make):
     assert info.result == ok.RESULTS.successful
 
 
+@SOLVERS
+def test_a_batch_that_overflows_a_second_moment_changes_nothing(make):
+    """Oracle: identity of all but the count; 1e20 squared is infinite in float32."""
+    solver = make(inner=optax.rmsprop(0.1), outer=optax.rmsprop(0.1))
+    state = solver.init(*trees(jnp.float32))
+    for _ in range(7):
+        state, _ = solver.step(state, jnp.ones(2, jnp.float32))
+    after, info = solver.step(state, jnp.full(2, 1e20, jnp.float32))
+    assert info.result == ok.RESULTS.nonfinite_gradient
+    assert_same(after._replace(count=state.count), state)
+
+
 @pytest.mark.parametrize("make", [f2sa, penalty_momentum])
 def test_narrow_params_stay_narrow_and_follow_the_wide_run(make):
     # Oracle: the run in float64, to the rounding of bfloat16.
