@@ -347,6 +347,11 @@ ROWS = table(
     SquaredError:
         nan       ok.{}()(jnp.full(2, NAN), jnp.ones(2))  -> NaN
         shape     ok.{}()(jnp.ones(2), jnp.ones(3))     -> ValueError: shape (2,)
+        nan       ok.{}()(jnp.ones(2), jnp.array([1.0, NAN]), jnp.array([True, False])) \
+                  -> right: x == 0
+        shape     ok.{}()(jnp.ones(2), jnp.ones(2), jnp.ones(3, bool)) \
+                  -> ValueError: shape (2,)
+        dtype     ok.{}()(jnp.ones(2), jnp.ones(2), jnp.ones(2))  -> ValueError: booleans
         empty     ok.{}()(jnp.ones(0), jnp.ones(0))     -> right: x == 0
         empty     ok.{}()(jnp.ones(2), jnp.ones(2), jnp.zeros(2, bool)) \
                   -> right: x == 0
@@ -422,6 +427,7 @@ ROWS = table(
                   -> nonfinite_operator
     GMRES:
         singular  gmres([[1.0, 0.0], [0.0, 0.0]], [1.0, 1.0])  -> stalled
+        singular  gmres([[1.0, 0.0], [0.0, 0.0]], [1.0, 2e-4])  -> stalled
         singular  solve("{}", diagonal(-1.0, 1.0, 1.0), [1.0, 1.0, 1.0]) \
                   -> right: np.allclose(x.value, [-1, 1, 1])
         option    ok.{}(rtol=-1.0)                      -> ValueError: rtol > 0
@@ -491,7 +497,8 @@ ROWS = table(
     nystrom_preconditioner:
         object    ok.{}(inverse())                      -> ValueError: Nystrom
         object    ok.{}(diagonal())                     -> TypeError: ok.invert
-        nan       preconditioner(NAN).mv(jnp.ones(3))   -> NaN
+        nan       preconditioner(NAN)                   -> nonfinite_operator
+        singular  preconditioner(-9.0)                  -> indefinite
     NystromPreconditioner (ok.nystrom_preconditioner):
         tree      preconditioner().mv(())               -> ValueError: structure
         shape     preconditioner().mv(jnp.ones(2))      -> ValueError: shape (2,)
@@ -548,6 +555,9 @@ ROWS = table(
         option    gradually(sparsity=1.0)               -> ValueError: sparsity
         option    gradually(num_rounds=0)               -> ValueError: num_rounds >= 1
         object    gradually(make_inverse=inverse())     -> TypeError: function
+        dtype     gradually(kept=like(1.0))             -> ValueError: boolean
+        zero      gradually(kept=jax.tree.map(jnp.zeros_like, removed())).params \
+                  -> right: not np.any(x["w"])
     obs_prune_gradually (ok.obs_prune):
         nan       gradually(params=like(NAN))           -> RuntimeError: NaN or infinite
     """,
