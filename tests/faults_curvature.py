@@ -347,11 +347,12 @@ ROWS = table(
     SquaredError:
         nan       ok.{}()(jnp.full(2, NAN), jnp.ones(2))  -> NaN
         shape     ok.{}()(jnp.ones(2), jnp.ones(3))     -> ValueError: shape (2,)
-        nan       ok.{}()(jnp.ones(2), jnp.array([1.0, NAN]), jnp.array([True, False])) \
-                  -> right: x == 0
+        nan       ok.{}()(jnp.ones(2), jnp.array([1.0, NAN]), jnp.array([True, \
+                  False]))  -> right: x == 0
         shape     ok.{}()(jnp.ones(2), jnp.ones(2), jnp.ones(3, bool)) \
                   -> ValueError: shape (2,)
-        dtype     ok.{}()(jnp.ones(2), jnp.ones(2), jnp.ones(2))  -> ValueError: booleans
+        dtype     ok.{}()(jnp.ones(2), jnp.ones(2), jnp.ones(2)) \
+                  -> ValueError: booleans
         empty     ok.{}()(jnp.ones(0), jnp.ones(0))     -> right: x == 0
         empty     ok.{}()(jnp.ones(2), jnp.ones(2), jnp.zeros(2, bool)) \
                   -> right: x == 0
