@@ -187,4 +187,6 @@ def elastic_net(
 
 
 def _soft(v: Array, threshold: Array) -> Array:
-    return jnp.sign(v) * jax.nn.relu(jnp.abs(v) - threshold)
+    y = jnp.sign(v) * jax.nn.relu(jnp.abs(v) - threshold)
+    # There its derivative is 1, and the product's 0.
+    return jnp.where((threshold <= 0) & (v == 0), v, y)

@@ -131,14 +131,16 @@ def _shrink(x: Float[Array, "*b m n"], tau: Float[Array, "*b"]) -> Array:
 #     U (Γ ∘ (M + Mᵀ)/2 + Δ ∘ (M - Mᵀ)/2) Vᵀ,
 #     Γ = (f_i - f_j) / (s_i - s_j)       Δ = (f_i + f_j) / (s_i + s_j)
 # and f_i / s_i times what dX has outside the spans of U and of V. Γ is 1 where both s
-# pass the threshold and 0 where neither does, so that equal s divide by nothing.
+# pass the threshold and 0 where neither does, so that equal s divide by nothing; a
+# threshold of 0 is passed by all, s = 0 too.
 @_shrink.defjvp
 def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, tau), (dx, dtau) = primals, tangents
     u, s, vt = jnp.linalg.svd(x, full_matrices=False)
     ut, v = jnp.swapaxes(u, -1, -2), jnp.swapaxes(vt, -1, -2)
     f = jax.nn.relu(s - tau[..., None])
-    passes = s > tau[..., None]
+    is_lowered = s > tau[..., None]
+    passes = is_lowered | (tau[..., None] <= 0)
     rows, columns = passes[..., :, None], passes[..., None, :]
     is_mixed = rows != columns
     gap = jnp.where(is_mixed, s[..., :, None] - s[..., None, :], 1)
@@ -153,7 +155,7 @@ def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     mt = jnp.swapaxes(m, -1, -2)
     inner = gamma * (m + mt) / 2 + delta * (m - mt) / 2
     eye = jnp.eye(s.shape[-1], dtype=s.dtype)
-    lowered = jnp.where(passes, dtau[..., None], 0)
+    lowered = jnp.where(is_lowered, dtau[..., None], 0)
     inner = inner - eye * lowered[..., None, :]
     dy = u @ inner @ vt
     left = (dx - u @ (ut @ dx)) @ v * ratio[..., None, :]

@@ -100,6 +100,24 @@ def test_derivatives_are_finite_at_the_corners(name):
     assert_allclose(identity, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["lasso", "elastic_net", "group_lasso", "nuclear"])
+@pytest.mark.parametrize(
+    "v",
+    [jnp.zeros((2, 3)), jnp.eye(2, 3, 1), jnp.outer(jnp.ones(2), jnp.arange(3.0))],
+    ids=["zero", "with zeros", "of rank one"],
+)
+def test_a_strength_of_zero_leaves_a_prox_the_identity_at_every_v(name, v):
+    """Oracle: its derivatives by v, 1 in both modes, and 0 by the strength at v = 0."""
+    prox, strengths, _ = CASES[name]
+    zeros = [jnp.zeros(())] * len(strengths)
+    t = jnp.ones(())
+    for derivative in (jax.jacfwd, jax.jacrev):
+        by_v = derivative(prox)(v, *zeros, t).reshape(6, 6)
+        assert_allclose(by_v, jnp.eye(6), atol=10 * float(jnp.finfo(v).eps))
+    by_strength = jax.jacfwd(lambda a: prox(jnp.zeros((2, 3)), *[a] * len(zeros), t))
+    assert not by_strength(jnp.zeros(())).any()
+
+
 @pytest.mark.parametrize("t", [0.5, 2.0])
 def test_nuclear_has_a_derivative_at_equal_singular_values(t, key):
     """Oracle: central differences at 2Q and at a matrix with two equal pairs."""
