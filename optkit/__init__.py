@@ -100,11 +100,10 @@ from ._influence import influence as influence
 from ._inverse.base import (
     AbstractExplicitInverse as AbstractExplicitInverse,
     AbstractInverse as AbstractInverse,
-    Inverse as Inverse,
-    invert as invert,
 )
 from ._inverse.cg import CG as CG
 from ._inverse.gmres import GMRES as GMRES
+from ._inverse.inverse import Inverse as Inverse, invert as invert
 from ._inverse.neumann import Neumann as Neumann
 from ._inverse.nystrom import (
     Nystrom as Nystrom,

@@ -264,8 +264,8 @@ def check_scalar(call: str, value: PyTree) -> None:
 
 def check_positive_int(call: str, name: str, value: object) -> None:
     """Raises a `ValueError` unless `value` is an integer >= 1, not traced."""
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    if not is_integer or value < 1:
+    is_integer = isinstance(value, int | np.integer)
+    if not is_integer or isinstance(value, bool) or value < 1:
         raise ValueError(f"`{call}` needs an integer {name} >= 1, got {value!r}.")
 
 

@@ -23,8 +23,9 @@ from jaxtyping import Array, Float, PyTree
 from .._check import check_non_negative, check_positive
 from .._curvature.autodiff import hessian
 from .._implicit.linear import attempt, for_general
-from .._inverse.base import AbstractInverse, invert
+from .._inverse.base import AbstractInverse
 from .._inverse.gmres import GMRES
+from .._inverse.inverse import invert
 from .._tree import explicit_sharding, structure_of
 from .._types import Params
 from .base import (

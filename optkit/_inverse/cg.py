@@ -13,7 +13,8 @@ from .._check import check_positive, check_positive_int
 from .._curvature.base import check_symmetric
 from .._tree import dot
 from .._types import Params
-from .base import AbstractInverse, Inverse
+from .base import AbstractInverse
+from .inverse import Inverse
 from .results import RESULTS, first_of
 from .vectors import (
     add,

@@ -14,8 +14,9 @@ from .._check import check_key, check_positive_int, check_vector
 from .._curvature.base import AbstractCurvature, check_symmetric
 from .._tree import combine, gram, project
 from .._types import Params, wide_dtype
-from .base import AbstractExplicitInverse, Inverse, check_inverse, split_damping
+from .base import AbstractExplicitInverse, split_damping
 from .columns import columns, identity_entries, small_dtype
+from .inverse import Inverse, check_inverse
 from .results import RESULTS, all_finite, first_of
 from .vectors import add, cast_like, widened
 

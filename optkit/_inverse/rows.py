@@ -17,7 +17,8 @@ from .._tree import (
     structure_of,
 )
 from .._types import Params
-from .base import Inverse, check_inverse, fit_for_use, split_damping, with_derivative_of
+from .base import fit_for_use, split_damping, with_derivative_of
+from .inverse import Inverse, check_inverse
 from .vectors import add, cast_like
 from .woodbury import GramFactor, damped_gram
 
