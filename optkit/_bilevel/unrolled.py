@@ -51,6 +51,9 @@ class Unrolled(AbstractHypergradient):
     Keeps the last K iterates of y, and of the transform's state; costs T gradients,
     and about four for each of the K.
 
+    An `optax.adam` here needs an `eps_root`, such as 1e-8: the derivative of its square
+    root is NaN where a gradient of y is zero, as of weights that do nothing yet.
+
     Args:
         num_steps: T >= 1.
         inner: the optax transform of y. Its state starts anew in every hypergradient.
@@ -176,6 +179,9 @@ class ForwardMode(AbstractHypergradient):
     The same number as `ok.Unrolled` without truncation, for a memory that does not
     grow with T: Z has as many rows like y as x has entries. Costs T gradients and a
     derivative of each for every entry of x: for few hyperparameters and long paths.
+
+    An `optax.adam` here needs an `eps_root`, such as 1e-8: the derivative of its square
+    root is NaN where a gradient of y is zero, as of weights that do nothing yet.
 
     Args:
         num_steps: T >= 1.

@@ -75,7 +75,7 @@ class RESULTS(lx.RESULTS):  # pyright: ignore  # an enumeration Equinox can exte
     nonfinite_gradient = (
         "A gradient or an iterate is NaN or infinite: the step was not taken, and the "
         "variables are as before. Check the batch; if it is finite, lower the step "
-        "sizes."
+        "sizes. To differentiate through steps of `optax.adam`, give it an `eps_root`."
     )
     bad_penalty = (
         "The penalty is not positive and finite: the step was not taken, and the "
