@@ -26,6 +26,7 @@ from .._implicit.linear import attempt, for_general
 from .._inverse.base import AbstractInverse
 from .._inverse.gmres import GMRES
 from .._inverse.inverse import invert
+from .._inverse.vectors import cast_like
 from .._tree import explicit_sharding, structure_of
 from .._types import Params
 from .base import (
@@ -143,9 +144,11 @@ class Implicit(AbstractHypergradient):
             P = invert(C, method.solver, damping=method.damping)
             if v is None:
                 solution = P.solve(b)
-                return solution.value, solution.result
+                # Lineax's Cholesky returns float32 for a narrower b.
+                return cast_like(solution.value, b), solution.result
             solution = P.solve(jax.tree.map(jnp.subtract, b, P.operator.mv(v)))
-            return jax.tree.map(jnp.add, v, solution.value), solution.result
+            added = cast_like(solution.value, b)
+            return jax.tree.map(jnp.add, v, added), solution.result
 
         v, result = _on_auto_axes(solve, y)(arrays, x, y, batch, F_y, memory)
         g, g_y, pull = slope_of(lower, x, y, batch)

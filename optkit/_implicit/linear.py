@@ -18,6 +18,7 @@ from .._tree import dot
 from .._types import Params
 
 _ITERATIVE = (lx.CG, lx.BiCGStab, lx.GMRES, lx.LSMR)
+_FACTORISING = (lx.LU, lx.QR, lx.SVD, lx.Cholesky)
 
 
 class OneStep(lx.AbstractLinearSolver):
@@ -213,7 +214,16 @@ def solve_loudly(
 
     Returns:
         x, a pytree like b.
+
+    Raises:
+        TypeError: for a factorisation in less than float32.
     """
+    bits = [jnp.finfo(leaf).bits for leaf in jax.tree.leaves(vector)]
+    if isinstance(solver, _FACTORISING) and max(bits) < 32:
+        raise TypeError(
+            f"`lx.{type(solver).__name__}` factorises no dtype narrower than float32, "
+            f"and y is. Return it in float32, or take `ok.GMRES()`, or `ok.CG()`."
+        )
 
     def method(operator: lx.AbstractLinearOperator) -> Any:
         def solve(_: Any, b: Params) -> Params:

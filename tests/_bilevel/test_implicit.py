@@ -191,7 +191,8 @@ def test_a_solve_that_fails_is_reported_and_does_not_raise():
     assert at_solution(given)[1].result == ok.RESULTS.max_steps_reached
 
 
-def test_bfloat16_variables_keep_their_dtype():
+@pytest.mark.parametrize("solver", [ok.CG(), lx.Cholesky(), lx.LU()], ids=repr)
+def test_bfloat16_variables_keep_their_dtype(solver):
     """Oracle: closed form; the error is of rounding."""
 
     def lower(x, y, batch):
@@ -201,8 +202,9 @@ def test_bfloat16_variables_keep_their_dtype():
         return 0.5 * jnp.sum(y**2)
 
     x = jnp.array([1.0, -0.5], jnp.bfloat16)
-    estimate = ok.hypergradient(upper, lower, method=ok.Implicit(ok.CG()))
-    gradient, info = jax.jit(estimate)(x, 2 * x, None)
+    estimate = ok.hypergradient(upper, lower, method=ok.Implicit(solver))
+    with jax.numpy_dtype_promotion("standard"):  # as Lineax's factorisations need
+        gradient, info = jax.jit(estimate)(x, 2 * x, None)
     assert gradient.dtype == jnp.bfloat16
     assert info.residual.dtype == jnp.float32
     assert_allclose(gradient.astype(jnp.float32), [4.0, -2.0], rtol=2**-7)

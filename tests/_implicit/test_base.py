@@ -271,6 +271,19 @@ def compilations():
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def test_a_factorisation_of_a_narrow_solution_says_what_to_do():
+    """Oracle: the message; 1/2 by a method for any dtype."""
+    a = jnp.ones(2, jnp.bfloat16)
+
+    def slope_by(solver):
+        decorate = ok.implicit_root(lambda y, a: 2 * y - a, solver=solver)
+        return jax.grad(lambda a: decorate(lambda y0, a: a / 2)(None, a)[0])(a)
+
+    with pytest.raises(TypeError, match="narrower than float32"):
+        slope_by(lx.LU())
+    assert_allclose(slope_by(ok.GMRES())[0].astype(float), 0.5, rtol=2**-7)
+
+
 @pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd, jax.hessian])
 def test_an_eager_derivative_compiles_once(derivative, compilations):
     """Oracle: XLA compiles nothing from the second call on, for new arrays too."""
