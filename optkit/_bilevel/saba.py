@@ -44,7 +44,8 @@ class Term(NamedTuple):
     """Terms of a finite sum, and which ones they are.
 
     With an index of shape (), `batch` is what one term takes. With one of shape (b,),
-    all leaves of `batch` have a leading axis of b.
+    all leaves of `batch` have a leading axis of b, which on a mesh with explicit axes
+    is not to be split: the tables have whole rows for all of them.
     """
 
     index: Int[Array, "..."]

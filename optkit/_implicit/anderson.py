@@ -58,7 +58,7 @@ def anderson(
     history: int = 5,
     mixing: ArrayLike = 1.0,
     ridge: ArrayLike | None = None,
-    rtol: ArrayLike = 1e-5,
+    rtol: ArrayLike | None = None,
     atol: ArrayLike = 0.0,
     max_steps: int = 100,
 ) -> tuple[PyTree, AndersonInfo]:
@@ -91,10 +91,11 @@ def anderson(
         y0: the guess, real leaves.
         args: what else the mapping reads.
         history: m, how many iterates to keep. 1 is the Picard iteration, damped by β.
-        mixing: β in (0, 1].
+        mixing: β > 0: 1 as it is, below damped, above overrelaxed.
         ridge: δ, relative to each residual's own square. None is 10 m times the
             rounding error of the narrowest leaf, at least float32.
-        rtol: where to stop, relative to |f(y)|.
+        rtol: where to stop, relative to |f(y)|. None is 1e-5, or the rounding error
+            of the narrowest leaf where that is more, as in bfloat16.
         atol: where to stop, absolute: for fixed points at 0.
         max_steps: at most so many evaluations.
 
@@ -125,12 +126,15 @@ def anderson(
     check_positive_int(call, "history", history)
     check_positive_int(call, "max_steps", max_steps)
     check_positive(call, "mixing", mixing)
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        check_non_negative(call, name, value)
+    check_non_negative(call, "rtol", 0.0 if rtol is None else rtol)
+    check_non_negative(call, "atol", atol)
     if not jax.tree.leaves(y0):
         raise ValueError(f"`{call}` needs a y0 with an array in it, got {y0!r}.")
     y0 = jax.tree.map(jnp.asarray, y0)
     dtype = common_dtype(y0)
+    if rtol is None:
+        eps = [float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(y0)]
+        rtol = max(1e-5, *eps)
     if ridge is None:
         # Of the widest leaf it would be too small for the rounding of the others.
         eps = [float(jnp.finfo(wide_dtype(leaf)).eps) for leaf in jax.tree.leaves(y0)]
@@ -185,7 +189,9 @@ def anderson(
 
 def _start(y: PyTree, m: int, dtype: Any) -> _State:
     """The state before the first evaluation."""
-    window = jax.tree.map(lambda x: jnp.zeros((m, *x.shape), x.dtype), y)
+    window = jax.tree.map(  # sharded as y
+        lambda x: jnp.broadcast_to(jnp.zeros_like(x), (m, *x.shape)), y
+    )
     return _State(
         y=y,
         ys=window,

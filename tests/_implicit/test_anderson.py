@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from precision import FLOAT, X64, assert_allclose
 
 import optkit as ok
@@ -217,3 +218,31 @@ def test_leaves_of_two_precisions_do_not_make_the_weights_singular():
     assert ok.RESULTS[info.result] == ""
     assert_allclose(y["f4"], 2 * a["f4"], rtol=1e-5)
     assert_allclose(y["f8"], 2.0, rtol=1e-5)
+
+
+def test_a_bfloat16_iteration_ends_where_rounding_does(key):
+    """Oracle: success at the default `rtol`, which 1e-5 is not; the float32 run,
+    from which a residual of eps and rounding of as much are at most 2 eps/(1 - |W|).
+    """
+    W, x = contraction(key, 50)
+
+    def solve(dtype, **options):
+        args = W.astype(dtype), x.astype(dtype)
+        return ok.anderson(layer, jnp.zeros(50, dtype), args, **options)
+
+    narrow, info = solve(jnp.bfloat16)
+    assert info.result == ok.RESULTS.successful
+    assert solve(jnp.bfloat16, rtol=1e-5)[1].result == ok.RESULTS.max_steps_reached
+    error = narrow.astype(jnp.float32) - (wide := solve(jnp.float32)[0])
+    bound = 2 * 2**-7 / (1 - jnp.linalg.norm(W, 2).astype(jnp.float32))
+    assert jnp.linalg.norm(error) < bound * jnp.linalg.norm(wide)
+
+
+def test_an_iterate_keeps_the_sharding_of_its_type():
+    """Oracle: the sharding of y0, on a mesh with an explicit axis."""
+    mesh = jax.make_mesh((1,), ("d",), (AxisType.Explicit,))
+    with jax.set_mesh(mesh):
+        a = jax.device_put(jnp.ones(4), NamedSharding(mesh, P("d")))
+        y, info = jax.jit(lambda a: ok.anderson(lambda y, a: 0.5 * y + a, a, a))(a)
+    assert info.result == ok.RESULTS.successful
+    assert y.sharding.spec == P("d")
