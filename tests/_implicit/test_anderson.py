@@ -222,7 +222,7 @@ def test_leaves_of_two_precisions_do_not_make_the_weights_singular():
 
 def test_a_bfloat16_iteration_ends_where_rounding_does(key):
     """Oracle: success at the default `rtol`, which 1e-5 is not; the float32 run,
-    from which a residual of eps and rounding of as much are at most 2 eps/(1 - |W|).
+    from which a residual of eps and rounding of as much are at most 2 eps/(1 - 0.8).
     """
     W, x = contraction(key, 50)
 
@@ -234,8 +234,7 @@ def test_a_bfloat16_iteration_ends_where_rounding_does(key):
     assert info.result == ok.RESULTS.successful
     assert solve(jnp.bfloat16, rtol=1e-5)[1].result == ok.RESULTS.max_steps_reached
     error = narrow.astype(jnp.float32) - (wide := solve(jnp.float32)[0])
-    bound = 2 * 2**-7 / (1 - jnp.linalg.norm(W, 2).astype(jnp.float32))
-    assert jnp.linalg.norm(error) < bound * jnp.linalg.norm(wide)
+    assert jnp.linalg.norm(error) < 10 * 2**-7 * jnp.linalg.norm(wide)
 
 
 def test_an_iterate_keeps_the_sharding_of_its_type():
