@@ -96,6 +96,7 @@ def run(
     check_positive_int("ok.run", "every", every)
     start = int(np.ravel(state.count)[0]) if first is None else first
     if callable(batches):
+        _check_hashable(batches)
         chunks = _compiled(solver, batches, state, (start, start + num_steps, every))
     elif isinstance(batches, Iterable):
         taken = islice(batches, num_steps)
@@ -115,6 +116,17 @@ def run(
         raise ValueError("`ok.run` got an iterable without batches. Pass a new one.")
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *history)
     return Run(last, joined)
+
+
+def _check_hashable(batches: Any) -> None:
+    try:
+        hash(batches)
+    except TypeError as error:
+        raise TypeError(
+            f"`ok.run` compiles once for a function of batches, and needs one that can "
+            f"be hashed, got `{type(batches).__name__}`, which holds arrays. Pass a "
+            f"plain function, `lambda step: batches(step)`."
+        ) from error
 
 
 Chunks = Iterator[tuple[Any, int, BilevelInfo]]

@@ -254,9 +254,12 @@ def constant(tree: PyTree) -> PyTree:
     """The tree without derivatives."""
 
     def one(x: Any) -> Any:
-        # `jax.grad` of a Python number has that number inside.
-        is_array = eqx.is_inexact_array(x)
-        return jnp.asarray(lax.stop_gradient(x), x.dtype) if is_array else x
+        if not eqx.is_inexact_array(x):
+            return x
+        # `jax.grad` of a Python number has that number inside. NumPy's may be wider
+        # than JAX's widest.
+        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
+        return jnp.asarray(lax.stop_gradient(x), dtype)
 
     return jax.tree.map(one, tree)
 

@@ -1,5 +1,6 @@
 import io
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -144,3 +145,6 @@ def test_bad_arguments_raise():
         ok.run(SOLVER, start(), 3, 3)
     with pytest.raises(TypeError):
         ok.run(optax.sgd(0.1), start(), batches, 3)
+    holding_arrays = eqx.Partial(lambda a, k: a, jnp.ones(2))
+    with pytest.raises(TypeError, match="can be hashed"):
+        ok.run(SOLVER, start(), holding_arrays, 3)

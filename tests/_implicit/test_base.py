@@ -134,6 +134,13 @@ def test_the_starting_point_has_a_zero_derivative():
     assert jax.grad(lambda y0: fit(y0, jnp.array(8.0)))(1.0) == 0.0
 
 
+def test_numpy_arrays_are_taken_in_the_widest_dtype_there_is():
+    """Oracle: no warning, in float32 either; 1 = ∂y/∂a of y = a."""
+    fit = ok.implicit_root(lambda y, a: y - a, solver=lx.LU())(lambda y0, a: 0 * y0 + a)
+    one = np.ones(2)
+    assert_allclose(jax.jacobian(lambda a: fit(one, a))(one), np.eye(2), rtol=1e-12)
+
+
 def test_an_equation_need_not_depend_on_what_is_perturbed():
     """Oracle: u = a and v = √3, by hand; in one leaf of two, and in all."""
 
