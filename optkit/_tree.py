@@ -36,7 +36,8 @@ def explicit_sharding(leaf: Any, drop: int = 0) -> NamedSharding | None:
     is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
     sharding = leaf.sharding if is_shape else jax.typeof(leaf).sharding
     mesh = getattr(sharding, "mesh", None)
-    if mesh is None or AxisType.Explicit not in mesh.axis_types:
+    told = {AxisType.Explicit, AxisType.Manual}  # the latter inside `jax.shard_map`
+    if mesh is None or told.isdisjoint(mesh.axis_types):
         return None
     return NamedSharding(mesh, PartitionSpec(*sharding.spec[drop:]))
 

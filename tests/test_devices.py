@@ -259,6 +259,26 @@ def test_bilevel_and_implicit_derivatives_stay_split_on_an_explicit_mesh(what):
     assert {each.operation for each in exchanged} == {"all-reduce"}
 
 
+@pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=str)
+def test_each_device_of_a_shard_map_may_solve_a_problem_of_its_own(axis_type):
+    """Oracle: the same problems one after the other, on one device."""
+
+    def run(batch):
+        return derivatives(batch, jnp.zeros(2))
+
+    batch = {"scale": SCALE, "target": TARGET}
+    parts = jax.tree.map(lambda a: a.reshape(8, 2), batch)
+    expected = jax.jit(lambda parts: lax.map(run, parts))(parts)
+    mesh = jax.make_mesh((8,), ("d",), (axis_type,))
+    mapped = jax.shard_map(
+        run, mesh=mesh, in_specs=P("d"), out_specs=P("d"), check_vma=False
+    )
+    split = jax.device_put(batch, NamedSharding(mesh, P("d")))
+    found = jax.jit(mapped)(split)
+    for leaf, like in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert_allclose(jax.device_get(leaf), like.reshape(-1), rtol=1e-8, atol=1e-10)
+
+
 FAILING_SOLVE = """
 import jax, jax.numpy as jnp, optkit as ok
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P

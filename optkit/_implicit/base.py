@@ -120,8 +120,12 @@ class _Program:
     """
 
     def __init__(self, function: Callable[..., Any], rest: Any) -> None:
-        # Weakly: what it closes over may be of a trace that is over.
-        self.function, self.rest = weakref.ref(function), rest
+        # Weakly if it can be: what it closes over may be of a trace that is over.
+        try:
+            self.function = weakref.ref(function)
+        except TypeError:
+            self.function = lambda: function
+        self.rest = rest
         self.text = re.sub(" at 0x[0-9a-f]+", "", str(rest.jaxpr))
 
     def __eq__(self, other: object) -> bool:
