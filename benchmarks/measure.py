@@ -154,13 +154,17 @@ def in_turn(
 
 
 def measure(candidates: Sequence[Candidate], rounds: int) -> Timing:
-    """Times all candidates in turn, `rounds` times, after one round of warming up."""
+    """Times all candidates in turn, `rounds` times, after one round of warming up.
+
+    Each round is in an order of its own: what follows a long run finds caches cold and
+    processors warm, and no candidate shall always be the one.
+    """
     now = CLOCKS[clock()]
     carries = [candidate.carry for candidate in candidates]
     times = np.zeros((rounds + 1, len(candidates)))
+    orders = np.random.default_rng(0)
     for i in range(rounds + 1):
-        for k in range(len(candidates)):
-            j = (i + k) % len(candidates)  # nobody is always first
+        for j in orders.permutation(len(candidates)):
             start = now()
             carries[j] = jax.block_until_ready(candidates[j].run(carries[j]))
             times[i, j] = now() - start
