@@ -124,8 +124,8 @@ def _check_hashable(batches: Any) -> None:
     except TypeError as error:
         raise TypeError(
             f"`ok.run` compiles once for a function of batches, and needs one that can "
-            f"be hashed, got `{type(batches).__name__}`, which holds arrays. Pass a "
-            f"plain function, `lambda step: batches(step)`."
+            f"be hashed, got `{type(batches).__name__}`, which cannot. Pass a plain "
+            f"function, `lambda step: batches(step)`."
         ) from error
 
 

@@ -13,8 +13,6 @@ order and every mix of modes follows from it.
 """
 
 import abc
-import re
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +28,7 @@ from .._check import check_real, first_difference
 from .._inverse.results import all_finite
 from .._tree import structure_of
 from .._types import Params
+from .hoist import hoisted
 from .linear import solve_loudly
 
 
@@ -93,7 +92,8 @@ class ImplicitSolve(eqx.Module):
         )
         y = jax.tree.map(jnp.asarray, y)
         check_real(self.condition.call, "y", y)
-        y = _solution(y, (self._hoisted(y, args), args), self.solver)
+        if jax.tree.leaves(y):
+            y = _solution(y, (self._hoisted(y, args), args), self.solver)
         return (y, aux) if self.has_aux else y
 
     def _hoisted(self, y: Params, args: PyTree) -> AbstractCondition:
@@ -105,49 +105,8 @@ class ImplicitSolve(eqx.Module):
             condition.check(value, y)
             return value
 
-        converted: Any = eqx.filter_closure_convert(checked, y, args)
-        rest = eqx.tree_at(lambda c: c.consts, converted, [])
-        arrays = [jnp.asarray(x) for x in converted.consts]  # some are NumPy's
-        hoisted = _Hoisted(arrays, _Program(condition.function, rest))
-        return eqx.tree_at(lambda c: c.function, condition, hoisted)
-
-
-class _Program:
-    """What a function was traced to, without the arrays that it closes over.
-
-    Equal where function and program are, so that a second derivative of it outside of
-    `jit` compiles nothing. The text tells Python numbers that have changed.
-    """
-
-    def __init__(self, function: Callable[..., Any], rest: Any) -> None:
-        # Weakly if it can be: what it closes over may be of a trace that is over.
-        try:
-            self.function = weakref.ref(function)
-        except TypeError:
-            self.function = lambda: function
-        self.rest = rest
-        self.text = re.sub(" at 0x[0-9a-f]+", "", str(rest.jaxpr))
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Program)
-            and self.function() is other.function() is not None
-            and self.text == other.text
-        )
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-
-class _Hoisted(eqx.Module):
-    """A program, and its arrays."""
-
-    arrays: list[Array]
-    program: _Program = eqx.field(static=True)
-
-    def __call__(self, y: Params, args: PyTree) -> PyTree:
-        rest = self.program.rest
-        return eqx.tree_at(lambda r: r.consts, rest, self.arrays)(y, args)
+        function = hoisted(checked, condition.function, y, args)
+        return eqx.tree_at(lambda c: c.function, condition, function)
 
 
 @eqx.filter_custom_jvp

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._curvature.base import Damped
 from .._types import Params
-from .results import NEAREST_IN_LINEAX, RESULTS, all_finite, first_of
+from .results import RESULTS, all_finite, first_of, nearest_in_lineax
 
 
 class AbstractInverse(lx.AbstractLinearSolver):
@@ -75,10 +75,7 @@ class AbstractInverse(lx.AbstractLinearSolver):
         del options
         operator, factor = state
         value, outcome, stats = self.apply(operator, factor, vector)
-        result = lx.RESULTS.successful
-        for name, nearest in NEAREST_IN_LINEAX.items():
-            is_it = outcome == getattr(RESULTS, name)
-            result = lx.RESULTS.where(is_it, nearest, result)
+        result = nearest_in_lineax(outcome)
         return value, result, {**stats, "outcome": outcome}
 
     def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 from .._check import check_positive, check_positive_int
 from .._tree import combine, dot, project
 from .._types import Params
-from .results import NEAREST_IN_LINEAX, RESULTS, first_of
+from .results import RESULTS, first_of, nearest_in_lineax
 from .vectors import add, cast_like, normalised, tolerances, widened
 
 _SMALL = 100  # coordinates
@@ -53,9 +53,10 @@ class GMRES(lx.AbstractLinearSolver):
     `stats` has `num_steps`, `max_steps`, and `residual`, the true |b - A x| / |b|.
 
     Args:
-        rtol: the relative residual to reach, > 0, or the solve has failed; None as in
-            `ok.CG`. Taken as 4 eps of the narrowest leaf where that is larger: no
-            residual can be smaller.
+        rtol: the relative residual to reach, > 0, or the solve has failed. Taken as 4
+            eps of the narrowest leaf where that is larger: no residual can be smaller.
+            None is 1e-5, or where rounding stops above it at most √eps, of an A that
+            does not look singular: its condition number is below 1 / (100 eps).
         restart: m, the number of vectors to keep. None is 30, and all of them for up
             to 100 coordinates.
         max_steps: None is ten times the number of coordinates.
@@ -165,11 +166,7 @@ class GMRES(lx.AbstractLinearSolver):
             "residual": norm,
             "outcome": outcome,
         }
-        result = lx.RESULTS.successful
-        for name, nearest in NEAREST_IN_LINEAX.items():
-            is_it = outcome == getattr(RESULTS, name)
-            result = lx.RESULTS.where(is_it, nearest, result)
-        return cast_like(x, vector), result, stats
+        return cast_like(x, vector), nearest_in_lineax(outcome), stats
 
     def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
         """The transposed operator."""

@@ -92,7 +92,7 @@ class RESULTS(lx.RESULTS):  # pyright: ignore  # an enumeration Equinox can exte
     )
 
 
-NEAREST_IN_LINEAX = {
+_NEAREST_IN_LINEAX = {
     "indefinite": lx.RESULTS.breakdown,
     "inaccurate": lx.RESULTS.stagnation,
     "diverging": lx.RESULTS.breakdown,
@@ -106,6 +106,15 @@ NEAREST_IN_LINEAX = {
     "nonfinite_input": lx.RESULTS.nonfinite_input,
     "max_steps_reached": lx.RESULTS.max_steps_reached,
 }
+
+
+def nearest_in_lineax(outcome: Any) -> Any:
+    """Of Lineax's own results, the one that says most of the same."""
+    result = lx.RESULTS.successful
+    for name, nearest in _NEAREST_IN_LINEAX.items():
+        is_it = outcome == getattr(RESULTS, name)
+        result = lx.RESULTS.where(is_it, nearest, result)
+    return result
 
 
 def all_finite(tree: PyTree, *alike: PyTree) -> Any:

@@ -16,8 +16,8 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, PyTree
 
 from .._inverse.base import with_derivative_of
-from .._inverse.woodbury import decompose
-from .._tree import combine_blocks, common_dtype, dot, gram as gram_of, project_blocks
+from .._inverse.woodbury import damped_gram, decompose
+from .._tree import combine_blocks, common_dtype, dot, project_blocks
 
 _MAX_REFINE = 6
 _TOLERANCE = 0.1  # of half the digits: 3e-5 in float32
@@ -91,9 +91,7 @@ def _solve(operands: tuple[Any, ...]) -> PyTree:
 def _solve_anew(inputs: tuple[PyTree, Array, Array, Array]) -> PyTree:
     """The same by what JAX differentiates, for derivatives only."""
     rows, unit, shift, n = inputs
-    matrix = gram_of(rows).astype(shift.dtype)
-    matrix += shift * jnp.eye(matrix.shape[0], dtype=shift.dtype)
-    return combine_blocks(n * jnp.linalg.solve(matrix, unit), rows)
+    return combine_blocks(n * jnp.linalg.solve(damped_gram(rows, shift), unit), rows)
 
 
 # Under `jax.vmap` a conditional becomes a selection, and both sides run in every step.

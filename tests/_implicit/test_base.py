@@ -297,7 +297,7 @@ def test_an_eager_derivative_compiles_once(derivative, compilations):
     scale = jnp.ones(())
 
     def scaled(y, a):
-        return scale * jax.nn.relu(y) ** 3 - a
+        return scale * jnp.maximum(y, 0) ** 3 - a
 
     fit = ok.implicit_root(scaled, solver=lx.LU())(numpy_solve)
     counts = []
@@ -306,6 +306,51 @@ def test_an_eager_derivative_compiles_once(derivative, compilations):
         derivative(lambda a: fit(None, a))(jnp.array(a)).block_until_ready()
         counts.append(len(compilations))
     assert 0 < counts[0] == counts[1] == counts[2]
+
+
+def test_an_eager_derivative_sees_what_a_custom_rule_closes_over():
+    """Oracle: closed form, for a rule that says the slope of y³ is s times its own."""
+    scale = 1.0
+
+    @jax.custom_jvp
+    def power(y):
+        return y**3
+
+    @power.defjvp
+    def _(primals, tangents):
+        (y,), (dy,) = primals, tangents
+        return y**3, scale * 3 * y**2 * dy
+
+    fit = ok.implicit_root(lambda y, a: power(y) - a, solver=lx.LU())(
+        lambda y0, a: jnp.cbrt(a)
+    )
+    assert_allclose(slope(fit), 1 / 12, rtol=1e-12)
+    scale = 2.0
+    assert_allclose(slope(fit), 1 / 24, rtol=1e-12)
+
+
+def test_a_function_may_be_an_object_without_weak_references():
+    """Oracle: closed form."""
+
+    class Cube:
+        __slots__ = ()
+
+        def __call__(self, y, a):
+            return y**3 - a
+
+    fit = ok.implicit_root(Cube(), solver=lx.LU())(lambda y0, a: jnp.cbrt(a))
+    for _ in range(2):
+        assert_allclose(slope(fit), 1 / 12, rtol=1e-12)
+
+
+@pytest.mark.parametrize("nothing", [(), jnp.zeros((0, 2))])
+def test_a_solution_without_entries_has_a_derivative_without_entries(nothing):
+    """Oracle: structure and shape."""
+    fit = ok.implicit_root(lambda y, a: y)(lambda y0, a: nothing)
+    a = jnp.ones(2)
+    y, tangent = jax.jvp(lambda a: fit(None, a), (a,), (a,))
+    assert jax.tree.map(jnp.shape, y) == jax.tree.map(jnp.shape, nothing)
+    assert jax.tree.map(jnp.shape, tangent) == jax.tree.map(jnp.shape, nothing)
 
 
 @pytest.mark.parametrize("as_scale", [float, np.asarray, jnp.asarray])
