@@ -85,11 +85,11 @@ def makers(blocks: Problem, steps: int) -> list[Callable[[], Candidate]]:
     zeros = jnp.zeros(size, jnp.float32), jnp.zeros(size, jnp.float32)
 
     def script(name: str, step: Any, start: Any) -> Callable[[], Candidate]:
-        return lambda: _candidate(name, step, start(*zeros), blocks, steps, "peer")
+        return lambda: candidate(name, step, start(*zeros), blocks, steps, "peer")
 
     def solver(name: str, make: MakeSolver) -> Callable[[], Candidate]:
         start = make(blocks).init(*zeros)
-        return lambda: _candidate(name, ours(make), start, blocks, steps)
+        return lambda: candidate(name, ours(make), start, blocks, steps)
 
     return [
         script(SOBA_SCRIPT, soba_script, soba_start),
@@ -183,33 +183,28 @@ def drawn(order: Order) -> tuple[Order, Int[Array, ""]]:
     return lax.cond(is_last, again, onward, order), order.blocks[order.position]
 
 
-def _candidate(
+def candidate(
     name: str,
     step: Any,
     state: Any,
     blocks: Problem,
     num_steps: int,
     role: Role = "ours",
+    draw: Any = drawn,
 ) -> Candidate:
-    """Many steps, of which each draws a minibatch for either level."""
+    """Many steps, of which each draws minibatches for either level."""
 
     def steps(args: Any) -> Any:
         def one(carry: Any, _: None) -> Any:
             state, (upper, lower) = carry
-            (upper, i), (lower, j) = drawn(upper), drawn(lower)
+            (upper, i), (lower, j) = draw(upper), draw(lower)
             return (step(state, blocks, i, j), (upper, lower)), None
 
         *carry, blocks = args
         return lax.scan(one, tuple(carry), length=num_steps)[0]
 
-    return on_blocks(name, steps, (state, orders()), blocks, role)
-
-
-def on_blocks(
-    name: str, steps: Any, carry: Any, blocks: Problem, role: Role
-) -> Candidate:
-    """A candidate that reads examples where all others do, and hands on none."""
-    made = compiled(name, steps, (*carry, blocks), role, donate=False)
+    made = compiled(name, steps, (state, orders(), blocks), role, donate=False)
+    # It reads examples where all others do, and hands on none.
     return made._replace(run=lambda args: (*made.run(args), blocks))
 
 

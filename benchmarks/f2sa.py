@@ -21,10 +21,9 @@ from .bilevel import (
     VECTORS,
     Order,
     beside_scripts,
+    candidate,
     drawn,
     objectives,
-    on_blocks,
-    orders,
 )
 from .measure import Candidate
 from .problems import Problem
@@ -81,10 +80,16 @@ def makers(blocks: Problem, steps: int) -> list[Callable[[], Candidate]]:
     x, y = jnp.zeros(size, jnp.float32), jnp.zeros(size, jnp.float32)
     given = schedule(INNER_STEPS)
     flat, start = script_start(x, y), solver(given, blocks).init(x, y)
-    return [
-        lambda: _candidate(SCRIPT, script, flat, blocks, steps, "peer"),
-        lambda: _candidate(OURS, ours(given), start, blocks, steps),
-    ]
+
+    def maker(
+        name: str, step: Any, state: Any, role: Role = "ours"
+    ) -> Callable[[], Candidate]:
+        def on(state: Any, blocks: Problem, i: Array, j: Array) -> Any:
+            return step(state, blocks, batches(i, j))
+
+        return lambda: candidate(name, on, state, blocks, steps, role, _draw)
+
+    return [maker(SCRIPT, script, flat, "peer"), maker(OURS, ours(given), start)]
 
 
 def ours(given: ok.PenaltySchedule) -> Any:
@@ -94,27 +99,6 @@ def ours(given: ok.PenaltySchedule) -> Any:
         return solver(given, blocks).step(state, batches)[0]
 
     return step
-
-
-def _candidate(
-    name: str,
-    step: Any,
-    state: Any,
-    blocks: Problem,
-    num_steps: int,
-    role: Role = "ours",
-) -> Candidate:
-    def steps(args: Any) -> Any:
-        def one(carry: Any, _: None) -> Any:
-            state, (upper, lower) = carry
-            upper, i = _draw(upper)
-            lower, j = _draw(lower)
-            return (step(state, blocks, batches(i, j)), (upper, lower)), None
-
-        *carry, blocks = args
-        return lax.scan(one, tuple(carry), length=num_steps)[0]
-
-    return on_blocks(name, steps, (state, orders()), blocks, role)
 
 
 def _draw(order: Order) -> tuple[Order, Array]:
