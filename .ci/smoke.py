@@ -135,11 +135,13 @@ def inside() -> None:
         return jnp.sum(params["w"] ** 4) + (params["b"] - jnp.sum(params["w"])) ** 2
 
     optimizers = {
-        "adan": ok.adan(0.1, weight_decay=0.1),
-        "adahessian": ok.with_hutchinson(ok.adahessian(0.1), key=key),
-        "sophia": ok.with_hutchinson(ok.sophia(0.1), key=key),
-        "mfac": ok.mfac(0.1, 4, 0.1),
-        "accumulate": ok.accumulate(ok.adan(0.1), every=1, hessian_diag=False),
+        "adan": ok.optim.adan(0.1, weight_decay=0.1),
+        "adahessian": ok.optim.with_hutchinson(ok.optim.adahessian(0.1), key=key),
+        "sophia": ok.optim.with_hutchinson(ok.optim.sophia(0.1), key=key),
+        "mfac": ok.optim.mfac(0.1, 4, 0.1),
+        "accumulate": ok.optim.accumulate(
+            ok.optim.adan(0.1), every=1, hessian_diag=False
+        ),
     }
 
     @jax.jit
@@ -170,7 +172,7 @@ def inside() -> None:
     y, slope = jax.jit(jax.value_and_grad(lambda t: solve(0.0, t)))(2.0)
     np.testing.assert_allclose(slope, 1 / (1 + 12 * y**2), rtol=1e-4)
 
-    solver = ok.f2sa(
+    solver = ok.bilevel.f2sa(
         lambda x, y, batch: 0.5 * jnp.sum((y - 1) ** 2 + x**2),
         lambda x, y, batch: 0.5 * jnp.sum((y - x) ** 2),
         outer=optax.sgd(0.1),

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 import optkit as ok
-from optkit._tree import signs
+from optkit._vector import signs
 
 from .machine import floor
 from .measure import Candidate, compiled, in_turn, measure
@@ -28,22 +28,22 @@ from .torch_peers import on_device, synchronised
 TORCH_PORTS = {"torch_optimizer": "Adahessian", "pytorch_optimizer": "AdaHessian"}
 AUTHORS = "torch_optimizer.Adahessian"  # nearly line by line; the other port is faster
 PASS = "jvp of value_and_grad, ready probe"
-ADAHESSIAN = "ok.adahessian"
-WRAPPED = "ok.with_hutchinson(ok.adahessian)"
-SOPHIA = "ok.sophia, K = 1"
-TENTH = "ok.with_hutchinson(ok.sophia), K = 10"
+ADAHESSIAN = "ok.optim.adahessian"
+WRAPPED = "ok.optim.with_hutchinson(ok.optim.adahessian)"
+SOPHIA = "ok.optim.sophia, K = 1"
+TENTH = "ok.optim.with_hutchinson(ok.optim.sophia), K = 10"
 
 
 def run(size: int, rounds: int) -> Result:
     """AdaHessian: tables against the pass, optax's Sophia, and PyTorch."""
     params, x, y = make_network(size)
-    tx = ok.with_hutchinson(ok.adahessian(0.1), key=jr.key(1))
+    tx = ok.optim.with_hutchinson(ok.optim.adahessian(0.1), key=jr.key(1))
     in_torch = list(_torch_steps(params, x, y))
     candidates = [
         one_pass(params, x, y),
         optax_sophia(1, params, x, y),
         *in_torch,
-        with_diag(ADAHESSIAN, ok.adahessian(0.1), params, x, y),
+        with_diag(ADAHESSIAN, ok.optim.adahessian(0.1), params, x, y),
         _with_objective(WRAPPED, tx, params, x, y),
     ]
     timing = measure(candidates, rounds)
@@ -58,14 +58,14 @@ def run(size: int, rounds: int) -> Result:
         at_most(
             1.15,
             to_pass.row(ADAHESSIAN),
-            "A step of `ok.adahessian` takes at most 1.15 × one `jvp` of "
+            "A step of `ok.optim.adahessian` takes at most 1.15 × one `jvp` of "
             "`value_and_grad` with a ready probe",
             _ELEMENTWISE,
         ),
         at_most(
             0.9,
             to_sophia.row(ADAHESSIAN),
-            "A step of `ok.adahessian` takes at most 0.9 × optax's Sophia "
+            "A step of `ok.optim.adahessian` takes at most 0.9 × optax's Sophia "
             "at interval 1",
             _ELEMENTWISE,
         ),
@@ -74,7 +74,7 @@ def run(size: int, rounds: int) -> Result:
         at_most(
             0.7,
             table.row(ADAHESSIAN),
-            "A step of `ok.adahessian` takes at most 0.7 × "
+            "A step of `ok.optim.adahessian` takes at most 0.7 × "
             f"`{table.reference}`, the authors' code in PyTorch",
             f"The pass alone, with a ready probe, takes {table.row(PASS).ratio:.2f} of "
             f"its step, which leaves little to the rest. {_ELEMENTWISE}",
@@ -87,11 +87,13 @@ def run(size: int, rounds: int) -> Result:
 def run_sophia(size: int, rounds: int) -> Result:
     """Sophia: tables against the pass, and optax's at equal intervals."""
     params, x, y = make_network(size)
-    tx = ok.with_hutchinson(ok.sophia(0.01), key=jr.key(1), update_interval=10)
+    tx = ok.optim.with_hutchinson(
+        ok.optim.sophia(0.01), key=jr.key(1), update_interval=10
+    )
     every = [
         one_pass(params, x, y),
         optax_sophia(1, params, x, y),
-        with_diag(SOPHIA, ok.sophia(0.01, update_interval=1), params, x, y),
+        with_diag(SOPHIA, ok.optim.sophia(0.01, update_interval=1), params, x, y),
     ]
     tenth = [
         optax_sophia(10, params, x, y),
@@ -223,7 +225,7 @@ JOB = Job(
     unit=_NETWORK,
     reading=(
         "The Hessian diagonal comes out of the pass that makes the gradient, so a step "
-        "costs that pass and some elementwise work. `ok.with_hutchinson` is the same "
+        "costs that pass and some elementwise work. `ok.optim.with_hutchinson` is the same "
         "behind the interface of optax, where gradient and curvature are two passes. "
         "PyTorch builds the graph of the gradient anew in every step and goes through "
         "it twice. The floor counts the products of matrices alone."

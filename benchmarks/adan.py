@@ -27,9 +27,13 @@ def run(size: int, rounds: int) -> Result:
     grads = gradients(size)
     candidates = [
         step("optax.adan", optax.adan(1e-3), grads, "peer"),
-        step("ok.adan", ok.adan(1e-3), grads),
+        step("ok.optim.adan", ok.optim.adan(1e-3), grads),
         step("optax.adan, decay", optax.adan(1e-3, weight_decay=0.02), grads, "peer"),
-        step("ok.adan, proximal decay", ok.adan(1e-3, weight_decay=0.02), grads),
+        step(
+            "ok.optim.adan, proximal decay",
+            ok.optim.adan(1e-3, weight_decay=0.02),
+            grads,
+        ),
         _stream(grads),
         *_in_torch(grads),
     ]
@@ -38,16 +42,16 @@ def run(size: int, rounds: int) -> Result:
     plain = timing.table(
         "No weight decay",
         "optax.adan",
-        ["optax.adan", "ok.adan", "pytorch_optimizer.Adan", STREAM],
+        ["optax.adan", "ok.optim.adan", "pytorch_optimizer.Adan", STREAM],
         counted,
     )
-    names = ["optax.adan, decay", "ok.adan, proximal decay", STREAM]
+    names = ["optax.adan, decay", "ok.optim.adan, proximal decay", STREAM]
     decayed = timing.table("Weight decay", names[0], names, counted)
     targets = [
         at_most(
             1.05,
-            plain.row("ok.adan"),
-            "A step of `ok.adan` takes at most 1.05 × that of `optax.adan`",
+            plain.row("ok.optim.adan"),
+            "A step of `ok.optim.adan` takes at most 1.05 × that of `optax.adan`",
             "Both make the same passes over memory; the difference is in how XLA "
             "groups the outputs.",
         )

@@ -29,10 +29,10 @@ NUM_BLOCKS = 16
 MATRICES, VECTORS = "dense matrices, as published", "held as vectors"
 RHO, GAMMA = 0.3, 0.3
 Objective = Callable[[Array, Array, Array], Array]
-MakeSolver = Callable[[Problem], ok.BilevelSolver]
+MakeSolver = Callable[[Problem], ok.Solver]
 MakeCandidates = Callable[[Problem, int], Sequence[Callable[[], Candidate]]]
-SOBA, SOBA_SCRIPT = "ok.soba", "SOBA, flat script"
-SABA, SABA_SCRIPT = "ok.saba", "SABA, flat script"
+SOBA, SOBA_SCRIPT = "ok.bilevel.soba", "SOBA, flat script"
+SABA, SABA_SCRIPT = "ok.bilevel.saba", "SABA, flat script"
 
 
 def run(size: int, rounds: int) -> Result:
@@ -127,18 +127,20 @@ def objectives(blocks: Problem) -> tuple[Objective, Objective]:
     return upper, lower
 
 
-def soba(blocks: Problem) -> ok.BilevelSolver:
+def soba(blocks: Problem) -> ok.Solver:
     """SOBA with decreasing steps."""
 
     def decreasing(c: float) -> optax.GradientTransformation:
         return optax.sgd(lambda k: c / (k + 1) ** 0.5)
 
-    return ok.soba(*objectives(blocks), outer=decreasing(GAMMA), inner=decreasing(RHO))
+    return ok.bilevel.soba(
+        *objectives(blocks), outer=decreasing(GAMMA), inner=decreasing(RHO)
+    )
 
 
-def saba(blocks: Problem) -> ok.BilevelSolver:
+def saba(blocks: Problem) -> ok.Solver:
     """SABA with constant steps."""
-    return ok.saba(
+    return ok.bilevel.saba(
         *objectives(blocks),
         num_upper=NUM_BLOCKS,
         num_lower=NUM_BLOCKS,
@@ -212,9 +214,11 @@ def ours(make: MakeSolver) -> Any:
     """A step of a solver on the blocks i and j."""
 
     def step(state: Any, blocks: Problem, i: Array, j: Array) -> Any:
-        batch = ok.Batches(upper_x=i, lower_x=j)
-        if isinstance(state, ok.SabaState):
-            batch = ok.Batches(upper_x=ok.Term(i, i), lower_x=ok.Term(j, j))
+        batch = ok.bilevel.Batches(upper_x=i, lower_x=j)
+        if isinstance(state, ok.bilevel.SabaState):
+            batch = ok.bilevel.Batches(
+                upper_x=ok.bilevel.Term(i, i), lower_x=ok.bilevel.Term(j, j)
+            )
         return make(blocks).step(state, batch)[0]
 
     return step
@@ -317,7 +321,7 @@ JOB = Job(
         "The published scripts take flat arrays and neither report nor guard anything. "
         "Their problem has dense matrices; held as vectors it takes a hundredth of the "
         "time, and the number of small kernels in a step is all that counts. "
-        "`ok.saba` reads a table's row once, before it writes it, so that the compiler "
+        "`ok.bilevel.saba` reads a table's row once, before it writes it, so that the compiler "
         "makes no copy of the table, as it does of the script's. The last column is "
         "what a solver holds: SABA a gradient for each minibatch."
     ),

@@ -66,12 +66,14 @@ def _steps() -> dict[str, dict[str, Maker]]:
             "optax.adan": lambda: adan.step(
                 "optax.adan", optax.adan(1e-3), grads, "peer"
             ),
-            "ok.adan": lambda: adan.step("ok.adan", ok.adan(1e-3), grads),
+            "ok.optim.adan": lambda: adan.step(
+                "ok.optim.adan", ok.optim.adan(1e-3), grads
+            ),
         },
         "AdaHessian": {
             "optax.contrib.sophia": lambda: adahessian.optax_sophia(1, *network),
             adahessian.ADAHESSIAN: lambda: adahessian.with_diag(
-                adahessian.ADAHESSIAN, ok.adahessian(0.1), *network
+                adahessian.ADAHESSIAN, ok.optim.adahessian(0.1), *network
             ),
         },
         "SABA": dict(zip(_SABA, bilevel.makers(blocks, 128)[2:], strict=True)),

@@ -100,7 +100,7 @@ def _mesh(count: int) -> Mesh:
 
 
 def _adan(size: int, mesh: Mesh, count: int) -> Candidate:
-    tx = ok.adan(1e-3)
+    tx = ok.optim.adan(1e-3)
     grads = _split(_leaves(size), mesh)
     params = _split(jax.tree.map(jnp.ones_like, _leaves(size)), mesh)
 
@@ -113,7 +113,7 @@ def _adan(size: int, mesh: Mesh, count: int) -> Candidate:
 
 
 def _mfac(size: int, mesh: Mesh, count: int) -> Candidate:
-    tx = ok.scale_by_mfac(WINDOW, 1e-3)
+    tx = ok.optim.scale_by_mfac(WINDOW, 1e-3)
     grads = _split(_leaves(size), mesh)
     state = jax.jit(tx.init)(grads)
     window = _split(state.window, mesh, axis=1)
@@ -131,7 +131,7 @@ def _mfac(size: int, mesh: Mesh, count: int) -> Candidate:
 
 def _adahessian(size: int, mesh: Mesh, count: int) -> Candidate:
     params, x, y = make_network(size // 4)
-    tx = ok.adahessian(0.1)
+    tx = ok.optim.adahessian(0.1)
     value_grad_diag = ok.value_grad_and_diag(loss)
     params = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
     state = jax.device_put(tx.init(params), NamedSharding(mesh, PartitionSpec()))

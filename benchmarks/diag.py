@@ -4,7 +4,7 @@ import jax
 import jax.random as jr
 
 import optkit as ok
-from optkit._tree import signs
+from optkit._vector import signs
 
 from .adahessian import PASS
 from .machine import floor

@@ -30,13 +30,13 @@ from .problems import Problem
 from .report import Job, Result, Role
 
 INNER_STEPS = 10
-SCRIPT, OURS = "F2SA, flat script", "ok.f2sa"
+SCRIPT, OURS = "F2SA, flat script", "ok.bilevel.f2sa"
 
 
-def schedule(inner_steps: int = 1) -> ok.PenaltySchedule:
+def schedule(inner_steps: int = 1) -> ok.bilevel.PenaltySchedule:
     """Exponents for noise in both; from λ_0 = 10, γ_0 = 0.1 and α_0 λ_0 = γ_0 / 2."""
     a, c, k0, gamma, penalty = 5 / 7, 4 / 7, 1000.0, 0.1, 10.0
-    return ok.PenaltySchedule(
+    return ok.bilevel.PenaltySchedule(
         a=a,
         c=c,
         c_alpha=gamma / (2 * penalty) * k0**a,
@@ -49,9 +49,9 @@ def schedule(inner_steps: int = 1) -> ok.PenaltySchedule:
     )
 
 
-def solver(steps: ok.PenaltySchedule, blocks: Problem) -> ok.BilevelSolver:
+def solver(steps: ok.bilevel.PenaltySchedule, blocks: Problem) -> ok.Solver:
     """F2SA with all its steps from a schedule."""
-    return ok.f2sa(
+    return ok.bilevel.f2sa(
         *objectives(blocks),
         outer=steps.outer(),
         inner=steps.inner(),
@@ -61,9 +61,9 @@ def solver(steps: ok.PenaltySchedule, blocks: Problem) -> ok.BilevelSolver:
     )
 
 
-def batches(i: Array, j: Array) -> ok.Batches:
+def batches(i: Array, j: Array) -> ok.bilevel.Batches:
     """Independent minibatches of f and g by x and by y; y and z share theirs."""
-    return ok.Batches(
+    return ok.bilevel.Batches(
         upper_x=i[0], upper_y=i[1:], lower_x=j[0], lower_y=j[1:], lower_z=j[1:]
     )
 
@@ -92,10 +92,10 @@ def makers(blocks: Problem, steps: int) -> list[Callable[[], Candidate]]:
     return [maker(SCRIPT, script, flat, "peer"), maker(OURS, ours(given), start)]
 
 
-def ours(given: ok.PenaltySchedule) -> Any:
+def ours(given: ok.bilevel.PenaltySchedule) -> Any:
     """A step of the solver on the given minibatches."""
 
-    def step(state: Any, blocks: Problem, batches: ok.Batches) -> Any:
+    def step(state: Any, blocks: Problem, batches: ok.bilevel.Batches) -> Any:
         return solver(given, blocks).step(state, batches)[0]
 
     return step
@@ -114,7 +114,7 @@ def script_start(x: Array, y: Array) -> Any:
     return x, y, y, jnp.float32(given.initial_penalty), rates
 
 
-def script(state: Any, blocks: Problem, batches: ok.Batches) -> Any:
+def script(state: Any, blocks: Problem, batches: ok.bilevel.Batches) -> Any:
     """One step on flat arrays."""
     given = schedule()
     x, y, z, penalty, (k, sizes, powers) = state

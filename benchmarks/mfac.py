@@ -9,7 +9,7 @@ import jax.random as jr
 import jax.scipy as jsp
 
 import optkit as ok
-from optkit._tree import combine, project
+from optkit._vector import combine, project
 
 from .machine import floor
 from .measure import Candidate, called, compiled, measure
@@ -17,8 +17,8 @@ from .report import Job, Result, at_most
 
 WINDOW = 512
 NUM_LEAVES = 4
-PASSES, STEP = "two bare passes over the window", "ok.scale_by_mfac"
-NARROW = "ok.scale_by_mfac, bfloat16 window"
+PASSES, STEP = "two bare passes over the window", "ok.optim.scale_by_mfac"
+NARROW = "ok.optim.scale_by_mfac, bfloat16 window"
 
 
 def run(size: int, rounds: int) -> Result:
@@ -75,7 +75,7 @@ def window_bytes(size: int, window: int) -> float:
 
 def step(grads: Any, window: int, window_dtype: Any = None) -> Candidate:
     """A step, and the making of the next gradient: of the same size, never the same."""
-    tx = ok.scale_by_mfac(window, 1e-3, window_dtype=window_dtype)
+    tx = ok.optim.scale_by_mfac(window, 1e-3, window_dtype=window_dtype)
 
     def one(carry: Any) -> Any:
         state, grads = carry

@@ -59,17 +59,17 @@ def doubled(first: float, count: int) -> tuple[float, ...]:
 
 
 def _adahessian(rate: optax.Schedule) -> optax.GradientTransformation:
-    tx = ok.adahessian(rate, weight_decay=0.01)
-    return ok.with_hutchinson(tx, key=jr.key(0))
+    tx = ok.optim.adahessian(rate, weight_decay=0.01)
+    return ok.optim.with_hutchinson(tx, key=jr.key(0))
 
 
 def _sophia(rate: optax.Schedule) -> optax.GradientTransformation:
-    tx = ok.sophia(rate, weight_decay=0.01)
-    return ok.with_hutchinson(tx, key=jr.key(0), update_interval=10)
+    tx = ok.optim.sophia(rate, weight_decay=0.01)
+    return ok.optim.with_hutchinson(tx, key=jr.key(0), update_interval=10)
 
 
 def _mfac(rate: optax.Schedule, momentum: float = 0.9) -> optax.GradientTransformation:
-    return ok.mfac(rate, window=32, damping=1e-2, momentum=momentum)
+    return ok.optim.mfac(rate, window=32, damping=1e-2, momentum=momentum)
 
 
 QUESTIONS = [
@@ -84,7 +84,7 @@ QUESTIONS = [
                 (1.6e-2,),
             ),
             "adan": Contender(
-                lambda rate: ok.adan(rate, weight_decay=0.02),
+                lambda rate: ok.optim.adan(rate, weight_decay=0.02),
                 (doubled(2.5e-3, 8),),
                 (4e-2,),
             ),

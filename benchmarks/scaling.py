@@ -68,7 +68,7 @@ def run_m(size: int, rounds: int) -> Result:
 def _adan(d: int) -> list[Candidate]:
     grads = adan.gradients(d)
     theirs = adan.step("optax.adan", optax.adan(1e-3), grads, "peer")
-    return [theirs, adan.step("ok.adan", ok.adan(1e-3), grads)]
+    return [theirs, adan.step("ok.optim.adan", ok.optim.adan(1e-3), grads)]
 
 
 def _mfac(d: int) -> list[Candidate]:
@@ -78,7 +78,7 @@ def _mfac(d: int) -> list[Candidate]:
 
 def _adahessian(d: int) -> list[Candidate]:
     params, x, y = make_network(d)
-    tx = ok.adahessian(0.1)
+    tx = ok.optim.adahessian(0.1)
     step = adahessian.with_diag(adahessian.ADAHESSIAN, tx, params, x, y)
     return [adahessian.one_pass(params, x, y), step]
 

@@ -67,7 +67,7 @@ def check_state_dtype(call: str, state_dtype: Any) -> None:
     if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
         raise TypeError(
             f"`{call}` needs a floating state_dtype, got {state_dtype!r}. Pass None "
-            f"for the params' own, widened to float32, or for example jnp.float32."
+            f"for the params' own, widen to float32, or for example jnp.float32."
         )
 
 

@@ -20,8 +20,8 @@ from ._check import (
     check_vector,
 )
 from ._curvature.base import check_symmetric
-from ._tree import dot
 from ._types import Params
+from ._vector import dot
 
 
 def influence(

@@ -14,14 +14,20 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
-from ._check import check_function, check_positive_int, check_vector
-from ._curvature.base import check_symmetric, diagonal_of
+from ._check import (
+    check_function,
+    check_positive_int,
+    check_vector,
+)
+from ._curvature.base import (
+    check_symmetric,
+    diagonal_of,
+)
 from ._curvature.masked import Masked
 from ._inverse.cg import CG
 from ._inverse.inverse import invert
-from ._inverse.results import all_finite
-from ._tree import smallest
 from ._types import Params
+from ._vector import all_finite, smallest
 
 
 class Pruned(NamedTuple):

@@ -35,8 +35,13 @@ def names_to_try() -> set[str]:
 
 def _is_given(name: str, value: Any) -> bool:
     handed_back = {
-        *("AndersonInfo", "BilevelInfo", "Estimate", "HypergradientInfo"),
-        *("ImplicitReport", "Pruned", "Run", "SabaMemory"),
+        *(
+            "solvers.AndersonInfo",
+            "bilevel.BilevelInfo",
+            "Estimate",
+            "bilevel.HypergradientInfo",
+        ),
+        *("ImplicitReport", "Pruned", "Run", "bilevel.SabaMemory"),
     }
-    is_abstract = inspect.isclass(value) and name.startswith("Abstract")
+    is_abstract = inspect.isclass(value) and value.__name__.startswith("Abstract")
     return name in handed_back or is_abstract or value is ok.RESULTS

@@ -34,21 +34,24 @@ def vector(x: Any, y: Any, batch: Any) -> jax.Array:
 
 SGD = optax.sgd(0.1)
 METHODS = {
-    "Implicit": lambda: ok.Implicit(ok.CG()),
-    "ImplicitProjected": lambda: ok.ImplicitProjected(jax.nn.relu, 0.5),
-    "Unrolled": lambda: ok.Unrolled(2, SGD),
-    "ForwardMode": lambda: ok.ForwardMode(2, SGD),
+    "bilevel.Implicit": lambda: ok.bilevel.Implicit(ok.CG()),
+    "bilevel.ImplicitProjected": lambda: ok.bilevel.ImplicitProjected(jax.nn.relu, 0.5),
+    "bilevel.Unrolled": lambda: ok.bilevel.Unrolled(2, SGD),
+    "bilevel.ForwardMode": lambda: ok.bilevel.ForwardMode(2, SGD),
 }
 SOLVERS = {
-    "f2sa": (ok.f2sa, {"penalty": 2.0}),
-    "f3sa": (ok.f3sa, {"penalty": 2.0, "decay": 0.5}),
-    "penalty": (ok.penalty, {"sigma": 0.5, "inner_steps": 1}),
-    "penalty_momentum": (ok.penalty_momentum, {"sigma": 0.5, "decay": 0.5}),
-    "soba": (ok.soba, {}),
-    "saba": (ok.saba, {"num_upper": 2, "num_lower": 2}),
-    "hypergradient_descent": (
-        ok.hypergradient_descent,
-        {"method": ok.Implicit(ok.CG()), "inner": SGD},
+    "bilevel.f2sa": (ok.bilevel.f2sa, {"penalty": 2.0}),
+    "bilevel.f3sa": (ok.bilevel.f3sa, {"penalty": 2.0, "decay": 0.5}),
+    "bilevel.penalty": (ok.bilevel.penalty, {"sigma": 0.5, "inner_steps": 1}),
+    "bilevel.penalty_momentum": (
+        ok.bilevel.penalty_momentum,
+        {"sigma": 0.5, "decay": 0.5},
+    ),
+    "bilevel.soba": (ok.bilevel.soba, {}),
+    "bilevel.saba": (ok.bilevel.saba, {"num_upper": 2, "num_lower": 2}),
+    "bilevel.hypergradient_descent": (
+        ok.bilevel.hypergradient_descent,
+        {"method": ok.bilevel.Implicit(ok.CG()), "inner": SGD},
     ),
 }
 
@@ -63,8 +66,8 @@ def batches(name: str, batch: Any) -> Any:
     """The batch, for SABA with what the samples are."""
     if name != "saba":
         return batch
-    term = ok.Term(jnp.zeros((), jnp.int32), batch)
-    return ok.Batches(upper_x=term, lower_x=term)
+    term = ok.bilevel.Term(jnp.zeros((), jnp.int32), batch)
+    return ok.bilevel.Batches(upper_x=term, lower_x=term)
 
 
 def step(
@@ -107,12 +110,14 @@ def gradient(
 ) -> Any:
     """The hypergradient and how it went."""
     x, y = (jnp.ones(2) if v is None else v for v in (x, y))
-    return ok.hypergradient(f, g, method=METHODS[name]())(x, y, batch)
+    return ok.bilevel.hypergradient(f, g, method=METHODS[name]())(x, y, batch)
 
 
 def constants(**options: Any) -> Any:
     """Of a problem."""
-    return ok.Constants(**({"convexity": 1.0, "lower": 1.0, "upper": 1.0} | options))
+    return ok.bilevel.Constants(
+        **({"convexity": 1.0, "lower": 1.0, "upper": 1.0} | options)
+    )
 
 
 def run(
@@ -147,7 +152,7 @@ ROWS = table(
         object    step("{}", project_x=3.0)             -> TypeError: function
     f2sa f3sa penalty penalty_momentum hypergradient_descent:
         huge      step("{}", 3e38)                      -> nonfinite_gradient
-    soba saba:
+    bilevel.soba bilevel.saba:
         huge      step("{}", 3e38)                      -> right: finite(x[0])
     f2sa f3sa penalty penalty_momentum:
         object    solver("{}", project_y=3.0)           -> TypeError: function
@@ -160,80 +165,80 @@ ROWS = table(
         option    solver("{}", inner_steps=0)           -> ValueError: inner_steps >= 1
     f3sa penalty_momentum:
         option    solver("{}", decay=1.0)               -> ValueError: 0 <= decay < 1
-    penalty penalty_momentum:
+    bilevel.penalty bilevel.penalty_momentum:
         option    solver("{}", sigma=-1.0)              -> ValueError: sigma > 0
         option    solver("{}", averaging=0.0)           -> ValueError: averaging
         option    solver("{}", prox_step=-1.0)          -> ValueError: prox_step > 0
-    hypergradient_descent:
+    bilevel.hypergradient_descent:
         object    solver("{}", method="cg")             -> TypeError: method
         option    solver("{}", inner_steps=0)           -> ValueError: inner_steps >= 1
         missing   solver("{}", inner=None)              -> ValueError: inner
         singular  step("{}", g=saddle)                  -> indefinite
-    saba:
+    bilevel.saba:
         option    solver("{}", num_upper=0)             -> ValueError: num_upper >= 1
-        missing   solver("{}").step(init("{}", jnp.ones(2)), 1.0)  -> TypeError: ok.Term
+        missing   solver("{}").step(init("{}", jnp.ones(2)), 1.0)  -> TypeError: ok.bilevel.Term
 
-    Implicit ImplicitProjected Unrolled ForwardMode:
+    bilevel.Implicit bilevel.ImplicitProjected bilevel.Unrolled bilevel.ForwardMode:
         nan       gradient("{}", x=jnp.full(2, NAN))[0]  -> NaN
         zero      gradient("{}", batch=0.0)[0]          -> right
-    Implicit ImplicitProjected Unrolled ForwardMode (ok.hypergradient):
+    bilevel.Implicit bilevel.ImplicitProjected bilevel.Unrolled bilevel.ForwardMode (ok.bilevel.hypergradient):
         dtype     gradient("{}", x=jnp.arange(2))       -> TypeError: int32
         function  gradient("{}", g=vector)              -> ValueError: one real scalar
-    Implicit:
+    bilevel.Implicit:
         nan       gradient("{}", batch=NAN)             -> nonfinite_input
         singular  gradient("{}", y=jnp.zeros(2), g=saddle)  -> indefinite
         option    ok.{}(ok.CG(), -1.0)                  -> ValueError: damping >= 0
         object    ok.{}("cg")                           -> TypeError: method
-    ImplicitProjected:
+    bilevel.ImplicitProjected:
         option    ok.{}(jax.nn.relu, 0.0)               -> ValueError: step_size > 0
         object    ok.{}(3.0, 0.5)                       -> TypeError: function
         object    ok.{}(jax.nn.relu, 0.5, "cg")         -> TypeError: solver
-    Unrolled:
+    bilevel.Unrolled:
         option    ok.{}(0, SGD)                         -> ValueError: num_steps >= 1
         option    ok.{}(2, SGD, truncate=3)             -> ValueError: truncate=3
         option    ok.{}(2, SGD, checkpoint=0)           -> ValueError: checkpoint >= 1
         object    ok.{}(2, 0.1)                         -> TypeError: optax transform
-    ForwardMode:
+    bilevel.ForwardMode:
         option    ok.{}(1.5, SGD)                       -> ValueError: num_steps >= 1
         option    ok.{}(2, SGD, chunk=0)                -> ValueError: chunk >= 1
         object    ok.{}(2, 0.1)                         -> TypeError: optax transform
-    hypergradient:
+    bilevel.hypergradient:
         nan       gradient("Unrolled", batch=NAN)[0]    -> NaN
         object    ok.{}(3.0, lower, method=METHODS["Implicit"]()) \
                   -> TypeError: upper(x, y, batch)
         object    ok.{}(upper, lower, method="cg")      -> TypeError: method
         dtype     gradient("Implicit", y=jnp.arange(2))  -> TypeError: int32
         function  gradient("Implicit", f=vector)        -> ValueError: one real scalar
-    BilevelSolver (ok.run):
-        object    ok.run(SGD, None, lambda k: 1.0, 2)   -> TypeError: BilevelSolver
+    Solver (ok.run):
+        object    ok.run(SGD, None, lambda k: 1.0, 2)   -> TypeError: Solver
     run:
         nan       run(lambda k: NAN).history            -> nonfinite_gradient
         option    run(num_steps=0)                      -> ValueError: num_steps >= 1
         option    run(every=0)                          -> ValueError: every >= 1
         empty     run([])                               -> ValueError: without batches
         object    run(3.0)                              -> TypeError: iterable
-        object    ok.{}(SGD, None, lambda k: 1.0, 2)    -> TypeError: BilevelSolver
-    Batches:
+        object    ok.{}(SGD, None, lambda k: 1.0, 2)    -> TypeError: Solver
+    bilevel.Batches:
         shape     step("f2sa", ok.{}(1.0, jnp.ones(3), 1.0, jnp.ones(3), jnp.ones(3)), \
                   inner_steps=2)                        -> ValueError: leading axis of 2
-    Term (ok.saba):
+    bilevel.Term (ok.bilevel.saba):
         option    solver("saba").step(init("saba", jnp.ones(2)), \
-                  ok.Batches(upper_x=ok.{}(9, 1.0), lower_x=ok.{}(0, 1.0)))[0].x \
+                  ok.bilevel.Batches(upper_x=ok.{}(9, 1.0), lower_x=ok.{}(0, 1.0)))[0].x \
                   -> right
     F2saState F3saState PenaltyState PenaltyMomentumState SobaState SabaState \
-    DescentState:
+    bilevel.DescentState:
         nan       from_nan("{}")                        -> nonfinite_gradient
-    Constants (ok.f2sa_schedule):
-        option    ok.f2sa_schedule(constants(convexity=0.0)) \
+    bilevel.Constants (ok.bilevel.f2sa_schedule):
+        option    ok.bilevel.f2sa_schedule(constants(convexity=0.0)) \
                   -> ValueError: convexity > 0
-        option    ok.f2sa_schedule(constants(total=-1.0))  -> ValueError: total >= 0
+        option    ok.bilevel.f2sa_schedule(constants(total=-1.0))  -> ValueError: total >= 0
     f2sa_schedule f3sa_schedule:
         option    ok.{}(constants(lower=NAN))           -> ValueError: lower > 0
         option    ok.{}(constants(), ratio=0.0)         -> ValueError: ratio > 0
-        object    ok.{}(3.0)                            -> TypeError: ok.Constants
+        object    ok.{}(3.0)                            -> TypeError: ok.bilevel.Constants
     f2sa_schedule:
         option    ok.{}(constants(), inner_steps=0)     -> ValueError: inner_steps >= 1
-    PenaltySchedule:
+    bilevel.PenaltySchedule:
         option    ok.{}(0.5, 0.2, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0) \
                   -> ValueError: c_alpha > 0
         option    ok.{}(-0.5, 0.2, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)  -> ValueError: a >= 0
@@ -241,11 +246,11 @@ ROWS = table(
                   -> ValueError: initial_penalty > 0
         option    step("f2sa", penalty=ok.{}(0.0, 0.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0)) \
                   -> schedule_bounds
-    sigma_schedule:
+    bilevel.sigma_schedule:
         option    ok.{}(0.0)                            -> ValueError: initial > 0
         option    ok.{}(1.0, power=-1.0)                -> ValueError: power >= 0
         option    ok.{}(1.0, floor=NAN)                 -> ValueError: floor >= 0
-    scale_by_penalty:
+    bilevel.scale_by_penalty:
         missing   ok.{}().update(jnp.ones(2), ok.{}().init(jnp.ones(2))) \
                   -> TypeError: penalty
         nan       ok.{}().update(jnp.full(2, NAN), ok.{}().init(jnp.ones(2)), \

@@ -84,7 +84,7 @@ def check(
 def anderson(mapping: Any = contraction, y0: Any = None, **options: Any) -> Any:
     """The fixed point and how it was found."""
     y0 = jnp.zeros(2) if y0 is None else y0
-    return ok.anderson(mapping, y0, jnp.array([1.0, 2.0]), **options)
+    return ok.solvers.anderson(mapping, y0, jnp.array([1.0, 2.0]), **options)
 
 
 def unroll(
@@ -218,7 +218,7 @@ ROWS = table(
         shape     ok.{}(lambda y0, a: np.ones(3))(vec(1.0), vec(1.0)) \
                   -> RuntimeError: shapes of y0
         nan       ok.{}(lambda y0, a: y0 * NAN)(vec(1.0), vec(1.0))  -> NaN
-    anderson:
+    solvers.anderson:
         nan       anderson(lambda y, a: y * NAN + a)    -> nonfinite_iterate
         nan       anderson(y0=vec(NAN, 1.0))            -> nonfinite_iterate
         huge      anderson(lambda y, a: 1e30 * y**2 + a)  -> nonfinite_iterate

@@ -46,18 +46,21 @@ def value_fn(p: Any) -> dict[str, Any]:
 
 
 TRANSFORMS = {
-    "scale_by_adan": (ok.scale_by_adan, no_extra),
-    "adan": (lambda: ok.adan(0.1, weight_decay=0.1), no_extra),
-    "scale_by_adahessian": (ok.scale_by_adahessian, diag),
-    "adahessian": (lambda: ok.adahessian(0.1, weight_decay=0.1), diag),
-    "scale_by_sophia": (ok.scale_by_sophia, diag),
-    "sophia": (lambda: ok.sophia(0.1, weight_decay=0.1), diag),
-    "scale_by_mfac": (lambda: ok.scale_by_mfac(4, 0.1), no_extra),
-    "mfac": (lambda: ok.mfac(0.1, 4, 0.1, 0.9, 0.1), no_extra),
-    "accumulate": (lambda: ok.accumulate(optax.sgd(0.1), 1), no_extra),
-    "proximal_weight_decay": (lambda: ok.proximal_weight_decay(0.1, 0.1), no_extra),
-    "with_hutchinson": (
-        lambda: ok.with_hutchinson(ok.scale_by_adahessian(), key=jr.key(0)),
+    "optim.scale_by_adan": (ok.optim.scale_by_adan, no_extra),
+    "optim.adan": (lambda: ok.optim.adan(0.1, weight_decay=0.1), no_extra),
+    "optim.scale_by_adahessian": (ok.optim.scale_by_adahessian, diag),
+    "optim.adahessian": (lambda: ok.optim.adahessian(0.1, weight_decay=0.1), diag),
+    "optim.scale_by_sophia": (ok.optim.scale_by_sophia, diag),
+    "optim.sophia": (lambda: ok.optim.sophia(0.1, weight_decay=0.1), diag),
+    "optim.scale_by_mfac": (lambda: ok.optim.scale_by_mfac(4, 0.1), no_extra),
+    "optim.mfac": (lambda: ok.optim.mfac(0.1, 4, 0.1, 0.9, 0.1), no_extra),
+    "optim.accumulate": (lambda: ok.optim.accumulate(optax.sgd(0.1), 1), no_extra),
+    "optim.proximal_weight_decay": (
+        lambda: ok.optim.proximal_weight_decay(0.1, 0.1),
+        no_extra,
+    ),
+    "optim.with_hutchinson": (
+        lambda: ok.optim.with_hutchinson(ok.optim.scale_by_adahessian(), key=jr.key(0)),
         value_fn,
     ),
 }
@@ -121,7 +124,9 @@ def half() -> Any:
 
 def hutchinson(**options: Any) -> Any:
     """The wrapper with other options."""
-    return ok.with_hutchinson(ok.adahessian(0.1), **({"key": jr.key(0)} | options))
+    return ok.optim.with_hutchinson(
+        ok.optim.adahessian(0.1), **({"key": jr.key(0)} | options)
+    )
 
 
 def estimate(fn: Any = loss, **extra: Any) -> Any:
@@ -150,54 +155,54 @@ ROWS = table(
     globals(),
     """
     scale_by_adan adan scale_by_adahessian adahessian scale_by_sophia sophia \
-    scale_by_mfac mfac accumulate proximal_weight_decay with_hutchinson:
+    optim.scale_by_mfac optim.mfac optim.accumulate optim.proximal_weight_decay optim.with_hutchinson:
         nan       bad_entry("{}", NAN)                    -> NaN
         nan       bad_entry("{}", INF)                    -> NaN
         nan       next_step("{}", NAN)                    -> right
         tiny      step("{}", like(1e-38))                 -> right
         empty     step("{}", nothing(), nothing())        -> right: x["a"] is None
-    scale_by_adan scale_by_adahessian scale_by_sophia scale_by_mfac accumulate:
+    optim.scale_by_adan optim.scale_by_adahessian optim.scale_by_sophia optim.scale_by_mfac optim.accumulate:
         zero      step("{}", like(0.0))                   -> right: x["w"][0] == 0
-    adan adahessian sophia mfac with_hutchinson proximal_weight_decay:
+    optim.adan optim.adahessian optim.sophia optim.mfac optim.with_hutchinson optim.proximal_weight_decay:
         zero      step("{}", like(0.0))                   -> right
-    scale_by_adan adan scale_by_mfac mfac:
+    optim.scale_by_adan optim.adan optim.scale_by_mfac optim.mfac:
         huge      step("{}", like(1e38))                  -> NaN
     scale_by_adahessian adahessian scale_by_sophia sophia with_hutchinson \
-    accumulate proximal_weight_decay:
+    optim.accumulate optim.proximal_weight_decay:
         huge      step("{}", like(1e38))                  -> right
-    scale_by_adan scale_by_adahessian scale_by_sophia scale_by_mfac accumulate:
+    optim.scale_by_adan optim.scale_by_adahessian optim.scale_by_sophia optim.scale_by_mfac optim.accumulate:
         tree      step("{}", {"w": jnp.ones(3)})          -> ValueError: structure
         shape     step("{}", {"b": jnp.ones(2), "w": jnp.ones(2)})  -> ValueError: (2,)
-    proximal_weight_decay:
+    optim.proximal_weight_decay:
         tree      step("{}", {"w": jnp.ones(3)})          -> ValueError: structure
         shape     step("{}", {"b": jnp.ones(2), "w": jnp.ones(2)})  -> ValueError: (2,)
-    with_hutchinson (ok.scale_by_adahessian):
+    with_hutchinson (ok.optim.scale_by_adahessian):
         tree      step("{}", {"w": jnp.ones(3)})          -> ValueError: structure
         shape     step("{}", {"b": jnp.ones(2), "w": jnp.ones(2)})  -> ValueError: (2,)
     scale_by_adahessian scale_by_sophia accumulate proximal_weight_decay \
     with_hutchinson:
         dtype     step("{}", half())                      -> right: x["b"].dtype == "f2"
-    adahessian sophia:
+    optim.adahessian optim.sophia:
         dtype     step("{}", half())                      -> right
-    scale_by_adan:
+    optim.scale_by_adan:
         dtype     step("{}", half())                      -> TypeError: float16
-    scale_by_mfac:
+    optim.scale_by_mfac:
         dtype     step("{}", half())                      -> TypeError: float16
     scale_by_adan scale_by_adahessian scale_by_sophia scale_by_mfac accumulate \
-    proximal_weight_decay with_hutchinson:
+    optim.proximal_weight_decay optim.with_hutchinson:
         dtype     make("{}").init({"w": jnp.arange(3)})   -> TypeError: int32
-    scale_by_adahessian scale_by_sophia scale_by_mfac with_hutchinson:
+    optim.scale_by_adahessian optim.scale_by_sophia optim.scale_by_mfac optim.with_hutchinson:
         dtype     make("{}").init({"w": jnp.ones(3, "c8")})  -> TypeError: complex64
-    adan (ok.scale_by_adan):
+    optim.adan (ok.optim.scale_by_adan):
         dtype     make("{}").init({"w": jnp.arange(3)})   -> TypeError: int32
-    adahessian (ok.scale_by_adahessian):
+    optim.adahessian (ok.optim.scale_by_adahessian):
         dtype     make("{}").init({"w": jnp.arange(3)})   -> TypeError: int32
-    sophia (ok.scale_by_sophia):
+    optim.sophia (ok.optim.scale_by_sophia):
         dtype     make("{}").init({"w": jnp.arange(3)})   -> TypeError: int32
-    mfac (ok.scale_by_mfac):
+    optim.mfac (ok.optim.scale_by_mfac):
         dtype     make("{}").init({"w": jnp.arange(3)})   -> TypeError: int32
 
-    scale_by_adan:
+    optim.scale_by_adan:
         option    ok.{}(b1=1.0)             -> ValueError: 0 <= b1 < 1
         option    ok.{}(b2=-0.1)            -> ValueError: 0 <= b2 < 1
         option    ok.{}(b3=NAN)             -> ValueError: 0 <= b3 < 1
@@ -205,36 +210,36 @@ ROWS = table(
         option    ok.{}(eps=NAN)            -> ValueError: eps >= 0
         object    ok.{}(b1="0.9")           -> TypeError: b1
         dtype     ok.{}(state_dtype=int)    -> TypeError: state_dtype
-    adan:
+    optim.adan:
         option    ok.{}(-0.1)               -> ValueError: learning_rate >= 0
         option    ok.{}(NAN)                -> ValueError: learning_rate >= 0
         option    ok.{}(0.1, weight_decay=-1.0)  -> ValueError: weight_decay >= 0
         object    ok.{}("0.1")              -> TypeError: learning_rate
-        option    step("{}", ok.adan(0.0).init(params())[0].m)  -> right
-    adan (ok.scale_by_adan):
+        option    step("{}", ok.optim.adan(0.0).init(params())[0].m)  -> right
+    optim.adan (ok.optim.scale_by_adan):
         option    ok.{}(0.1, b1=1.0)        -> ValueError: 0 <= b1 < 1
         option    ok.{}(0.1, eps=INF)       -> ValueError: eps >= 0
-    adan (ok.proximal_weight_decay):
+    optim.adan (ok.optim.proximal_weight_decay):
         missing   step_without_params("{}")  -> ValueError: params=None
-    scale_by_adahessian:
+    optim.scale_by_adahessian:
         option    ok.{}(b1=1.0)             -> ValueError: 0 <= b1 < 1
         option    ok.{}(b2=NAN)             -> ValueError: 0 <= b2 < 1
         option    ok.{}(eps=-1e-4)          -> ValueError: eps >= 0
         option    ok.{}(hessian_power=-1)   -> ValueError: hessian_power >= 0
         dtype     ok.{}(state_dtype=int)    -> TypeError: state_dtype
         function  ok.{}(average=jnp.sum).init(params())  -> ValueError: keeps shape
-    scale_by_sophia:
+    optim.scale_by_sophia:
         option    ok.{}(b1=1.0)             -> ValueError: 0 <= b1 < 1
         option    ok.{}(b2=NAN)             -> ValueError: 0 <= b2 < 1
         option    ok.{}(gamma=0.0)          -> ValueError: gamma > 0
         option    ok.{}(eps=0.0)            -> ValueError: eps > 0
         option    ok.{}(update_interval=0)  -> ValueError: update_interval >= 1
         dtype     ok.{}(state_dtype=int)    -> TypeError: state_dtype
-    adahessian sophia:
+    optim.adahessian optim.sophia:
         option    ok.{}(-0.1)               -> ValueError: learning_rate >= 0
         option    ok.{}(INF)                -> ValueError: learning_rate >= 0
         option    ok.{}(0.1, weight_decay=NAN)  -> ValueError: weight_decay >= 0
-    scale_by_adahessian scale_by_sophia:
+    optim.scale_by_adahessian optim.scale_by_sophia:
         missing   step("{}", params(), hessian_diag=None) \
                   -> ValueError: hessian_diag=None
         tree      step("{}", params(), hessian_diag=dict())    -> ValueError: structure
@@ -246,34 +251,34 @@ ROWS = table(
         zero      step("{}", params(), hessian_diag=like(0.0))  -> right
         tiny      step("{}", params(), hessian_diag=like(1e-38))  -> right
         singular  step("{}", params(), hessian_diag=like(-1.0))  -> right
-    scale_by_adahessian:
+    optim.scale_by_adahessian:
         huge      step("{}", params(), hessian_diag=like(1e38))  -> NaN
-    scale_by_sophia:
+    optim.scale_by_sophia:
         huge      step("{}", params(), hessian_diag=like(1e38))  -> right
-    adahessian (ok.scale_by_adahessian):
+    optim.adahessian (ok.optim.scale_by_adahessian):
         missing   step("{}", params(), hessian_diag=None) \
                   -> ValueError: hessian_diag=None
         nan       step("{}", params(), hessian_diag=like(NAN))  -> NaN
         option    ok.{}(0.1, b1=1.0)        -> ValueError: 0 <= b1 < 1
-    sophia (ok.scale_by_sophia):
+    optim.sophia (ok.optim.scale_by_sophia):
         missing   step("{}", params(), hessian_diag=None) \
                   -> ValueError: hessian_diag=None
         nan       step("{}", params(), hessian_diag=like(NAN))  -> NaN
         option    ok.{}(0.1, gamma=-1.0)    -> ValueError: gamma > 0
-    scale_by_mfac:
+    optim.scale_by_mfac:
         option    ok.{}(0, 0.1)             -> ValueError: window >= 1
         option    ok.{}(1.5, 0.1)           -> ValueError: window >= 1
         option    ok.{}(4, 0.0)             -> ValueError: damping > 0
         option    ok.{}(4, NAN)             -> ValueError: damping > 0
         dtype     ok.{}(4, 0.1, window_dtype=int)  -> TypeError: window_dtype
-    mfac:
+    optim.mfac:
         option    ok.{}(-0.1, 4, 0.1)       -> ValueError: learning_rate >= 0
         option    ok.{}(0.1, 4, 0.1, momentum=1.0)  -> ValueError: 0 <= momentum < 1
         option    ok.{}(0.1, 4, 0.1, weight_decay=-1.0) \
                   -> ValueError: weight_decay >= 0
-    mfac (ok.scale_by_mfac):
+    optim.mfac (ok.optim.scale_by_mfac):
         option    ok.{}(0.1, 4, -1.0)       -> ValueError: damping > 0
-    proximal_weight_decay:
+    optim.proximal_weight_decay:
         option    ok.{}(-0.1, 0.1)          -> ValueError: learning_rate >= 0
         option    ok.{}(0.1, NAN)           -> ValueError: weight_decay >= 0
         missing   step_without_params("{}")  -> ValueError: params=None
@@ -297,41 +302,41 @@ ROWS = table(
     with_hutchinson:
         tree      optax.masked(hutchinson(), {"b": False, "w": True}).init(params())  \
                   -> ValueError: outside
-    accumulate:
+    optim.accumulate:
         option    ok.{}(optax.sgd(0.1), 0)  -> ValueError: every >= 1
         option    ok.{}(optax.sgd(0.1), 1.5)  -> ValueError: every >= 1
         object    ok.{}(0.1, 2)             -> TypeError: optax transform
         nan       step("{}", params(), hessian_diag=like(NAN))  -> right
         tree      step("{}", params(), hessian_diag=dict())  -> ValueError: structure
-    restart_adan:
+    optim.restart_adan:
         object    ok.{}(optax.adam(0.1).init(params()))  -> TypeError: AdanState
         empty     ok.{}(())                 -> TypeError: AdanState
-        nan       ok.{}(ok.scale_by_adan().init(like(NAN)))  -> right
+        nan       ok.{}(ok.optim.scale_by_adan().init(like(NAN)))  -> right
 
-    AdanState (ok.scale_by_adan):
+    optim.AdanState (ok.optim.scale_by_adan):
         shape     step_with_state("scale_by_adan")        -> ValueError: structure
-    AdaHessianState (ok.scale_by_adahessian):
+    optim.AdaHessianState (ok.optim.scale_by_adahessian):
         shape     step_with_state("scale_by_adahessian")  -> ValueError: structure
-    SophiaState (ok.scale_by_sophia):
+    optim.SophiaState (ok.optim.scale_by_sophia):
         shape     step_with_state("scale_by_sophia")      -> ValueError: structure
-    MfacState (ok.scale_by_mfac):
+    optim.MfacState (ok.optim.scale_by_mfac):
         shape     step_with_state("scale_by_mfac")        -> ValueError: structure
-    AccumulateState (ok.accumulate):
+    optim.AccumulateState (ok.optim.accumulate):
         shape     step_with_state("accumulate")           -> ValueError: structure
-    HutchinsonState (ok.scale_by_adahessian):
+    optim.HutchinsonState (ok.optim.scale_by_adahessian):
         shape     step_with_state("with_hutchinson")      -> ValueError: structure
-    ProximalDecayState:
+    optim.ProximalDecayState:
         shape     step_with_state("proximal_weight_decay")  -> right
 
-    average_conv_kernels:
+    optim.average_conv_kernels:
         nan       ok.{}(jnp.full((2, 2, 1, 1), NAN))      -> NaN
         shape     ok.{}(jnp.ones(3))                      -> right: x.shape == (3,)
         empty     ok.{}(jnp.zeros((0, 2, 1, 1)))          -> right: x.size == 0
-    average_rows:
+    optim.average_rows:
         nan       ok.{}(jnp.full((2, 2), NAN))            -> NaN
         shape     ok.{}(jnp.ones(()))                     -> right: x.shape == ()
         empty     ok.{}(jnp.zeros((0, 2)))                -> right: x.size == 0
-    average_blocks:
+    optim.average_blocks:
         nan       ok.{}(2)(jnp.full((2, 2), NAN))         -> NaN
         shape     ok.{}(3)(jnp.ones((2, 2)))              -> ValueError: divides
         option    ok.{}(0)                                -> ValueError: size >= 1

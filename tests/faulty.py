@@ -147,7 +147,7 @@ class Fault:
 def table(namespace: dict[str, Any], text: str) -> list[Fault]:
     """Reads faults from a table: names, and below them kind, expression and outcome.
 
-        adan sophia (ok.scale_by_adan):
+        adan sophia (ok.optim.scale_by_adan):
             option  ok.{}(-1.0)  -> ValueError: learning_rate
 
     `{}` stands for the name. An outcome is an error and a part of its message, an item
@@ -232,6 +232,9 @@ def public_names() -> dict[str, Any]:
     found = {}
     for prefix, module in (
         ("", ok),
+        ("optim.", ok.optim),
+        ("bilevel.", ok.bilevel),
+        ("solvers.", ok.solvers),
         ("optimality.", ok.optimality),
         ("prox.", ok.prox),
         ("projections.", ok.projections),
@@ -250,5 +253,13 @@ def _exported(module: Any) -> list[str]:
             names += [a.name for a in node.names if a.asname == a.name]
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.append(node.name)
-    modules = {"optimality", "plot", "projections", "prox"}
+    modules = {
+        "bilevel",
+        "optim",
+        "optimality",
+        "plot",
+        "projections",
+        "prox",
+        "solvers",
+    }
     return sorted(n for n in names if n[0] != "_" and n not in modules)

@@ -36,13 +36,15 @@ KILLS_OF_ONE_RUN = 5
 RECORD = Path(__file__).with_suffix(".json")
 
 OPTIMIZERS = {
-    "adan": ok.adan(0.01, weight_decay=0.02),
-    "adahessian": ok.with_hutchinson(ok.adahessian(0.05), key=jr.key(1)),
-    "sophia": ok.with_hutchinson(
-        ok.sophia(0.05, gamma=0.1, update_interval=2), key=jr.key(2), update_interval=2
+    "adan": ok.optim.adan(0.01, weight_decay=0.02),
+    "adahessian": ok.optim.with_hutchinson(ok.optim.adahessian(0.05), key=jr.key(1)),
+    "sophia": ok.optim.with_hutchinson(
+        ok.optim.sophia(0.05, gamma=0.1, update_interval=2),
+        key=jr.key(2),
+        update_interval=2,
     ),
-    "mfac": optax.chain(optax.clip_by_global_norm(1.0), ok.mfac(0.01, 4, 0.1)),
-    "accumulate": ok.accumulate(ok.adan(0.01), every=3, hessian_diag=False),
+    "mfac": optax.chain(optax.clip_by_global_norm(1.0), ok.optim.mfac(0.01, 4, 0.1)),
+    "accumulate": ok.optim.accumulate(ok.optim.adan(0.01), every=3, hessian_diag=False),
 }
 
 
@@ -58,11 +60,11 @@ def lower(x: Any, y: Any, batch: Any) -> jax.Array:
 
 
 SOLVERS = {
-    "f2sa": ok.f2sa(
+    "f2sa": ok.bilevel.f2sa(
         upper, lower, outer=optax.adam(0.05), inner=optax.sgd(0.1), penalty=2.0
     ),
-    "soba": ok.soba(upper, lower, outer=optax.sgd(0.05), inner=optax.sgd(0.1)),
-    "penalty": ok.penalty(
+    "soba": ok.bilevel.soba(upper, lower, outer=optax.sgd(0.05), inner=optax.sgd(0.1)),
+    "penalty": ok.bilevel.penalty(
         upper,
         lower,
         outer=optax.sgd(0.05),

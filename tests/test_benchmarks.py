@@ -45,7 +45,9 @@ def session():
     memory = Memory(4e6, 2e6, 1e6, 3e6)
     rows = [
         Row("optax.adan", "peer", 2.0, 1.0, 1.0, 1.0),
-        Row("ok.adan", "ours", 3.0, 1.5, 1.25, 1.75, 0.5, memory, {"error": 1e-7}),
+        Row(
+            "ok.optim.adan", "ours", 3.0, 1.5, 1.25, 1.75, 0.5, memory, {"error": 1e-7}
+        ),
     ]
     table = Table("A table", "optax.adan", rows, Floor(1e6, 0.0, 1e9, 1e12))
     targets = [
@@ -158,7 +160,9 @@ def test_the_page_says_why_a_target_is_missed(session, tmp_path):
     """Oracle: identity of words and figures; the same run gives the same bytes."""
     page, plot = write_page(session, tmp_path / "performance.md")
     text = page.read_text()
-    assert "| ok.adan | 3.0 | 1.50 (1.25 to 1.75) | 3.0 | 0.50 | 8.0 | 3.0 |" in text
+    assert (
+        "| ok.optim.adan | 3.0 | 1.50 (1.25 to 1.75) | 3.0 | 0.50 | 8.0 | 3.0 |" in text
+    )
     assert "*Not held.* Two passes where one would do." in text
     assert "never shown" not in text
     assert "1 met; 1 missed; 0 missed, within the spread; 1 not measured" in text
@@ -178,7 +182,7 @@ def test_a_job_runs_and_is_kept_and_shown(tmp_path, capsys, monkeypatch):
     argv = ["--job", "adan", "--size", "100", "--rounds", "1", "--json", str(kept)]
     assert command.main(argv) == 0
     now = capsys.readouterr().out
-    assert "ok.adan, proximal decay" in now
+    assert "ok.optim.adan, proximal decay" in now
     assert "Floor: " in now
     assert command.main(["--show", str(kept)]) == 0
     assert now.split("─\n")[1].split("Wrote")[0] in capsys.readouterr().out

@@ -76,7 +76,7 @@ def test_the_states_of_all_methods_come_back_bit_for_bit(kills, tmp_path, throug
 def test_every_kind_of_leaf_comes_back(through, tmp_path, key):
     """Oracle: what was saved; the operator's static parts are those of `like`."""
     P = ok.invert(ok.LowRank(jr.normal(key, (3, 5))), ok.Woodbury(), damping=0.1)
-    chain = optax.chain(optax.clip(1.0), ok.adan(0.1), optax.ema(0.9))
+    chain = optax.chain(optax.clip(1.0), ok.optim.adan(0.1), optax.ema(0.9))
     params = {"a": jnp.ones((2, 3), jnp.bfloat16), "b": [None, jnp.zeros(2)]}
     tree = {
         "key": key,
@@ -110,7 +110,7 @@ def test_orbax_refuses_an_empty_leaf(tmp_path):
 def test_a_state_is_restored_onto_another_sharding(tmp_path, saved, wanted):
     """Oracle: the saved values, and the sharding that was asked for."""
     mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2)
-    tx = ok.mfac(0.1, 4, 0.5, momentum=0.9)
+    tx = ok.optim.mfac(0.1, 4, 0.5, momentum=0.9)
 
     def fresh(axis):
         """A new state of parameters that are split along an axis of the mesh."""

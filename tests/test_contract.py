@@ -64,48 +64,48 @@ class Row:
 
 def sgd_prox(learning_rate: Any) -> optax.GradientTransformation:
     """Gradient steps that shrink: the smallest chain that ends in proximal decay."""
-    decay = ok.proximal_weight_decay(learning_rate, weight_decay=0.5)
+    decay = ok.optim.proximal_weight_decay(learning_rate, weight_decay=0.5)
     return optax.chain(optax.sgd(learning_rate), decay)
 
 
 def hutchinson_adahessian(learning_rate: Any) -> optax.GradientTransformation:
     """AdaHessian that estimates its diagonal at each step."""
-    return ok.with_hutchinson(ok.adahessian(learning_rate), key=jr.key(0))
+    return ok.optim.with_hutchinson(ok.optim.adahessian(learning_rate), key=jr.key(0))
 
 
 def hutchinson_sophia(learning_rate: Any) -> optax.GradientTransformation:
     """Sophia that estimates its diagonal when it looks at it, at each second step."""
-    tx = ok.sophia(learning_rate, gamma=1.0, update_interval=2)
-    return ok.with_hutchinson(tx, key=jr.key(0), update_interval=2)
+    tx = ok.optim.sophia(learning_rate, gamma=1.0, update_interval=2)
+    return ok.optim.with_hutchinson(tx, key=jr.key(0), update_interval=2)
 
 
 def accumulated(learning_rate: Any) -> optax.GradientTransformation:
     """The wrapper itself; `tests/_optim/test_accumulate.py` has longer windows."""
-    return ok.accumulate(ok.adahessian(learning_rate), every=1)
+    return ok.optim.accumulate(ok.optim.adahessian(learning_rate), every=1)
 
 
 def mfac(learning_rate: Any) -> optax.GradientTransformation:
     """M-FAC whose window, an integer, is no hyperparameter to inject."""
-    return ok.mfac(learning_rate, 4, 0.5, momentum=0.5, weight_decay=0.1)
+    return ok.optim.mfac(learning_rate, 4, 0.5, momentum=0.5, weight_decay=0.1)
 
 
 ROWS = {
-    "scale_by_adan": Row(ok.scale_by_adan, moments=("m", "v", "n")),
-    "adan": Row(ok.adan, {"learning_rate": 0.1}, moments=("m", "v", "n")),
-    "adan_prox": Row(ok.adan, {"learning_rate": 0.1, "weight_decay": 0.1}),
+    "scale_by_adan": Row(ok.optim.scale_by_adan, moments=("m", "v", "n")),
+    "adan": Row(ok.optim.adan, {"learning_rate": 0.1}, moments=("m", "v", "n")),
+    "adan_prox": Row(ok.optim.adan, {"learning_rate": 0.1, "weight_decay": 0.1}),
     "adan_decoupled": Row(
-        ok.adan, {"learning_rate": 0.1, "weight_decay": 0.1, "proximal": False}
+        ok.optim.adan, {"learning_rate": 0.1, "weight_decay": 0.1, "proximal": False}
     ),
     "proximal_weight_decay": Row(sgd_prox, {"learning_rate": 0.01}),
     "adahessian": Row(
-        ok.adahessian,
+        ok.optim.adahessian,
         {"learning_rate": 0.1, "weight_decay": 0.1},
         given_diag,
         complex_leaves=False,
         moments=("m", "v"),
     ),
     "sophia": Row(
-        ok.sophia,
+        ok.optim.sophia,
         {"learning_rate": 0.1, "weight_decay": 0.1, "gamma": 0.1},
         given_diag,
         complex_leaves=False,
@@ -133,7 +133,7 @@ ROWS = {
         jitted=True,
     ),
     "scale_by_mfac": Row(
-        ok.scale_by_mfac,
+        ok.optim.scale_by_mfac,
         {"window": 4, "damping": 0.5},
         complex_leaves=False,
         elementwise=False,

@@ -41,13 +41,13 @@ MESHES = {
     "data and tensor": ((2, 4), ("data", "model"), AxisType.Explicit, TENSOR),
 }
 OPTIMIZERS = {
-    "adan": ok.adan(0.01, weight_decay=0.1),
-    "adahessian": ok.adahessian(0.01, eps=1e-2, average=ok.average_rows),
-    "hutchinson": ok.with_hutchinson(
-        ok.adahessian(0.01, eps=1e-2), key=jr.key(3), update_interval=2
+    "adan": ok.optim.adan(0.01, weight_decay=0.1),
+    "adahessian": ok.optim.adahessian(0.01, eps=1e-2, average=ok.optim.average_rows),
+    "hutchinson": ok.optim.with_hutchinson(
+        ok.optim.adahessian(0.01, eps=1e-2), key=jr.key(3), update_interval=2
     ),
-    "sophia": ok.sophia(0.01, gamma=1.0, update_interval=2),
-    "mfac": ok.mfac(0.01, WINDOW, 0.1, momentum=0.5),
+    "sophia": ok.optim.sophia(0.01, gamma=1.0, update_interval=2),
+    "mfac": ok.optim.mfac(0.01, WINDOW, 0.1, momentum=0.5),
 }
 
 
@@ -126,7 +126,7 @@ def test_states_and_updates_stay_sharded_and_no_update_gathers(name, on_one_devi
     if name != "fully sharded":  # there the loss gathers weights
         assert {each.operation for each in slopes} == {"all-reduce"}
     # Rows of K and scalars of each leaf; random words at the edge of a shard; the sums
-    # of `ok.average_rows`, of the 512 and 256 entries of the weights 32 and 8.
+    # of `ok.optim.average_rows`, of the 512 and 256 entries of the weights 32 and 8.
     assert {each.operation for each in update} <= {"all-reduce", "collective-permute"}
     sizes = [math.prod(dims(shape)) for each in update for shape in each.shapes]
     assert max(sizes) <= 32
@@ -184,21 +184,22 @@ def upper(x, y, batch):
 def nested():
     """A step of each kind of solver, all in one program."""
     sgd = {"outer": optax.sgd(0.05, momentum=0.9), "inner": optax.sgd(0.1)}
-    implicit = functools.partial(ok.hypergradient_descent, upper, lower, **sgd)
-    cg = ok.Implicit(ok.CG(rtol=1e-10), warm_start=True)
-    sketched = ok.Implicit(ok.Nystrom(4, key=jr.key(0)), 0.1)
+    implicit = functools.partial(ok.bilevel.hypergradient_descent, upper, lower, **sgd)
+    cg = ok.bilevel.Implicit(ok.CG(rtol=1e-10), warm_start=True)
+    sketched = ok.bilevel.Implicit(ok.Nystrom(4, key=jr.key(0)), 0.1)
     return {
-        "f2sa": ok.f2sa(upper, lower, **sgd, penalty=5.0, inner_steps=2),
-        "soba": ok.soba(upper, lower, **sgd),
-        "saba": ok.saba(upper, lower, **sgd, num_upper=2, num_lower=3),
+        "f2sa": ok.bilevel.f2sa(upper, lower, **sgd, penalty=5.0, inner_steps=2),
+        "soba": ok.bilevel.soba(upper, lower, **sgd),
+        "saba": ok.bilevel.saba(upper, lower, **sgd, num_upper=2, num_lower=3),
         "cg": implicit(method=cg, inner_steps=2),
         "nystrom": implicit(method=sketched, inner_steps=2),
     }
 
 
 def step_nested(solvers, states, batch):
-    terms = ok.Batches(
-        upper_x=ok.Term(jnp.array(1), batch), lower_x=ok.Term(jnp.array(2), batch)
+    terms = ok.bilevel.Batches(
+        upper_x=ok.bilevel.Term(jnp.array(1), batch),
+        lower_x=ok.bilevel.Term(jnp.array(2), batch),
     )
     given = dict.fromkeys(solvers, batch) | {"saba": terms}
     return {name: s.step(states[name], given[name])[0] for name, s in solvers.items()}

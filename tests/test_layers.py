@@ -9,11 +9,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "optkit"
 LAYERS = [
-    {"_types", "_tree", "_check"},
-    {"_curvature"},
-    {"_inverse"},
-    {"_optim", "_implicit", "_influence", "_pruning", "_diagnostics"},
-    {"_bilevel"},
+    {"_types", "_results", "_check", "_vector"},
+    {"_curvature", "_geometry"},
+    {"_inverse", "_solver"},
+    {"optim", "_implicit", "solvers", "_influence", "_pruning", "_diagnostics"},
+    {"bilevel"},
     {"demo"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -28,7 +28,7 @@ def room(module: str) -> str:
 
 
 def module_name(path: Path) -> str:
-    """optkit/_optim/adan.py -> optkit._optim.adan."""
+    """optkit/_optim/adan.py -> optkit.optim.adan."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -103,10 +103,11 @@ def test_import_pulls_in_no_extra():
 
 
 def test_every_test_file_mirrors_a_file():
-    """tests/_optim/test_adan.py tests optkit/_optim/adan.py."""
+    """tests/optim/test_adan.py tests optkit/optim/_adan.py."""
     tests = Path(__file__).parent
     for path in tests.rglob("test_*.py"):
         if path.parent == tests:
             continue
-        folder = PACKAGE / path.parent.relative_to(tests)
-        assert (folder / path.name.removeprefix("test_")).exists(), path
+        folder, name = PACKAGE / path.parent.relative_to(tests), path.name[5:]
+        is_namespace = not folder.name.startswith("_") and folder.name != "demo"
+        assert (folder / (f"_{name}" if is_namespace else name)).exists(), path

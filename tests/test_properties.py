@@ -35,13 +35,13 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 # --- optimizers
 
 TRANSFORMS = {
-    "adan": ok.adan(0.1, weight_decay=0.1),
-    "adahessian": ok.adahessian(0.1, weight_decay=0.1),
-    "sophia": ok.sophia(0.1, weight_decay=0.1),
-    "mfac": ok.mfac(0.1, 2, 0.1, momentum=0.5),
-    "decay": ok.proximal_weight_decay(0.1, 0.1),
-    "accumulate": ok.accumulate(ok.adan(0.1), 2),
-    "hutchinson": ok.with_hutchinson(ok.adahessian(0.1), key=jr.key(0)),
+    "adan": ok.optim.adan(0.1, weight_decay=0.1),
+    "adahessian": ok.optim.adahessian(0.1, weight_decay=0.1),
+    "sophia": ok.optim.sophia(0.1, weight_decay=0.1),
+    "mfac": ok.optim.mfac(0.1, 2, 0.1, momentum=0.5),
+    "decay": ok.optim.proximal_weight_decay(0.1, 0.1),
+    "accumulate": ok.optim.accumulate(ok.optim.adan(0.1), 2),
+    "hutchinson": ok.optim.with_hutchinson(ok.optim.adahessian(0.1), key=jr.key(0)),
 }
 
 
@@ -102,7 +102,7 @@ def test_transforms_do_not_see_the_order_of_leaves(name, like, seed, size):
 @jax.jit
 def adan_step(grads: Any) -> Any:
     """The first one, without eps."""
-    tx = ok.scale_by_adan(eps=0.0)
+    tx = ok.optim.scale_by_adan(eps=0.0)
     return tx.update(grads, tx.init(grads))[0]
 
 
@@ -116,7 +116,7 @@ def test_rescaled_gradients_give_the_same_adan_step(like, seed, power):
     )
 
 
-HALVED = ok.accumulate(optax.identity(), 2)
+HALVED = ok.optim.accumulate(optax.identity(), 2)
 halved = jax.jit(HALVED.update)
 
 
@@ -542,7 +542,7 @@ def accelerated(a: Any) -> Any:
     def mapping(y: Any, a: Any) -> Any:
         return jax.tree.map(lambda y, a: 0.5 * y + a, y, a)
 
-    y, info = ok.anderson(mapping, jax.tree.map(jnp.zeros_like, a), a)
+    y, info = ok.solvers.anderson(mapping, jax.tree.map(jnp.zeros_like, a), a)
     return y, info.result == ok.RESULTS.successful
 
 

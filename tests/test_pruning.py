@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 from precision import assert_allclose
 
 import optkit as ok
-from optkit._tree import smallest, to_vector
+from optkit._vector import smallest, to_vector
 
 DAMPING = 1e-2
 

@@ -14,11 +14,22 @@ import jax
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._check import check_function, check_real, check_scalar, check_vector
-from .._tree import structure_of
+from .._check import (
+    check_function,
+    check_real,
+    check_scalar,
+    check_vector,
+)
 from .._types import Params
-from .base import AbstractCurvature, tags_of
-from .head import AbstractHead, Convex
+from .._vector import structure_of
+from .base import (
+    AbstractCurvature,
+    tags_of,
+)
+from .head import (
+    AbstractHead,
+    Convex,
+)
 
 
 def hvp(

@@ -18,9 +18,17 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._check import check_non_negative, check_real
-from .._tree import from_vector, to_vector
-from .._types import Params, wide_dtype
+from .._check import (
+    check_non_negative,
+    check_real,
+)
+from .._types import Params
+from .._vector import (
+    axpy,
+    from_vector,
+    scale,
+    to_vector,
+)
 
 
 class AbstractCurvature(lx.AbstractLinearOperator):
@@ -130,7 +138,7 @@ class Damped(AbstractCurvature):
 
     def mv(self, vector: Params) -> Params:
         """Cx + λx."""
-        return _add_scaled(self.curvature.mv(vector), self.damping, vector)
+        return axpy(self.damping, vector, self.curvature.mv(vector))
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """The structure of the params."""
@@ -139,7 +147,7 @@ class Damped(AbstractCurvature):
     def diagonal(self) -> Params:
         """diag(C) + λ."""
         diag = diagonal_of(self.curvature)
-        return _add_scaled(diag, self.damping, jax.tree.map(jnp.ones_like, diag))
+        return axpy(self.damping, jax.tree.map(jnp.ones_like, diag), diag)
 
 
 class Sum(AbstractCurvature):
@@ -203,7 +211,7 @@ class Scaled(AbstractCurvature):
 
     def mv(self, vector: Params) -> Params:
         """Cx, times a."""
-        return _scaled(self.scale, self.curvature.mv(vector))
+        return scale(self.scale, self.curvature.mv(vector))
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """The structure of the params."""
@@ -211,7 +219,7 @@ class Scaled(AbstractCurvature):
 
     def diagonal(self) -> Params:
         """diag(C), times a."""
-        return _scaled(self.scale, diagonal_of(self.curvature))
+        return scale(self.scale, diagonal_of(self.curvature))
 
 
 def diagonal_of(operator: lx.AbstractLinearOperator) -> Params:
@@ -263,27 +271,6 @@ def _as_scalar(call: str, name: str, value: Any) -> Array:
             f"many, `jax.vmap` over it."
         )
     return scalar
-
-
-def _scaled(a: Array, x: Params) -> Params:
-    """Multiplies by a, rounded once to each leaf's dtype."""
-
-    def scaled(leaf: Array) -> Array:
-        wide = wide_dtype(leaf)
-        return (a.astype(wide) * leaf.astype(wide)).astype(leaf.dtype)
-
-    return jax.tree.map(scaled, x)
-
-
-def _add_scaled(y: Params, a: Array, x: Params) -> Params:
-    """Adds a x to y, rounded once to each leaf's dtype."""
-
-    def added(y: Array, x: Array) -> Array:
-        wide = wide_dtype(y)
-        total = y.astype(wide) + a.astype(wide) * x.astype(wide)
-        return total.astype(y.dtype)
-
-    return jax.tree.map(added, y, x)
 
 
 # What Lineax asks of an operator, answered once for every curvature.

@@ -20,10 +20,16 @@ from .._check import (
     check_real,
     check_scalar,
 )
-from .._tree import signs
-from .._types import Params, wide_dtype
+from .._types import (
+    Params,
+    wide_dtype,
+)
+from .._vector import signs
 from .base import check_symmetric
-from .estimate import Estimate, average
+from .estimate import (
+    Estimate,
+    average,
+)
 from .head import AbstractLikelihoodHead
 
 ValueGradDiag = tuple[Array, Params, Params]

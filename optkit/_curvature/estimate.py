@@ -9,8 +9,8 @@ import jax.random as jr
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._tree import explicit_sharding
 from .._types import wide_dtype
+from .._vector import explicit_sharding
 
 
 class Estimate(NamedTuple):

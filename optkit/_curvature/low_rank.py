@@ -18,8 +18,16 @@ from .._check import (
     check_scalar,
     check_vector,
 )
-from .._tree import combine, num_rows, project, structure_of
-from .._types import Params, wide_dtype
+from .._types import (
+    Params,
+    wide_dtype,
+)
+from .._vector import (
+    combine,
+    num_rows,
+    project,
+    structure_of,
+)
 from .base import AbstractCurvature
 
 

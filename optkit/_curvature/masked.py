@@ -9,7 +9,11 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._types import Params
-from .base import AbstractCurvature, check_symmetric, diagonal_of
+from .base import (
+    AbstractCurvature,
+    check_symmetric,
+    diagonal_of,
+)
 
 
 class Masked(AbstractCurvature):

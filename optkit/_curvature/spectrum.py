@@ -22,9 +22,21 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._check import check_key, check_positive_int
-from .._tree import combine, common_dtype, dot, project, signs
-from .._types import Params, wide_dtype
+from .._check import (
+    check_key,
+    check_positive_int,
+)
+from .._types import (
+    Params,
+    wide_dtype,
+)
+from .._vector import (
+    combine,
+    common_dtype,
+    dot,
+    project,
+    signs,
+)
 from .base import check_symmetric
 from .estimate import Estimate
 

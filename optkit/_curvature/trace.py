@@ -3,10 +3,19 @@
 import lineax as lx
 from jaxtyping import Array
 
-from .._check import check_key, check_positive_int
-from .._tree import dot, signs
+from .._check import (
+    check_key,
+    check_positive_int,
+)
+from .._vector import (
+    dot,
+    signs,
+)
 from .base import check_symmetric
-from .estimate import Estimate, average
+from .estimate import (
+    Estimate,
+    average,
+)
 
 
 def hutchinson_trace(

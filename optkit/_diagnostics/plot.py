@@ -18,7 +18,10 @@ import numpy as np
 from jaxtyping import Float, PyTree
 from numpy.typing import ArrayLike
 
-from .._check import check_positive, check_positive_int
+from .._check import (
+    check_positive,
+    check_positive_int,
+)
 from .._curvature.spectrum import Spectrum
 from .style import style
 

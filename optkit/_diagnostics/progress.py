@@ -14,7 +14,10 @@ import numpy as np
 from jax import lax
 from jaxtyping import PyTree
 
-from .._check import check_function, check_positive_int
+from .._check import (
+    check_function,
+    check_positive_int,
+)
 
 Report = Callable[[int, int, Mapping[str, np.ndarray]], Any]
 """Takes the number of finished steps, of all steps, and what `show` returned."""

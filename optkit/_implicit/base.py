@@ -24,11 +24,13 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._check import check_real, first_difference
-from .._inverse.results import all_finite
-from .._tree import structure_of
+from .._check import (
+    check_real,
+    first_difference,
+)
 from .._types import Params
-from .hoist import hoisted
+from .._vector import all_finite, constant, structure_of
+from .closure import hoisted
 from .linear import solve_loudly
 
 
@@ -211,20 +213,6 @@ def check_like_solution(call: str, name: str, value: PyTree, y: Params) -> None:
         f"{want} there. Cast one of them; `jnp.asarray(y, dtype)` in the solver is the "
         f"usual place."
     )
-
-
-def constant(tree: PyTree) -> PyTree:
-    """The tree without derivatives."""
-
-    def one(x: Any) -> Any:
-        if not eqx.is_inexact_array(x):
-            return x
-        # `jax.grad` of a Python number has that number inside. NumPy's may be wider
-        # than JAX's widest.
-        dtype = jax.dtypes.canonicalize_dtype(x.dtype)
-        return jnp.asarray(lax.stop_gradient(x), dtype)
-
-    return jax.tree.map(one, tree)
 
 
 def _as_array(leaf: Any) -> Any:

@@ -9,15 +9,31 @@ import jax.random as jr
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._check import check_key, check_positive
-from .._inverse.results import RESULTS
-from .._inverse.vectors import normalised
-from .._tree import common_dtype, dot, from_vector, structure_of, to_vector
-from .._types import Params, wide_dtype
-from .base import ImplicitSolve, constant
+from .._check import (
+    check_key,
+    check_positive,
+)
+from .._results import RESULTS
+from .._types import (
+    Params,
+    wide_dtype,
+)
+from .._vector import (
+    common_dtype,
+    constant,
+    dot,
+    from_vector,
+    normalised,
+    structure_of,
+    to_vector,
+)
+from .base import ImplicitSolve
 from .linear import attempt
 from .minimum import Minimum
-from .verdict import ImplicitReport as ImplicitReport, verdict
+from .verdict import (
+    ImplicitReport as ImplicitReport,
+    verdict,
+)
 
 _DENSE = 500  # coordinates
 _POWER_STEPS = 20

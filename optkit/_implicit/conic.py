@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .projections import second_order_cone
+from .._geometry.projections import second_order_cone
 
 
 class ConicProgram(NamedTuple):

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._tree import structure_of
 from .._types import Params
+from .._vector import structure_of
 
 
 def host_solver(

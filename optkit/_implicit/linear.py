@@ -8,14 +8,26 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, Bool, PyTree
 
-from .._check import check_positive, check_positive_int
+from .._check import (
+    check_positive,
+    check_positive_int,
+)
 from .._inverse.base import AbstractInverse
 from .._inverse.gmres import GMRES
 from .._inverse.neumann import Neumann
-from .._inverse.results import RESULTS, all_finite, first_of
-from .._inverse.vectors import add, cast_like, normalised, widened
-from .._tree import dot
+from .._results import (
+    RESULTS,
+    first_failure,
+)
 from .._types import Params
+from .._vector import (
+    all_finite,
+    axpy,
+    cast_like,
+    dot,
+    normalised,
+    widen,
+)
 
 _ITERATIVE = (lx.CG, lx.BiCGStab, lx.GMRES, lx.LSMR)
 _FACTORISING = (lx.LU, lx.QR, lx.SVD, lx.Cholesky)
@@ -72,8 +84,8 @@ class OneStep(lx.AbstractLinearSolver):
         """α b."""
         del state, options
         alpha = jnp.asarray(self.step_size, jnp.result_type(float))
-        zeros = jax.tree.map(jnp.zeros_like, widened(vector))
-        x = cast_like(add(zeros, alpha, vector), vector)
+        zeros = jax.tree.map(jnp.zeros_like, widen(vector))
+        x = cast_like(axpy(alpha, vector, zeros), vector)
         return x, lx.RESULTS.successful, {"outcome": RESULTS.successful}
 
     def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -126,7 +138,7 @@ class Series(lx.AbstractLinearSolver):
 
         def next_term(_: Any, carry: Any) -> Any:
             total, term, norm, _ = carry
-            term = add(term, -alpha, product(cast_like(term, vector)))
+            term = axpy(-alpha, product(cast_like(term, vector)), term)
             total = jax.tree.map(jnp.add, total, term)
             return total, term, jnp.sqrt(dot(term, term)), norm
 
@@ -135,7 +147,7 @@ class Series(lx.AbstractLinearSolver):
             0, self.num_terms - 1, next_term, (b, b, start, start)
         )
         is_growing = (norm > before) & (norm > start) | ~jnp.isfinite(norm)
-        outcome = first_of(
+        outcome = first_failure(
             (~jnp.isfinite(scale), RESULTS.nonfinite_input),
             (is_growing, RESULTS.diverging),
         )
@@ -229,7 +241,7 @@ def solve_loudly(
         def solve(_: Any, b: Params) -> Params:
             state = solver.init(operator, {})
             x, outcome, _ = attempt(solver, (operator, state), b)
-            outcome = first_of(
+            outcome = first_failure(
                 (~is_valid, RESULTS.nonfinite_solution),
                 (outcome != RESULTS.successful, outcome),
             )
@@ -242,7 +254,7 @@ def solve_loudly(
 
     def product(v: Params) -> Params:
         q = operator.mv(v)
-        return q if nought is None else add(q, nought, v)
+        return q if nought is None else axpy(nought, v, q)
 
     is_symmetric = lx.is_symmetric(operator)
     return lax.custom_linear_solve(
@@ -276,15 +288,15 @@ def attempt(
         return x, stats["outcome"], stats
     b, scale = normalised(vector)
     x, result, stats = solver.compute(inner, cast_like(b, vector), {})
-    r = jax.tree.map(jnp.subtract, b, widened(operator.mv(x)))
+    r = jax.tree.map(jnp.subtract, b, widen(operator.mv(x)))
     residual = jnp.sqrt(dot(r, r))
-    outcome = first_of(
+    outcome = first_failure(
         (~jnp.isfinite(scale), RESULTS.nonfinite_input),
         (~all_finite(x), RESULTS.singular_jacobian),
         (result != lx.RESULTS.successful, RESULTS.promote(result)),
         (~(residual <= _allowed(solver, vector)), RESULTS.inexact_backward),
     )
-    x = jax.tree.map(lambda a: a * scale.astype(a.dtype), widened(x))
+    x = jax.tree.map(lambda a: a * scale.astype(a.dtype), widen(x))
     return cast_like(x, vector), outcome, {**stats, "residual": residual}
 
 

@@ -7,12 +7,20 @@ import jax
 import lineax as lx
 from jaxtyping import PyTree
 
-from .._check import check_function, check_non_negative, check_scalar
+from .._check import (
+    check_function,
+    check_non_negative,
+    check_scalar,
+)
 from .._curvature.base import Damped
 from .._inverse.cg import CG
-from .._tree import structure_of
 from .._types import Params
-from .base import AbstractCondition, ImplicitSolve, check_decorated
+from .._vector import structure_of
+from .base import (
+    AbstractCondition,
+    ImplicitSolve,
+    check_decorated,
+)
 
 
 class Minimum(AbstractCondition):

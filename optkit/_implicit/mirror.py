@@ -7,9 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._check import check_function, check_positive
+from .._check import (
+    check_function,
+    check_positive,
+)
 from .._types import wide_dtype
-from .pieces import Map, Objective, add_scaled, checked_like, gradient_of
+from .._vector import axpy
+from .pieces import (
+    Map,
+    Objective,
+    checked_like,
+    gradient_of,
+)
 
 
 def mirror_descent(
@@ -56,7 +65,7 @@ def mirror_descent(
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         dual = checked_like(call, "mirror map", mirror_map(y), y)
-        z = add_scaled(dual, -jnp.asarray(step_size), gradient(y, args))
+        z = axpy(-jnp.asarray(step_size), gradient(y, args), dual)
         return checked_like(call, "projection", projection(z, args), y)
 
     return mapping

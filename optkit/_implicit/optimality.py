@@ -26,6 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from .._check import check_function
+from .._vector import axpy
 from .conic import (
     Cone as Cone,
     ConicProgram as ConicProgram,
@@ -36,7 +37,12 @@ from .mirror import (
     exponentiated_gradient as exponentiated_gradient,
     mirror_descent as mirror_descent,
 )
-from .pieces import Map, Objective, add_scaled, checked_like, gradient_of
+from .pieces import (
+    Map,
+    Objective,
+    checked_like,
+    gradient_of,
+)
 from .steps import (
     block_proximal_gradient as block_proximal_gradient,
     gradient_descent as gradient_descent,
@@ -80,7 +86,7 @@ def fixed_point_residual(mapping: Map) -> Map:
 
     def residual(y: PyTree, args: PyTree) -> PyTree:
         new = checked_like(call, "mapping", mapping(y, args), y)
-        return add_scaled(new, -1.0, y)
+        return axpy(-1.0, y, new)
 
     return residual
 
@@ -158,10 +164,10 @@ def kkt(
         feasibility = complementarity = None
         if equality is not None:
             feasibility, back = _pulled(call, "dual_eq", equality, z, args, nu)
-            stationarity = add_scaled(stationarity, 1.0, back)
+            stationarity = axpy(1.0, back, stationarity)
         if inequality is not None:
             g, back = _pulled(call, "dual_ineq", inequality, z, args, lam)
-            stationarity = add_scaled(stationarity, 1.0, back)
+            stationarity = axpy(1.0, back, stationarity)
             complementarity = jax.tree.map(jnp.multiply, lam, g)
         return KKT(stationarity, feasibility, complementarity)
 

@@ -5,10 +5,13 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from .._check import check_function, check_real, check_scalar
-from .._types import wide_dtype
+from .._check import (
+    check_function,
+    check_real,
+    check_scalar,
+)
 
 Map: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 """`(y, args)` to a tree like y."""
@@ -34,19 +37,6 @@ def gradient_of(call: str, objective: Objective) -> Map:
         return jax.grad(lambda y: checked(y, args))(y)
 
     return gradient
-
-
-def add_scaled(x: PyTree, scale: ArrayLike, y: PyTree) -> PyTree:
-    """X + scale y, in the dtypes of x, computed in float32 or wider."""
-
-    def one(a: Array, b: Array) -> Array:
-        dtype = wide_dtype(a)
-        wide = jnp.asarray(a).astype(dtype) + jnp.asarray(scale).astype(dtype) * (
-            jnp.asarray(b).astype(dtype)
-        )
-        return wide.astype(jnp.result_type(a))
-
-    return jax.tree.map(one, x, y)
 
 
 def checked_like(call: str, name: str, tree: PyTree, like: PyTree) -> PyTree:

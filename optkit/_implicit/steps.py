@@ -8,8 +8,18 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import ArrayLike, PyTree
 
-from .._check import check_function, check_positive
-from .pieces import Map, Objective, Prox, add_scaled, checked_like, gradient_of
+from .._check import (
+    check_function,
+    check_positive,
+)
+from .._vector import axpy
+from .pieces import (
+    Map,
+    Objective,
+    Prox,
+    checked_like,
+    gradient_of,
+)
 
 
 def gradient_descent(objective: Objective, step_size: ArrayLike = 1.0) -> Map:
@@ -179,7 +189,7 @@ def block_proximal_gradient(
             ) from error
         new = []
         for prox, eta, block, grad in parts:
-            v = add_scaled(block, -jnp.asarray(eta), grad)
+            v = axpy(-jnp.asarray(eta), grad, block)
             new.append(checked_like(call, "prox", prox(v, args, eta), block))
         return blocks.unflatten(new)
 
@@ -228,7 +238,7 @@ def newton(
 
         jacobian = lx.JacobianLinearOperator(at, y, None)
         step = lx.linear_solve(jacobian, at(y, None), solver).value
-        return add_scaled(y, -jnp.asarray(step_size), step)
+        return axpy(-jnp.asarray(step_size), step, y)
 
     return mapping
 
@@ -239,6 +249,6 @@ def _forward_step(call: str, objective: Objective, step_size: ArrayLike) -> Map:
     gradient = gradient_of(call, objective)
 
     def step(y: PyTree, args: PyTree) -> PyTree:
-        return add_scaled(y, -jnp.asarray(step_size), gradient(y, args))
+        return axpy(-jnp.asarray(step_size), gradient(y, args), y)
 
     return step

@@ -8,9 +8,12 @@ import jax
 from jax import lax
 from jaxtyping import PyTree
 
-from .._check import check_function, check_positive_int
+from .._check import (
+    check_function,
+    check_positive_int,
+)
 from .._types import Params
-from .base import constant
+from .._vector import constant
 
 
 def unroll(

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._inverse.results import RESULTS
+from .._results import RESULTS
 
 
 class ImplicitReport(NamedTuple):

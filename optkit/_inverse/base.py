@@ -13,12 +13,16 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._curvature.base import Damped
+from .._results import (
+    RESULTS,
+    first_failure,
+    nearest_in_lineax,
+)
 from .._types import Params
-from .results import RESULTS, all_finite, first_of, nearest_in_lineax
+from .._vector import all_finite, common_dtype, constant
 
 
 class AbstractInverse(lx.AbstractLinearSolver):
@@ -125,7 +129,7 @@ def fit_for_use(
 ) -> PyTree:
     """The value, or the text of `ok.RESULTS` where its factor could not be made."""
     _, damping = split_damping(operator)
-    outcome = first_of(
+    outcome = first_failure(
         (~(damping > 0), RESULTS.undamped),
         (~all_finite(factor), RESULTS.nonfinite_operator),
         (getattr(factor, "is_indefinite", jnp.zeros((), bool)), RESULTS.indefinite),
@@ -159,8 +163,34 @@ def with_derivative_of(slow: Any, inputs: PyTree, known: PyTree) -> PyTree:
     return _value(constant(known), inputs, slow=slow)
 
 
-def constant(tree: PyTree) -> PyTree:
-    """The tree without derivatives."""
-    return jax.tree.map(
-        lambda x: lax.stop_gradient(x) if isinstance(x, jax.Array) else x, tree
+def check_matrix_free(call: str, operator: lx.AbstractLinearOperator) -> None:
+    """Raises where a method for symmetric operators got one not known to be."""
+    if not lx.is_symmetric(operator) and not lx.is_positive_semidefinite(operator):
+        raise ValueError(
+            f"`{call}` needs a symmetric operator, got `{type(operator).__name__}` "
+            f"that is not known to be. If it is, tag it: `lx.TaggedLinearOperator("
+            f"operator, lx.symmetric_tag)`, in Optimistix `tags=`. Else use "
+            f"`lx.GMRES(...)` or `lx.Normal(lx.CG(...))`."
+        )
+
+
+def tolerances(rtol: Any, vector: Params) -> tuple[Array, Array, Array]:
+    """What an iterative method wants of |b - A x| / |b|.
+
+    Args:
+        rtol: as the user gave it, or None.
+        vector: b.
+
+    Returns:
+        Of the residual by recurrence, which is some eps off, when it is time to look at
+        the true one; what that is to reach; and what will do where it cannot, which
+        for a number is the same.
+    """
+    dtype = common_dtype(vector)
+    eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(vector)])
+    least, margin, enough = (
+        jnp.asarray(x, dtype) for x in (4 * eps, 8 * eps, eps**0.5)
     )
+    wanted = jnp.maximum(jnp.asarray(1e-5 if rtol is None else rtol, dtype), least)
+    aim = jnp.maximum(wanted - margin, wanted / 2)
+    return aim, wanted, jnp.maximum(wanted, enough) if rtol is None else wanted

@@ -16,9 +16,12 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._curvature.low_rank import BlockLowRank
-from .._tree import common_dtype
 from .._types import Params
-from .columns import identity_entries, small_dtype
+from .._vector import common_dtype
+from .columns import (
+    identity_entries,
+    small_dtype,
+)
 
 _HIGHEST = lax.Precision.HIGHEST
 

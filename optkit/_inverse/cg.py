@@ -9,21 +9,29 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._check import check_positive, check_positive_int
-from .._curvature.base import check_symmetric
-from .._tree import dot
-from .._types import Params
-from .base import AbstractInverse
-from .inverse import Inverse
-from .results import RESULTS, first_of
-from .vectors import (
-    add,
-    cast_like,
-    check_matrix_free,
-    over_peak,
-    tolerances,
-    widened,
+from .._check import (
+    check_positive,
+    check_positive_int,
 )
+from .._curvature.base import check_symmetric
+from .._results import (
+    RESULTS,
+    first_failure,
+)
+from .._types import Params
+from .._vector import (
+    axpy,
+    cast_like,
+    dot,
+    over_peak,
+    widen,
+)
+from .base import (
+    AbstractInverse,
+    check_matrix_free,
+    tolerances,
+)
+from .inverse import Inverse
 
 
 class _Iterate(NamedTuple):
@@ -162,7 +170,7 @@ class CG(AbstractInverse):
 
         last = _Scalars(*end.scalars)
         is_reached = (last.rr <= target) | (last.rr <= accepted) & (last.is_last == 0)
-        outcome = first_of(
+        outcome = first_failure(
             (~jnp.isfinite(bb), RESULTS.nonfinite_input),
             (_is_bad(last.rr, last.rho), RESULTS.bad_preconditioner),
             (~jnp.isfinite(last.rr), RESULTS.nonfinite_operator),
@@ -216,7 +224,7 @@ class CG(AbstractInverse):
         alpha = lax.select(is_step, old.rho / lax.select(is_step, pq, one), zero)
         weight = lax.select(is_check, one, alpha)
         r = jax.tree.map(lambda b, r: lax.select(is_check, b, r), b, now.r)
-        r = add(r, -weight, q)
+        r = axpy(-weight, q, r)
 
         rr = dot(r, r)
         z, rho = self._precondition(r, rr, like)
@@ -238,9 +246,9 @@ class CG(AbstractInverse):
             is_done=is_check & ((old.is_last > 0) | is_stalled | (rr <= accepted)),
         )
         return _Iterate(
-            x=add(now.x, alpha, now.p),
+            x=axpy(alpha, now.p, now.x),
             r=r,
-            p=cast_like(add(widened(z), beta, now.p), like),
+            p=cast_like(axpy(beta, now.p, widen(z)), like),
             scalars=scalars.stacked(),
             steps=steps,
         )

@@ -9,11 +9,26 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, PyTree
 
-from .._check import check_positive, check_positive_int
-from .._tree import combine, dot, project
+from .._check import (
+    check_positive,
+    check_positive_int,
+)
+from .._results import (
+    RESULTS,
+    first_failure,
+    nearest_in_lineax,
+)
 from .._types import Params
-from .results import RESULTS, first_of, nearest_in_lineax
-from .vectors import add, cast_like, normalised, tolerances, widened
+from .._vector import (
+    cast_like,
+    combine,
+    dot,
+    normalised,
+    project,
+    subtract,
+    widen,
+)
+from .base import tolerances
 
 _SMALL = 100  # coordinates
 
@@ -123,7 +138,7 @@ class GMRES(lx.AbstractLinearSolver):
         aim, rtol, accepted = tolerances(self.rtol, vector)
 
         def product(v: Params) -> Params:
-            return widened(linear.mv(cast_like(v, vector)))
+            return widen(linear.mv(cast_like(v, vector)))
 
         def go_on(carry: Any) -> Array:
             _, _, norm, steps, _, is_enough, is_stalled = carry
@@ -135,7 +150,7 @@ class GMRES(lx.AbstractLinearSolver):
             end = _cycle(product, r, norm, aim, restart, max_steps - steps)
             step, is_regular_now = _minimiser(end, norm)
             y = jax.tree.map(jnp.add, x, step)
-            r = add(b, -jnp.ones((), rtol.dtype), product(y))
+            r = subtract(b, product(y))
             after = jnp.sqrt(dot(r, r))
             is_worse = after > norm
             x = jax.tree.map(lambda x, y: jnp.where(is_worse, x, y), x, y)
@@ -152,7 +167,7 @@ class GMRES(lx.AbstractLinearSolver):
         end = lax.while_loop(go_on, cycle, first)
         x, _, norm, steps, _, is_enough, is_stalled = end
 
-        outcome = first_of(
+        outcome = first_failure(
             (~jnp.isfinite(scale), RESULTS.nonfinite_input),
             (~jnp.isfinite(norm), RESULTS.nonfinite_operator),
             ((norm <= rtol) | is_enough, RESULTS.successful),

@@ -16,18 +16,29 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from .._check import check_index, check_non_negative, check_vector
-from .._curvature.base import AbstractCurvature, Damped, check_symmetric
-from .._tree import from_vector, to_vector
+from .._check import (
+    check_index,
+    check_non_negative,
+    check_vector,
+)
+from .._curvature.base import (
+    AbstractCurvature,
+    Damped,
+    check_symmetric,
+)
+from .._results import RESULTS
 from .._types import Params
+from .._vector import (
+    constant,
+    from_vector,
+    to_vector,
+)
 from .base import (
     AbstractExplicitInverse,
     AbstractInverse,
-    constant,
     fit_for_use,
     with_derivative_of,
 )
-from .results import RESULTS
 
 
 class Inverse(AbstractCurvature):

@@ -10,12 +10,28 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._check import check_positive, check_positive_int
-from .._tree import dot, explicit_sharding
-from .._types import Params, wide_dtype
-from .base import AbstractInverse
-from .results import RESULTS, all_finite, first_of
-from .vectors import add, cast_like, check_matrix_free, normalised, widened
+from .._check import (
+    check_positive,
+    check_positive_int,
+)
+from .._results import (
+    RESULTS,
+    first_failure,
+)
+from .._types import (
+    Params,
+    wide_dtype,
+)
+from .._vector import (
+    all_finite,
+    axpy,
+    cast_like,
+    dot,
+    explicit_sharding,
+    normalised,
+    widen,
+)
+from .base import AbstractInverse, check_matrix_free
 
 _LANCZOS_STEPS = 10
 
@@ -88,8 +104,8 @@ class Neumann(AbstractInverse):
 
         def next_term(_: Any, carry: Any) -> Any:
             total, term, norm, _ = carry
-            total = add(total, jnp.ones((), alpha.dtype), term)
-            term = add(term, -alpha, product(cast_like(term, vector)))
+            total = jax.tree.map(jnp.add, total, term)
+            term = axpy(-alpha, product(cast_like(term, vector)), term)
             return total, term, jnp.sqrt(dot(term, term)), norm
 
         zeros = jax.tree.map(jnp.zeros_like, b)
@@ -102,7 +118,7 @@ class Neumann(AbstractInverse):
         eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(vector)])
         is_growing = norm > before * (1 + 10 * eps) + 10 * eps * start
         is_growing |= (norm > start * (1 + 10 * eps)) | ~jnp.isfinite(norm)
-        outcome = first_of(
+        outcome = first_failure(
             (~jnp.isfinite(scale), RESULTS.nonfinite_input),
             (~jnp.isfinite(alpha), RESULTS.nonfinite_operator),
             (is_indefinite, RESULTS.indefinite),
@@ -137,9 +153,9 @@ def _extreme_eigenvalues(operator: lx.AbstractLinearOperator) -> tuple[Array, Ar
 
     def step(carry: Any, _: Any) -> tuple[Any, tuple[Array, Array]]:
         v, v_before, beta = carry
-        w = widened(product(cast_like(v, structure)))
+        w = widen(product(cast_like(v, structure)))
         a = dot(v, w)
-        w = add(add(w, -a, v), -beta, v_before)
+        w = axpy(-beta, v_before, axpy(-a, v, w))
         following, _ = normalised(w)
         beta = dot(following, w)  # the norm of w, and 0 where that is 0
         return (following, v, beta), (a, beta)

@@ -10,15 +10,45 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._check import check_key, check_positive_int, check_vector
-from .._curvature.base import AbstractCurvature, check_symmetric
-from .._tree import combine, gram, project
-from .._types import Params, wide_dtype
-from .base import AbstractExplicitInverse, split_damping
-from .columns import columns, identity_entries, small_dtype
-from .inverse import Inverse, check_inverse
-from .results import RESULTS, all_finite, first_of
-from .vectors import add, cast_like, widened
+from .._check import (
+    check_key,
+    check_positive_int,
+    check_vector,
+)
+from .._curvature.base import (
+    AbstractCurvature,
+    check_symmetric,
+)
+from .._results import (
+    RESULTS,
+    first_failure,
+)
+from .._types import (
+    Params,
+    wide_dtype,
+)
+from .._vector import (
+    all_finite,
+    axpy,
+    cast_like,
+    combine,
+    gram,
+    project,
+    widen,
+)
+from .base import (
+    AbstractExplicitInverse,
+    split_damping,
+)
+from .columns import (
+    columns,
+    identity_entries,
+    small_dtype,
+)
+from .inverse import (
+    Inverse,
+    check_inverse,
+)
 
 
 class NystromFactor(NamedTuple):
@@ -98,7 +128,7 @@ class Nystrom(AbstractExplicitInverse):
     ) -> tuple[Params, Any, dict[str, Any]]:
         """Two passes over U."""
         _, damping = split_damping(operator)
-        outcome = first_of(
+        outcome = first_failure(
             (~all_finite(vector), RESULTS.nonfinite_input),
             (~all_finite(factor.values), RESULTS.nonfinite_operator),
             (factor.is_indefinite, RESULTS.indefinite),
@@ -205,7 +235,7 @@ def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
     factor = inverse.factor
     _, damping = split_damping(inverse.operator)
     values = factor.values + damping.astype(factor.values.dtype)
-    outcome = first_of(
+    outcome = first_failure(
         (~all_finite(factor), RESULTS.nonfinite_operator),
         (factor.is_indefinite, RESULTS.indefinite),
     )
@@ -247,7 +277,7 @@ def _sketch(
     d = jnp.maximum(d + nu, nu)
     d = jnp.where(d > 0, d, 1)
 
-    wide = add(widened(y), nu, omega)
+    wide = axpy(nu, omega, widen(y))
     b = _mix((v / jnp.sqrt(d)).T, wide)
     s, q = jnp.linalg.eigh(_small(gram(b)))
     # Rows of U below rounding are not orthonormal, and weighted by a Λ as small.

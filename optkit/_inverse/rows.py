@@ -7,7 +7,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._curvature.low_rank import LowRank
-from .._tree import (
+from .._types import Params
+from .._vector import (
+    axpy,
+    cast_like,
     combine,
     combine_blocks,
     common_dtype,
@@ -16,11 +19,19 @@ from .._tree import (
     project_blocks,
     structure_of,
 )
-from .._types import Params
-from .base import fit_for_use, split_damping, with_derivative_of
-from .inverse import Inverse, check_inverse
-from .vectors import add, cast_like
-from .woodbury import GramFactor, damped_gram
+from .base import (
+    fit_for_use,
+    split_damping,
+    with_derivative_of,
+)
+from .inverse import (
+    Inverse,
+    check_inverse,
+)
+from .woodbury import (
+    GramFactor,
+    damped_gram,
+)
 
 
 def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
@@ -118,7 +129,7 @@ def _solve_rows(
         t = jax.tree.map(jnp.subtract, t, combined(solve(0, gram_times(t))))
     rounding = 4 * eps * jnp.sqrt(jnp.sum(a**2) * sigma[-1])
     is_real = jnp.sqrt(dot(t, t)).astype(sigma.dtype) > rounding
-    solved = add(y, jnp.where(is_real, 1 / damping, 0), t)
+    solved = axpy(jnp.where(is_real, 1 / damping, 0), t, y)
     return cast_like(solved, structure_of(rows, drop=1))
 
 

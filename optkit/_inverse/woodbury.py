@@ -20,15 +20,37 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._curvature.low_rank import BlockLowRank, LowRank
-from .._tree import combine_blocks, gram, num_rows, project_blocks
-from .._types import Params, wide_dtype
+from .._curvature.low_rank import (
+    BlockLowRank,
+    LowRank,
+)
+from .._results import (
+    RESULTS,
+    first_failure,
+)
+from .._types import (
+    Params,
+    wide_dtype,
+)
+from .._vector import (
+    all_finite,
+    combine_blocks,
+    gram,
+    num_rows,
+    project_blocks,
+)
 from .base import (
     AbstractExplicitInverse,
     split_damping,
     with_derivative_of,
 )
-from .blocks import BlockFactor, block_diagonal, block_entry, block_solve, factor_blocks
+from .blocks import (
+    BlockFactor,
+    block_diagonal,
+    block_entry,
+    block_solve,
+    factor_blocks,
+)
 from .columns import (
     accurate_gram,
     by_chunks,
@@ -37,7 +59,6 @@ from .columns import (
     identity_entries,
     small_dtype,
 )
-from .results import RESULTS, all_finite, first_of
 
 
 class GramFactor(NamedTuple):
@@ -121,7 +142,7 @@ class Woodbury(AbstractExplicitInverse):
         else:
             failure = RESULTS.nonfinite_operator
             value = _solve(curvature.rows, factor, damping, vector)
-        outcome = first_of(
+        outcome = first_failure(
             (~all_finite(vector), RESULTS.nonfinite_input),
             (~(damping > 0), RESULTS.undamped),
             (is_broken, failure),

@@ -6,13 +6,16 @@ import optax
 
 import optkit as ok
 
-from .cleaning import lower, upper
+from .cleaning import (
+    lower,
+    upper,
+)
 
 
 class Cleaner(NamedTuple):
     """A solver, and how many steps of the weights it takes."""
 
-    solver: ok.BilevelSolver
+    solver: ok.Solver
     steps: int
 
 
@@ -28,7 +31,7 @@ def _momentum(step_size: float) -> optax.GradientTransformation:
 # Linear classifiers of 784 pixels: 0.1 is about the largest stable step with momentum.
 CLEANERS: dict[str, Cleaner] = {
     "f2sa": Cleaner(
-        ok.f2sa(
+        ok.bilevel.f2sa(
             upper,
             lower,
             outer=optax.adam(0.3),
@@ -39,38 +42,39 @@ CLEANERS: dict[str, Cleaner] = {
         steps=40,
     ),
     "penalty": Cleaner(
-        ok.penalty(
+        ok.bilevel.penalty(
             upper,
             lower,
             outer=optax.adam(0.3),
             inner=_momentum(0.1),
-            sigma=ok.sigma_schedule(0.5),
+            sigma=ok.bilevel.sigma_schedule(0.5),
             inner_steps=5,
         ),
         steps=40,
     ),
     "soba": Cleaner(
-        ok.soba(upper, lower, outer=optax.adam(0.1), inner=optax.sgd(0.1)), steps=400
+        ok.bilevel.soba(upper, lower, outer=optax.adam(0.1), inner=optax.sgd(0.1)),
+        steps=400,
     ),
     "implicit-cg": Cleaner(
-        ok.hypergradient_descent(
+        ok.bilevel.hypergradient_descent(
             upper,
             lower,
             outer=optax.adam(0.3),
             inner=_momentum(0.1),
             inner_steps=10,
-            method=ok.Implicit(ok.CG(rtol=0.1, max_steps=20)),
+            method=ok.bilevel.Implicit(ok.CG(rtol=0.1, max_steps=20)),
         ),
         steps=30,
     ),
     "implicit-neumann": Cleaner(
-        ok.hypergradient_descent(
+        ok.bilevel.hypergradient_descent(
             upper,
             lower,
             outer=optax.adam(0.3),
             inner=_momentum(0.1),
             inner_steps=10,
-            method=ok.Implicit(ok.Neumann(10, 0.1)),
+            method=ok.bilevel.Implicit(ok.Neumann(10, 0.1)),
         ),
         steps=40,
     ),

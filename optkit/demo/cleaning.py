@@ -21,8 +21,18 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, Key
 
 import optkit as ok
 
-from .data import NUM_CLASSES, NUM_PIXELS, Batch, Digits
-from .models import Layer, accuracy, logits, loss
+from .data import (
+    NUM_CLASSES,
+    NUM_PIXELS,
+    Batch,
+    Digits,
+)
+from .models import (
+    Layer,
+    accuracy,
+    logits,
+    loss,
+)
 
 NUM_TRAIN = 3000
 DECAY = 5e-3
@@ -100,7 +110,7 @@ def train_weighted(weights: Float32[Array, "seeds n"], task: Task) -> Layer:
 
 
 def clean(
-    solver: ok.BilevelSolver,
+    solver: ok.Solver,
     task: Task,
     is_right: Bool[Array, "seeds n"],
     test: Batch,

@@ -20,7 +20,11 @@ from jaxtyping import Array, PyTree
 import optkit as ok
 
 from .data import Batch
-from .models import Layer, Mlp, loss as loss_of
+from .models import (
+    Layer,
+    Mlp,
+    loss as loss_of,
+)
 
 WIDTHS = (32, 64, 8)
 NUM_EXAMPLES = 512
@@ -102,7 +106,7 @@ def by_penalty() -> Job:
         decay = 1e-2 * jnp.exp(x)[:, None] * y[0].weight ** 2
         return gathered_loss(y, batch.train) + jnp.sum(decay)
 
-    solver = ok.f2sa(
+    solver = ok.bilevel.f2sa(
         upper,
         lower,
         outer=optax.sgd(0.1),
@@ -123,9 +127,11 @@ def by_penalty() -> Job:
 
 
 JOBS: dict[str, Callable[[], Job]] = {
-    "adan": lambda: by_gradient(ok.adan(0.01, weight_decay=0.02)),
-    "adahessian": lambda: by_diagonal(ok.adahessian(0.05, eps=1e-2)),
-    "mfac": lambda: by_gradient(ok.mfac(0.02, window=16, damping=0.1, momentum=0.9)),
+    "adan": lambda: by_gradient(ok.optim.adan(0.01, weight_decay=0.02)),
+    "adahessian": lambda: by_diagonal(ok.optim.adahessian(0.05, eps=1e-2)),
+    "mfac": lambda: by_gradient(
+        ok.optim.mfac(0.02, window=16, damping=0.1, momentum=0.9)
+    ),
     "f2sa": by_penalty,
 }
 

@@ -26,11 +26,12 @@ def warmup_cosine(peak: float, steps: int) -> optax.Schedule:
 # over seeds, at a few rates each.
 OPTIMIZERS: dict[str, Recipe] = {
     "adamw": lambda steps: optax.adamw(warmup_cosine(1.6e-2, steps), weight_decay=0.01),
-    "adan": lambda steps: ok.adan(warmup_cosine(4e-2, steps), weight_decay=0.02),
-    "adahessian": lambda steps: ok.with_hutchinson(
-        ok.adahessian(warmup_cosine(0.32, steps), weight_decay=0.01), key=jr.key(0)
+    "adan": lambda steps: ok.optim.adan(warmup_cosine(4e-2, steps), weight_decay=0.02),
+    "adahessian": lambda steps: ok.optim.with_hutchinson(
+        ok.optim.adahessian(warmup_cosine(0.32, steps), weight_decay=0.01),
+        key=jr.key(0),
     ),
-    "mfac": lambda steps: ok.mfac(
+    "mfac": lambda steps: ok.optim.mfac(
         warmup_cosine(4e-2, steps), window=32, damping=1e-2, momentum=0.9
     ),
 }

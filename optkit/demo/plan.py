@@ -20,8 +20,17 @@ from jaxtyping import Array, PyTree
 
 import optkit as ok
 
-from .hlo import Collective, collectives, total_bytes
-from .jobs import Halves, Job, by_diagonal, by_gradient
+from .hlo import (
+    Collective,
+    collectives,
+    total_bytes,
+)
+from .jobs import (
+    Halves,
+    Job,
+    by_diagonal,
+    by_gradient,
+)
 
 BILLION = (60, 4096)  # layers and width: 1.0e9 weights
 TEN_MILLION = (10, 1024)
@@ -65,7 +74,7 @@ def deep_f2sa() -> Job:
         return deep_loss(y, batch.train) + 1e-2 * jnp.sum(decay)
 
     sgd = optax.sgd(0.1)
-    solver = ok.f2sa(upper, lower, outer=sgd, inner=sgd, penalty=10.0)
+    solver = ok.bilevel.f2sa(upper, lower, outer=sgd, inner=sgd, penalty=10.0)
 
     def init(params: PyTree) -> PyTree:
         return solver.init(jnp.zeros_like(params["bias"]), params)
@@ -79,18 +88,18 @@ def deep_f2sa() -> Job:
 
 
 def _mfac(window: int, dtype: Any) -> Job:
-    return by_gradient(ok.mfac(0.1, window, 0.1, window_dtype=dtype), deep_loss)
+    return by_gradient(ok.optim.mfac(0.1, window, 0.1, window_dtype=dtype), deep_loss)
 
 
 JOBS: dict[str, Callable[[], Job]] = {
     "SGD, for comparison": lambda: by_gradient(optax.sgd(0.1), deep_loss),
     "Adam, for comparison": lambda: by_gradient(optax.adam(0.1), deep_loss),
-    "Adan": lambda: by_gradient(ok.adan(0.1), deep_loss),
+    "Adan": lambda: by_gradient(ok.optim.adan(0.1), deep_loss),
     "Adan, `state_dtype=bfloat16`": lambda: by_gradient(
-        ok.adan(0.1, state_dtype=jnp.bfloat16), deep_loss
+        ok.optim.adan(0.1, state_dtype=jnp.bfloat16), deep_loss
     ),
-    "AdaHessian": lambda: by_diagonal(ok.adahessian(0.1), deep_loss),
-    "Sophia": lambda: by_diagonal(ok.sophia(0.1), deep_loss),
+    "AdaHessian": lambda: by_diagonal(ok.optim.adahessian(0.1), deep_loss),
+    "Sophia": lambda: by_diagonal(ok.optim.sophia(0.1), deep_loss),
     "M-FAC, m = 16": lambda: _mfac(16, None),
     "M-FAC, m = 16, bfloat16": lambda: _mfac(16, jnp.bfloat16),
     "M-FAC, m = 256, bfloat16": lambda: _mfac(256, jnp.bfloat16),

@@ -14,7 +14,7 @@ from precision import X64, assert_allclose
 from problems import linear_data, linear_example_loss, linear_loss, linear_params
 
 import optkit as ok
-from optkit._tree import from_vector, to_vector
+from optkit._vector import from_vector, to_vector
 
 KEY = jr.key(7)
 DATA = linear_data(jr.key(1))

@@ -1,0 +1,1 @@
+"""Sets and norms: their proximal operators and projections."""

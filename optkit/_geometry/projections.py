@@ -1,0 +1,218 @@
+"""Projections that `optax.projections` lacks, public as `ok.projections`.
+
+    p = argmin ½|p - x|² over a convex set
+
+Each is exact: iterations, where there are any, only find out which constraints hold
+with equality, and p then has a closed form, which is what is differentiated. So all
+derivatives, of every order and in every mode, in the point and in the set's parameters,
+are right wherever they exist. p is NaN where the set is empty.
+
+In `optax.projections` are: box, halfspace, hypercube, hyperplane, ℓ1 ball and sphere,
+ℓ2 ball and sphere, ℓ∞ ball, non-negative, simplex, vector.
+"""
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, ArrayLike, Float
+
+from .._check import (
+    check_positive_int,
+    check_real,
+)
+from .._types import wide_dtype
+from .._vector import safe_norm
+from .polyhedron import (
+    affine_set as affine_set,
+    polyhedron as polyhedron,
+)
+from .transport import (
+    birkhoff as birkhoff,
+    kl_birkhoff as kl_birkhoff,
+    kl_transport as kl_transport,
+    transport as transport,
+)
+
+
+def box_section(
+    x: Array,
+    lower: ArrayLike,
+    upper: ArrayLike,
+    weights: ArrayLike,
+    total: ArrayLike,
+) -> Float[Array, " n"]:
+    """The nearest point of a box cut by a hyperplane.
+
+    With lower <= p <= upper and weightsᵀp = total,
+
+        p = clip(x + τ weights, lower, upper),  τ such that weightsᵀp = total
+
+    Args:
+        x: the point.
+        lower: the lower bounds, -inf for none; a number or one for each entry.
+        upper: the upper bounds, inf for none.
+        weights: of any sign.
+        total: what they sum to.
+
+    Returns:
+        p, like x; NaN where the set is empty.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for an x that is not a vector, or bounds of another shape.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> x = jnp.array([0.9, 0.4, -0.5])
+        >>> print(ok.projections.box_section(x, 0.0, 0.6, 1.0, 1.0).round(3))
+        [0.6 0.4 0. ]
+    """
+    call = "ok.projections.box_section"
+    _check_vector(call, x)
+    for name, array in (("lower", lower), ("upper", upper), ("weights", weights)):
+        if jnp.shape(array) not in {(), x.shape}:
+            raise ValueError(
+                f"`{call}` needs {name} as one number or of shape {x.shape}, as x has "
+                f"it, got {jnp.shape(array)}."
+            )
+    dtype = wide_dtype(x)
+    l, u, w = (  # noqa: E741
+        jnp.broadcast_to(jnp.asarray(a, dtype), x.shape)
+        for a in (lower, upper, weights)
+    )
+    p = _box_section(x.astype(dtype), l, u, w, jnp.asarray(total, dtype))
+    return p.astype(x.dtype)
+
+
+def sparse_simplex(
+    x: Array, max_nonzero: int, scale: ArrayLike = 1.0
+) -> Float[Array, " n"]:
+    """The nearest point of the simplex with so many entries that are not 0.
+
+    The largest `max_nonzero` entries of x, projected onto p >= 0, Σ p = scale. The set
+    is not convex: where entries tie for the last place, the first ones are taken.
+
+    Args:
+        x: the point.
+        max_nonzero: how many, from 1 to the size of x.
+        scale: what p sums to.
+
+    Returns:
+        p, like x; NaN for a negative scale.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for an x that is not a vector, or a `max_nonzero` out of range.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> x = jnp.array([2.0, 1.5, 0.0])
+        >>> print(ok.projections.sparse_simplex(x, 2))
+        [0.75 0.25 0.  ]
+
+    Reference:
+        Kyrillidis, Becker, Cevher and Koch 2013, arXiv:1206.1529, algorithm 1.
+    """
+    call = "ok.projections.sparse_simplex"
+    _check_vector(call, x)
+    check_positive_int(call, "max_nonzero", max_nonzero)
+    if max_nonzero > x.size:
+        raise ValueError(
+            f"`{call}` needs max_nonzero of at most the {x.size} entries of x, got "
+            f"max_nonzero={max_nonzero}."
+        )
+    largest, index = lax.top_k(x, max_nonzero)
+    p = box_section(largest, 0.0, jnp.inf, 1.0, scale)
+    return jnp.zeros_like(x).at[index].set(p)
+
+
+def second_order_cone(x: Array) -> Float[Array, " n"]:
+    """The nearest point of the cone of x = (t, v) with |v| <= t.
+
+        p = x                              for |v| <= t
+        p = 0                              for |v| <= -t
+        p = ½ (|v| + t) (1, v / |v|)       else
+
+    Args:
+        x: t, then v.
+
+    Returns:
+        p, like x.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for an x that is not a vector of at least one entry.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> print(ok.projections.second_order_cone(jnp.array([0.0, 3.0, 4.0])))
+        [2.5 1.5 2. ]
+    """
+    call = "ok.projections.second_order_cone"
+    _check_vector(call, x)
+    if not x.size:
+        raise ValueError(f"`{call}` needs x = (t, v), got an empty x.")
+    wide = x.astype(wide_dtype(x))
+    t, v = wide[0], wide[1:]
+    norm = safe_norm(v)
+    unit = v / jnp.where(norm > 0, norm, 1)
+    edge = 0.5 * (norm + t) * jnp.concatenate([jnp.ones_like(wide[:1]), unit])
+    p = jnp.where(norm <= t, wide, jnp.where(norm <= -t, 0, edge))
+    return p.astype(x.dtype)
+
+
+# wᵀclip(x + τ w, l, u) grows with τ, linearly between the breakpoints at which an entry
+# meets a bound. Bisection over the sorted breakpoints finds the piece, so which entries
+# are free; on it, τ is the solution of a linear equation.
+def _box_section(x: Array, l: Array, u: Array, w: Array, total: Array) -> Array:  # noqa: E741
+    """`box_section` in one dtype."""
+    is_moving = w != 0
+    by = jnp.where(is_moving, w, 1)
+    ends = lax.stop_gradient(((l - x) / by, (u - x) / by))
+    first = jnp.where(is_moving, jnp.minimum(*ends), -jnp.inf)
+    last = jnp.where(is_moving, jnp.maximum(*ends), -jnp.inf)
+    both = jnp.concatenate([first, last])
+    far = 2 * jnp.max(jnp.where(jnp.isfinite(both), jnp.abs(both), 0), initial=0) + 1
+    points = jnp.sort(
+        jnp.concatenate([jnp.clip(both, -far, far), jnp.stack([-far, far])])
+    )
+    fixed = lax.stop_gradient((x, l, u, w, total))
+
+    def is_below(tau: Array) -> Array:
+        x, l, u, w, total = fixed  # noqa: E741
+        return jnp.vdot(w, jnp.clip(x + tau * w, l, u)) <= total
+
+    def halve(_: Any, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = (low + high) // 2
+        below = is_below(points[middle])
+        return jnp.where(below, middle, low), jnp.where(below, high, middle)
+
+    count = points.size
+    start = (jnp.zeros((), jnp.int32), jnp.full((), count - 1, jnp.int32))
+    low, high = lax.fori_loop(0, math.ceil(math.log2(count)), halve, start)
+    tau = (points[low] + points[high]) / 2
+    is_free = (first < tau) & (tau < last)
+    held = jnp.where(is_moving, jnp.where((w > 0) == (last <= tau), u, l), 0)
+    held = jnp.where(is_moving, held, jnp.clip(x, l, u))
+    p = jnp.where(is_free, x, held)  # x, as a bound may be infinite
+    square = jnp.sum(jnp.where(is_free, w * w, 0))
+    tau = (total - jnp.vdot(w, p)) / jnp.where(square > 0, square, 1)
+    p = jnp.where(is_free, x + tau * w, p)
+    size = jnp.abs(total) + jnp.vdot(jnp.abs(w), jnp.abs(p))
+    tolerance = jnp.sqrt(jnp.finfo(x.dtype).eps) * size
+    slack = tolerance / jnp.maximum(jnp.max(jnp.abs(w), initial=0), 1)
+    is_met = jnp.abs(jnp.vdot(w, p) - total) <= tolerance
+    is_met = is_met & jnp.all((l <= u) & (p >= l - slack) & (p <= u + slack))
+    return jnp.where(is_met, p, jnp.nan)
+
+
+def _check_vector(call: str, x: Array) -> None:
+    check_real(call, "x", x)
+    if jnp.ndim(x) != 1:
+        raise ValueError(
+            f"`{call}` needs x of shape (n,), got {jnp.shape(x)}. For many points, "
+            f"`jax.vmap` it."
+        )

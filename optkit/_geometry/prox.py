@@ -1,0 +1,198 @@
+"""Proximal operators, public as `ok.prox`: one step towards a non-smooth minimum.
+
+    prox(v, strength, t) = argmin_y ½|y - v|² + t r(y, strength)
+
+Each works on any pytree of real leaves, in float32 or wider, and returns the tree in
+its own dtypes. Each is differentiable in v, in the strength and in the step size t
+wherever the minimum is, and has a finite derivative where it is not. A strength is one
+number for all entries, or a tree like v, or a prefix of it, whose leaves broadcast
+against v's: one weight for each entry, say.
+
+As the `prox` of `ok.optimality.proximal_gradient`, which calls `prox(v, args, t)`:
+
+    lambda v, args, t: ok.prox.lasso(v, args["l1"], t)
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, PyTree
+
+from .entrywise import (
+    Strength,
+    map_entries,
+)
+from .shrinkage import (
+    group_lasso as group_lasso,
+    nuclear as nuclear,
+)
+
+
+def none(v: PyTree, strength: Any = None, step_size: ArrayLike = 1.0) -> PyTree:
+    """The prox of r = 0, which is v.
+
+    Args:
+        v: any pytree.
+        strength: not read.
+        step_size: not read.
+
+    Returns:
+        v.
+    """
+    del strength, step_size
+    return v
+
+
+def lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> PyTree:
+    """Soft-thresholding, the prox of r(y) = Σ l1 |y|.
+
+        y = sign(v) max(|v| - t l1, 0)
+
+    Args:
+        v: a pytree of real leaves.
+        l1: the weight of the ℓ1 norm, or one for each leaf or entry.
+        step_size: t.
+
+    Returns:
+        y, a tree like v.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for a negative number, or an l1 that is no prefix of v.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> print(ok.prox.lasso(jnp.array([3.0, -0.5, -2.0]), 1.0))
+        [ 2. -0. -1.]
+    """
+
+    def one(v: Array, t: Array, l1: Array) -> Array:
+        return _soft(v, t * l1)
+
+    return map_entries("ok.prox.lasso", one, v, step_size, l1=l1)
+
+
+def non_negative_lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> PyTree:
+    """The prox of r(y) = Σ l1 y on y >= 0.
+
+        y = max(v - t l1, 0)
+
+    Args:
+        v: a pytree of real leaves.
+        l1: the weight of the sum, or one for each leaf or entry.
+        step_size: t.
+
+    Returns:
+        y, a tree like v.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for a negative number, or an l1 that is no prefix of v.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> print(ok.prox.non_negative_lasso(jnp.array([3.0, 0.5, -2.0]), 1.0))
+        [2. 0. 0.]
+    """
+
+    def one(v: Array, t: Array, l1: Array) -> Array:
+        return jax.nn.relu(v - t * l1)
+
+    return map_entries("ok.prox.non_negative_lasso", one, v, step_size, l1=l1)
+
+
+def ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
+    """The prox of r(y) = ½ Σ l2 y².
+
+        y = v / (1 + t l2)
+
+    Args:
+        v: a pytree of real leaves.
+        l2: the weight of half the squared norm, or one for each leaf or entry.
+        step_size: t.
+
+    Returns:
+        y, a tree like v.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for a negative number, or an l2 that is no prefix of v.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> print(ok.prox.ridge(jnp.array([3.0, -6.0]), 2.0))
+        [ 1. -2.]
+    """
+
+    def one(v: Array, t: Array, l2: Array) -> Array:
+        return v / (1 + t * l2)
+
+    return map_entries("ok.prox.ridge", one, v, step_size, l2=l2)
+
+
+def non_negative_ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
+    """The prox of r(y) = ½ Σ l2 y² on y >= 0.
+
+        y = max(v, 0) / (1 + t l2)
+
+    Args:
+        v: a pytree of real leaves.
+        l2: the weight of half the squared norm, or one for each leaf or entry.
+        step_size: t.
+
+    Returns:
+        y, a tree like v.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for a negative number, or an l2 that is no prefix of v.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> print(ok.prox.non_negative_ridge(jnp.array([3.0, -6.0]), 2.0))
+        [1. 0.]
+    """
+
+    def one(v: Array, t: Array, l2: Array) -> Array:
+        return jax.nn.relu(v) / (1 + t * l2)
+
+    return map_entries("ok.prox.non_negative_ridge", one, v, step_size, l2=l2)
+
+
+def elastic_net(
+    v: PyTree, l1: Strength, l2: Strength, step_size: ArrayLike = 1.0
+) -> PyTree:
+    """The prox of r(y) = Σ l1 |y| + ½ Σ l2 y².
+
+        y = sign(v) max(|v| - t l1, 0) / (1 + t l2)
+
+    Args:
+        v: a pytree of real leaves.
+        l1: the weight of the ℓ1 norm, or one for each leaf or entry.
+        l2: the weight of half the squared norm, or one for each leaf or entry.
+        step_size: t.
+
+    Returns:
+        y, a tree like v.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for a negative number, or an l1 or l2 that is no prefix of v.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> print(ok.prox.elastic_net(jnp.array([3.0, -0.5, -2.0]), 1.0, 1.0))
+        [ 1.  -0.  -0.5]
+    """
+
+    def one(v: Array, t: Array, l1: Array, l2: Array) -> Array:
+        return _soft(v, t * l1) / (1 + t * l2)
+
+    return map_entries("ok.prox.elastic_net", one, v, step_size, l1=l1, l2=l2)
+
+
+def _soft(v: Array, threshold: Array) -> Array:
+    y = jnp.sign(v) * jax.nn.relu(jnp.abs(v) - threshold)
+    # There its derivative is 1, and the product's 0.
+    return jnp.where((threshold <= 0) & (v == 0), v, y)

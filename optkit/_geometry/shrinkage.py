@@ -1,0 +1,161 @@
+"""Proximal operators of norms of vectors and of singular values: part of `ok.prox`."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from .._check import (
+    check_non_negative,
+    check_real,
+)
+from .._types import wide_dtype
+from .._vector import (
+    common_dtype,
+    safe_norm,
+)
+from .entrywise import (
+    Strength,
+    map_entries,
+)
+
+
+def group_lasso(v: PyTree, strength: ArrayLike, step_size: ArrayLike = 1.0) -> PyTree:
+    """Block soft-thresholding, the prox of r(y) = strength |y|: all of v is one group.
+
+        y = max(1 - t strength / |v|, 0) v
+
+    For many groups, map it over them: `jax.vmap(ok.prox.group_lasso, (0, None, None))`
+    over the rows of a matrix, `jax.tree.map` over the leaves of a tree.
+
+    Args:
+        v: a pytree of real leaves, one group.
+        strength: the weight of the norm over all leaves.
+        step_size: t.
+
+    Returns:
+        y, a tree like v. At v = 0 it is 0 and so are its derivatives.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for a negative number, or one for each entry.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> print(ok.prox.group_lasso(jnp.array([3.0, -4.0]), 2.5))
+        [ 1.5 -2. ]
+    """
+    call = "ok.prox.group_lasso"
+    check_real(call, "v", v)
+    for name, number in (("strength", strength), ("step_size", step_size)):
+        check_non_negative(call, name, number)
+        if jnp.shape(number) != ():
+            raise ValueError(
+                f"`{call}` needs a scalar {name}, got shape {jnp.shape(number)}: v is "
+                f"one group. For many groups, `jax.vmap` or `jax.tree.map` it."
+            )
+    dtype = common_dtype(v)
+    threshold = jnp.asarray(step_size, dtype) * jnp.asarray(strength, dtype)
+    norm = safe_norm(v)
+    is_zero = norm == 0
+    ratio = threshold / jnp.where(is_zero, 1, norm)
+    factor = jnp.where(is_zero, (threshold <= 0).astype(dtype), jax.nn.relu(1 - ratio))
+    return jax.tree.map(lambda x: _times(factor, x), v)
+
+
+def nuclear(v: PyTree, strength: Strength, step_size: ArrayLike = 1.0) -> PyTree:
+    """Singular value soft-thresholding, the prox of the nuclear norm.
+
+        v = U diag(s) Vᵀ        y = U diag(max(s - t strength, 0)) Vᵀ
+
+    Each leaf is a matrix, or a stack of them along its leading axes. The derivative is
+    that of a spectral function: it exists for equal singular values too, where that of
+    the decomposition does not. Second derivatives need distinct singular values.
+
+    Args:
+        v: a pytree of real leaves of two axes or more.
+        strength: the weight of the norm, or one for each leaf.
+        step_size: t.
+
+    Returns:
+        y, a tree like v.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for a negative number, a strength that is no prefix of v, or a
+            leaf with fewer than two axes.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> print(ok.prox.nuclear(jnp.diag(jnp.array([3.0, 1.0])), 2.0).round(3))
+        [[1. 0.]
+         [0. 0.]]
+    """
+    call = "ok.prox.nuclear"
+    for leaf in jax.tree.leaves(v):
+        if jnp.ndim(leaf) < 2:
+            raise ValueError(
+                f"`{call}` needs matrices, got a leaf of shape {jnp.shape(leaf)}. Give "
+                f"such leaves another prox, for example with "
+                f"`ok.optimality.block_proximal_gradient`."
+            )
+
+    def one(v: Array, t: Array, strength: Array) -> Array:
+        tau = jnp.broadcast_to(t * strength, v.shape[:-2])
+        return _shrink(v, tau)
+
+    return map_entries(call, one, v, step_size, strength=strength)
+
+
+def _times(factor: Array, x: Array) -> Array:
+    dtype = wide_dtype(x)
+    wide = factor.astype(dtype) * jnp.asarray(x).astype(dtype)
+    return wide.astype(jnp.result_type(x))
+
+
+@jax.custom_jvp
+def _shrink(x: Float[Array, "*b m n"], tau: Float[Array, "*b"]) -> Array:
+    u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    return (u * jax.nn.relu(s - tau[..., None])[..., None, :]) @ vt
+
+
+# With f the threshold, M = Uᵀ dX V and i, j over singular values, the derivative of
+# the spectral function U f(S) Vᵀ is
+#     U (Γ ∘ (M + Mᵀ)/2 + Δ ∘ (M - Mᵀ)/2) Vᵀ,
+#     Γ = (f_i - f_j) / (s_i - s_j)       Δ = (f_i + f_j) / (s_i + s_j)
+# and f_i / s_i times what dX has outside the spans of U and of V. Γ is 1 where both s
+# pass the threshold and 0 where neither does, so that equal s divide by nothing; a
+# threshold of 0 is passed by all, s = 0 too.
+@_shrink.defjvp
+def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x, tau), (dx, dtau) = primals, tangents
+    u, s, vt = jnp.linalg.svd(x, full_matrices=False)
+    ut, v = jnp.swapaxes(u, -1, -2), jnp.swapaxes(vt, -1, -2)
+    f = jax.nn.relu(s - tau[..., None])
+    is_lowered = s > tau[..., None]
+    passes = is_lowered | (tau[..., None] <= 0)
+    rows, columns = passes[..., :, None], passes[..., None, :]
+    is_mixed = rows != columns
+    gap = jnp.where(is_mixed, s[..., :, None] - s[..., None, :], 1)
+    mixed = (f[..., :, None] - f[..., None, :]) / gap
+    gamma = jnp.where(is_mixed, mixed, (rows & columns).astype(s.dtype))
+    total = s[..., :, None] + s[..., None, :]
+    at_zero = (tau <= 0).astype(s.dtype)[..., None]
+    delta = _divide(f[..., :, None] + f[..., None, :], total, at_zero[..., None])
+    ratio = _divide(f, s, at_zero)
+
+    m = ut @ dx @ v
+    mt = jnp.swapaxes(m, -1, -2)
+    inner = gamma * (m + mt) / 2 + delta * (m - mt) / 2
+    eye = jnp.eye(s.shape[-1], dtype=s.dtype)
+    lowered = jnp.where(is_lowered, dtau[..., None], 0)
+    inner = inner - eye * lowered[..., None, :]
+    dy = u @ inner @ vt
+    left = (dx - u @ (ut @ dx)) @ v * ratio[..., None, :]
+    right = ratio[..., :, None] * (ut @ (dx - (dx @ v) @ vt))
+    return (u * f[..., None, :]) @ vt, dy + left @ vt + u @ right
+
+
+def _divide(a: Array, b: Array, otherwise: Array) -> Array:
+    return jnp.where(b > 0, a / jnp.where(b > 0, b, 1), otherwise)

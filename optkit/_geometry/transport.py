@@ -1,0 +1,199 @@
+"""Projections onto the transport polytope: matrices with given row and column sums."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax import lax
+from jaxtyping import Array, Float
+
+from .._check import check_real
+from .._types import wide_dtype
+from .marginals import (
+    ENTROPIC,
+    EUCLIDEAN,
+    bordered,
+    outer_sum,
+    with_sums,
+)
+
+
+def transport(
+    x: Array,
+    row_sums: Array,
+    column_sums: Array,
+) -> Float[Array, "a b"]:
+    """The nearest matrix P >= 0 with given row and column sums.
+
+    P = argmin ½|P - x|²: with x = -costs/ε, optimal transport with a quadratic
+    regularisation, whose plans are sparse.
+
+    Args:
+        x: the matrix.
+        row_sums: r >= 0.
+        column_sums: c >= 0, with Σ c = Σ r.
+
+    Returns:
+        P, like x; NaN where there is none. Derivatives in r and c are meant together,
+        along changes that keep Σ c = Σ r.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> x = jnp.array([[1.0, 0.0], [0.0, 0.5]])
+        >>> half = jnp.array([0.5, 0.5])
+        >>> print(ok.projections.transport(x, half, half).round(3))
+        [[0.5 0. ]
+         [0.  0.5]]
+
+    Reference:
+        Blondel, Seguy and Rolet 2018, arXiv:1710.06276, equation 7.
+    """
+    call = "ok.projections.transport"
+    x_, r, c = _checked(call, x, row_sums, column_sums)
+    Y, is_solved = with_sums(EUCLIDEAN, *lax.stop_gradient((x_, r, c)))
+    # On its support P is affine in (α, β), which solve a linear system there. Its
+    # matrix is constant, and singular along each of the support's components.
+    support = Y > 0
+    inside = jnp.where(support, _moving_with(Y, x_), 0)
+    right = jnp.concatenate([r - inside.sum(1), c - inside.sum(0)])
+    operator = lx.MatrixLinearOperator(bordered(support.astype(x_.dtype)))
+    z = lx.linear_solve(operator, right, lx.SVD(), throw=False).value
+    plan = jnp.where(support, inside + outer_sum(z, x_), 0)
+    # A wrong support shows as a negative entry. Rounding leaves some, which go.
+    tolerance = jnp.sqrt(jnp.finfo(x_.dtype).eps) * jnp.sum(r)
+    is_solved = is_solved & jnp.all(plan >= -tolerance)
+    return jnp.where(is_solved, jnp.maximum(plan, 0), jnp.nan).astype(x.dtype)
+
+
+def kl_transport(
+    x: Array,
+    row_sums: Array,
+    column_sums: Array,
+) -> Float[Array, "a b"]:
+    """The positive matrix nearest to exp(x) with given row and column sums.
+
+    P = argmin Σ P log P - P x: with x = -costs/ε, optimal transport regularised by
+    entropy, to convergence.
+
+    Args:
+        x: the logarithms of the matrix.
+        row_sums: r > 0.
+        column_sums: c > 0, with Σ c = Σ r.
+
+    Returns:
+        P, like x; NaN where there is none. Derivatives in r and c are meant together,
+        along changes that keep Σ c = Σ r.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for shapes that do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> x = jnp.array([[jnp.log(9.0), 0.0], [0.0, 0.0]])
+        >>> sums = jnp.array([2.0, 2.0])
+        >>> print(ok.projections.kl_transport(x, sums, sums).round(2))
+        [[1.5 0.5]
+         [0.5 1.5]]
+
+    Reference:
+        Blondel, Seguy and Rolet 2018, arXiv:1710.06276, equation 7.
+    """
+    call = "ok.projections.kl_transport"
+    x_, r, c = _checked(call, x, row_sums, column_sums)
+    Y, is_solved = with_sums(ENTROPIC, *lax.stop_gradient((x_, r, c)))
+    Y = _moving_with(Y, x_)
+    # α + t, β - t are the same P: of all t, the one with Σα = Σβ is asked for.
+    gauge = jnp.concatenate([jnp.ones_like(r), -jnp.ones_like(c)])
+    weight = lax.stop_gradient(jnp.sum(r)) / gauge.size
+
+    def residual(z: Array) -> Array:
+        plan = jnp.exp(Y + outer_sum(z, Y))
+        sums = jnp.concatenate([plan.sum(1) - r, plan.sum(0) - c])
+        return sums + weight * gauge * jnp.mean(gauge * z)
+
+    def tangent_solve(linear: Callable[[Array], Array], right: Array) -> Array:
+        return jnp.linalg.solve(jax.jacfwd(linear)(right), right)
+
+    z = lax.custom_root(residual, jnp.zeros_like(gauge), lambda _, z: z, tangent_solve)
+    plan = jnp.exp(Y + outer_sum(z, Y))
+    return jnp.where(is_solved, plan, jnp.nan).astype(x.dtype)
+
+
+def birkhoff(x: Array) -> Float[Array, "n n"]:
+    """The nearest doubly stochastic matrix: `transport` with all sums 1.
+
+    Args:
+        x: the matrix.
+
+    Returns:
+        P >= 0 like x, with P 1 = 1 and Pᵀ1 = 1.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for a matrix that is not square.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> x = jnp.array([[0.6, 0.2], [0.0, 0.8]])
+        >>> print(ok.projections.birkhoff(x).round(3))
+        [[0.8 0.2]
+         [0.2 0.8]]
+    """
+    ones = _ones("ok.projections.birkhoff", x)
+    return transport(x, ones, ones)
+
+
+def kl_birkhoff(x: Array) -> Float[Array, "n n"]:
+    """The doubly stochastic matrix nearest to exp(x): `kl_transport` with all sums 1.
+
+    Args:
+        x: the logarithms of the matrix.
+
+    Returns:
+        P > 0 like x, with P 1 = 1 and Pᵀ1 = 1.
+
+    Raises:
+        TypeError: for leaves that are not real.
+        ValueError: for a matrix that is not square.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> x = jnp.array([[jnp.log(9.0), 0.0], [0.0, 0.0]])
+        >>> print(ok.projections.kl_birkhoff(x).round(2))
+        [[0.75 0.25]
+         [0.25 0.75]]
+    """
+    ones = _ones("ok.projections.kl_birkhoff", x)
+    return kl_transport(x, ones, ones)
+
+
+def _moving_with(Y: Array, x: Array) -> Array:
+    """Y, with the derivative of x, from which it differs by constants."""
+    return Y + (x - lax.stop_gradient(x))
+
+
+def _checked(call: str, x: Array, r: Array, c: Array) -> tuple[Array, Array, Array]:
+    """The arguments in float32 or wider, after checking them."""
+    for name, array in (("x", x), ("row_sums", r), ("column_sums", c)):
+        check_real(call, name, array)
+    if jnp.ndim(x) != 2 or jnp.shape(x) != (*jnp.shape(r), *jnp.shape(c)):
+        raise ValueError(
+            f"`{call}` needs x of shape (a, b), row_sums of (a,) and column_sums of "
+            f"(b,), got {jnp.shape(x)}, {jnp.shape(r)} and {jnp.shape(c)}. For many "
+            f"matrices, `jax.vmap` it."
+        )
+    dtype = wide_dtype(x)
+    return x.astype(dtype), r.astype(dtype), c.astype(dtype)
+
+
+def _ones(call: str, x: Array) -> Array:
+    check_real(call, "x", x)
+    if jnp.ndim(x) != 2 or x.shape[0] != x.shape[1]:
+        raise ValueError(f"`{call}` needs a square matrix, got {jnp.shape(x)}.")
+    return jnp.ones(x.shape[0], x.dtype)

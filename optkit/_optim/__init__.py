@@ -1,1 +1,0 @@
-"""Use 1 of curvature, precondition: optimizers as optax transforms."""

@@ -1,0 +1,1 @@
+"""One protocol for iterative solvers, and the loop around them."""

@@ -1,0 +1,194 @@
+"""A loop around a solver, for scripts and notebooks: compiled, watched, resumable."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Int, PyTree
+
+from .._check import check_positive_int
+from .solver import Solver
+
+
+class Run(NamedTuple):
+    """Where a run arrived, and how.
+
+    Attributes:
+        state: of the solver.
+        history: an info of NumPy arrays, with a leading axis of steps.
+    """
+
+    state: Any
+    history: Any
+
+
+def run(
+    solver: Solver,
+    state: Any,
+    batches: Callable[[Int[Array, ""]], Any] | Iterable[Any],
+    num_steps: int,
+    *,
+    report: Callable[[int, Any], Any] | None = None,
+    every: int = 100,
+    first: int | None = None,
+) -> Run:
+    """Takes steps of a solver, and returns its last state and the history of them.
+
+        for k = first, ..., first + num_steps - 1:  state, info <- step(state, batch_k)
+
+    Batches from a function of the step are made inside of one compiled loop, which
+    comes back to Python `every` so many steps. It compiles once for a solver and a
+    function of batches, whatever the number of steps; so a state that was saved and
+    loaded goes on bit for bit as if it had not been stopped. Save the leaves of
+    `jax.tree.leaves(state)`, and put them back into the structure of a new
+    `solver.init(x, y)`.
+
+    Args:
+        solver: any `ok.Solver`; of many seeds, `ok.Solver(jax.vmap(init),
+            jax.vmap(step, in_axes=(0, None)))`.
+        state: from `solver.init`, or of an earlier run, which it continues. It is not
+            changed, and not donated.
+        batches: a pure function of the number of the step, traced: `lambda k:
+            jax.tree.map(lambda a: a[jax.random.randint(jax.random.fold_in(key, k),
+            (64,), 0, n)], data)`. Or an iterable, such as a data loader, of which one
+            batch is taken for each step: its position is then the caller's to restore.
+        num_steps: how many steps to take, >= 1. An iterable that ends sooner ends the
+            run.
+        report: called every `every` steps and after the last with the number of steps
+            taken since `solver.init` and the last step's info in NumPy: for a
+            progress bar, or to stop by raising.
+        every: how many steps a compiled loop takes before it comes back.
+        first: the number of the first step; None is the state's `count`.
+
+    Returns:
+        The state after the last step, and the history. `history.result == ok.RESULTS.
+        successful` says which steps went well, an array with one entry for each; what
+        is not finite is not taken, and the run goes on with the next batch.
+
+    Raises:
+        ValueError: for numbers of steps that are not positive.
+        TypeError: for a solver that is none, or batches that are neither a function
+            nor iterable.
+
+    Example:
+        >>> import jax.numpy as jnp, optax, optkit as ok
+        >>> def lower(x, y, batch):
+        ...     return 0.5 * jnp.sum((y - x) ** 2)
+        >>> def upper(x, y, batch):
+        ...     return 0.5 * jnp.sum((y - 1) ** 2 + x**2)
+        >>> solver = ok.bilevel.soba(upper, lower, outer=optax.sgd(0.2), inner=optax.sgd(0.5))
+        >>> state = solver.init(jnp.zeros(2), jnp.zeros(2))
+        >>> state, history = ok.run(solver, state, lambda k: None, 100)
+        >>> print(state.x.round(4), history.upper.shape)
+        [0.5 0.5] (100,)
+    """
+    if not isinstance(solver, Solver):
+        raise TypeError(
+            f"`ok.run` needs an `ok.Solver`, such as `ok.bilevel.soba(...)`, got "
+            f"{solver!r}."
+        )
+    check_positive_int("ok.run", "num_steps", num_steps)
+    check_positive_int("ok.run", "every", every)
+    start = int(np.ravel(state.count)[0]) if first is None else first
+    if callable(batches):
+        _check_hashable(batches)
+        chunks = _compiled(solver, batches, state, (start, start + num_steps, every))
+    elif isinstance(batches, Iterable):
+        taken = islice(batches, num_steps)
+        chunks = _stepwise(solver, taken, state, (start, every))
+    else:
+        raise TypeError(
+            f"`ok.run` needs batches as a function of the step or an iterable, got "
+            f"{batches!r}. For one batch at all steps pass `lambda step: batch`."
+        )
+    history, last = [], state
+    for following, position, infos in chunks:
+        last = following
+        history.append(infos)
+        if report is not None:
+            report(position, jax.tree.map(lambda a: a[-1], infos))
+    if not history:
+        raise ValueError("`ok.run` got an iterable without batches. Pass a new one.")
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *history)
+    return Run(last, joined)
+
+
+def _check_hashable(batches: Any) -> None:
+    try:
+        hash(batches)
+    except TypeError as error:
+        raise TypeError(
+            f"`ok.run` compiles once for a function of batches, and needs one that can "
+            f"be hashed, got `{type(batches).__name__}`, which cannot. Pass a plain "
+            f"function, `lambda step: batches(step)`."
+        ) from error
+
+
+Chunks = Iterator[tuple[Any, int, Any]]
+"""The state, the number of steps up to it, and the infos since the chunk before."""
+
+
+def _compiled(
+    solver: Solver, batch_of: Any, state: Any, span: tuple[int, int, int]
+) -> Chunks:
+    start, stop, every = span
+    for position in range(start, stop, every):
+        end = min(position + every, stop)
+        numbers = np.int32(position), np.int32(end)
+        state, infos = _advance(solver, batch_of, every, state, *numbers)
+        size = end - position
+        yield state, end, jax.tree.map(lambda a, n=size: np.asarray(a)[:n], infos)
+
+
+# The ends of a chunk are data and not shape: chunks of any length are one program, and
+# what they compute does not depend on where a run is cut.
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _advance(
+    solver: Solver,
+    batch_of: Callable[[Array], Any],
+    every: int,
+    state: Any,
+    position: Int[Array, ""],
+    end: Int[Array, ""],
+) -> tuple[Any, PyTree]:
+    def step(k: Array, state: Any) -> tuple[Any, Any]:
+        state, info = solver.step(state, batch_of(k))
+        return state, jax.tree.map(jnp.asarray, info)
+
+    def body(k: Array, carry: tuple[Any, PyTree]) -> tuple[Any, PyTree]:
+        state, infos = carry
+        state, info = step(k, state)
+        i = k - position
+        return state, jax.tree.map(lambda a, b: a.at[i].set(b), infos, info)
+
+    like = jax.eval_shape(step, position, state)[1]
+    infos = jax.tree.map(lambda s: jnp.zeros((every, *s.shape), s.dtype), like)
+    return lax.fori_loop(position, end, body, (state, infos))
+
+
+def _stepwise(
+    solver: Solver,
+    batches: Iterable[Any],
+    state: Any,
+    span: tuple[int, int],
+) -> Chunks:
+    position, every = span
+    infos = []
+    for batch in batches:
+        state, info = solver.step(state, batch)
+        infos.append(info)
+        position += 1
+        if len(infos) == every:
+            yield state, position, _stacked(infos)
+            infos = []
+    if infos:
+        yield state, position, _stacked(infos)
+
+
+def _stacked(infos: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *infos)

@@ -1,0 +1,77 @@
+"""Vectors scaled to a size at which no square under- or overflows."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from .._types import wide_dtype
+from .arithmetic import dot
+from .structure import common_dtype
+
+
+def normalised(vector: PyTree) -> tuple[PyTree, Array]:
+    """The vector in float32 or wider over its norm, and the norm; 0 stays 0.
+
+    The size of the largest entry is divided out first, so that no square under- or
+    overflows.
+
+    Returns:
+        The scaled vector, and the norm, which is 1 for a vector of zeros.
+    """
+    b, scale = over_peak(vector)
+    norm = jnp.sqrt(dot(b, b))
+    norm = jnp.where(norm == 0, 1, norm)
+    return jax.tree.map(lambda a: a / norm.astype(a.dtype), b), norm * scale
+
+
+def over_peak(vector: PyTree) -> tuple[PyTree, Array]:
+    """The vector in float32 or wider over the size of its largest entry; 0 stays 0.
+
+    Returns:
+        The scaled vector, whose largest entry is in [1, 4); and the power of two that
+        scaled it, 1 for a vector of zeros, NaN or infinite if an entry is.
+    """
+    dtype = common_dtype(vector)
+    peaks = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(vector)]
+    peak = jnp.asarray(0, dtype)
+    for p in peaks:
+        peak = jnp.maximum(peak, lax.stop_gradient(p).astype(dtype))
+    peak = jnp.where(peak == 0, 1, peak)
+    scale, inverse = _power_of_two(peak)
+
+    def scaled(a: Array) -> Array:
+        # Its own dtype may not hold the scale of a wider leaf.
+        return (a.astype(dtype) * inverse).astype(wide_dtype(a))
+
+    return jax.tree.map(scaled, vector), scale
+
+
+def safe_norm(tree: PyTree) -> Float[Array, ""]:
+    """|v| over all leaves, without overflow, and with derivative 0 at v = 0."""
+    unit, scale = over_peak(tree)
+    square = dot(unit, unit)
+    is_zero = square == 0
+    return jnp.where(is_zero, 0, scale * jnp.sqrt(jnp.where(is_zero, 1, square)))
+
+
+# Division by 1e38 is no way to do it: a compiler may multiply by the reciprocal, which
+# is below the smallest normal float and flushed to zero. So may it be if it sees two
+# divisions in a row. A power of two and its reciprocal are made from exponent bits.
+def _power_of_two(x: Array) -> tuple[Array, Array]:
+    """The power of two below x > 0, within the range of reciprocals, and its own."""
+    info = jnp.finfo(x.dtype)
+
+    def bits(x: float) -> Any:
+        return np.asarray(x, info.dtype).view(f"uint{info.bits}")
+
+    largest = np.asarray(2.0 ** (info.maxexp - 2), info.dtype)
+    exponent = lax.bitcast_convert_type(x, bits(0.0).dtype) & bits(np.inf)
+    floor = lax.bitcast_convert_type(exponent, info.dtype)
+    power = lax.clamp(np.asarray(info.tiny, info.dtype), floor, largest)
+    reciprocal = 2 * bits(1.0) - lax.bitcast_convert_type(power, bits(0.0).dtype)
+    inverse = lax.bitcast_convert_type(reciprocal, info.dtype)
+    return lax.select(lax.is_finite(x), power, x), inverse

@@ -1,0 +1,66 @@
+"""The structure of a pytree, and its entries in one vector."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PyTree
+
+from .._types import wide_dtype
+
+
+def common_dtype(tree: PyTree) -> Any:
+    """The narrowest dtype that holds every leaf, at least float32."""
+    dtypes = [jnp.dtype(jnp.float32), *map(wide_dtype, jax.tree.leaves(tree))]
+    return max(dtypes, key=lambda dtype: dtype.itemsize)
+
+
+def explicit_sharding(leaf: Any, drop: int = 0) -> NamedSharding | None:
+    """The explicit sharding of an array less its first `drop` axes, if it has one."""
+    # A product over a sharded axis is ambiguous on an explicit mesh: it must be told.
+    is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+    sharding = leaf.sharding if is_shape else jax.typeof(leaf).sharding
+    mesh = getattr(sharding, "mesh", None)
+    told = {AxisType.Explicit, AxisType.Manual}  # the latter inside `jax.shard_map`
+    if mesh is None or told.isdisjoint(mesh.axis_types):
+        return None
+    return NamedSharding(mesh, PartitionSpec(*sharding.spec[drop:]))
+
+
+def replicated(leaf: Array, ndim: int) -> NamedSharding | None:
+    """A sharding on the leaf's explicit mesh, if it has one, that splits no axis."""
+    sharding = explicit_sharding(leaf)
+    if sharding is None:
+        return None
+    return NamedSharding(sharding.mesh, PartitionSpec(*[None] * ndim))
+
+
+def structure_of(tree: PyTree, drop: int = 0) -> PyTree[jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and explicit shardings, less each leaf's first `drop` axes."""
+
+    def one(leaf: Any) -> jax.ShapeDtypeStruct:
+        shape, dtype = jnp.shape(leaf)[drop:], jnp.result_type(leaf)
+        sharding = explicit_sharding(leaf, drop)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+    return jax.tree.map(one, tree)
+
+
+def to_vector(tree: PyTree) -> Float[Array, " n"]:
+    """All entries in one vector of `common_dtype`: for small, dense problems only."""
+    dtype = common_dtype(tree)
+    flat = [jnp.ravel(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)]
+    return jnp.concatenate(flat) if flat else jnp.zeros(0, dtype)
+
+
+def from_vector(vector: Float[Array, " n"], structure: PyTree) -> PyTree:
+    """The tree in the shapes and dtypes of `structure` whose `to_vector` this is."""
+    leaves, treedef = jax.tree.flatten(structure)
+    taken, start = [], 0
+    for leaf in leaves:
+        stop = start + math.prod(leaf.shape)
+        taken.append(vector[start:stop].reshape(leaf.shape).astype(leaf.dtype))
+        start = stop
+    return treedef.unflatten(taken)

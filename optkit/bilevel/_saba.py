@@ -1,0 +1,320 @@
+"""SABA: SOBA's step with the noise of a finite sum taken out, as SAGA does.
+
+The last value of every term is remembered. With n terms, an index i that is drawn, and
+a table row m_i for each of the five quantities q of a step,
+
+    d = q_i - m_i    direction = d + m̄    m̄ <- m̄ + d / n    m_i <- q_i
+
+m̄ is the mean of the table. Where the iterates converge, d vanishes: step sizes stay.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jaxtyping import Array, Bool, Int, PyTree
+
+from .._check import (
+    check_batch,
+    check_index,
+    check_positive_int,
+)
+from .._results import RESULTS
+from .._solver.solver import Solver
+from .._types import (
+    Params,
+    wide_dtype,
+)
+from .._vector import (
+    cast_like,
+    norm,
+    where,
+    widen,
+)
+from ._base import (
+    Batch,
+    Batches,
+    BilevelInfo,
+    Objective,
+    Projection,
+    keep_finite,
+    objectives_of,
+    relative_residual,
+    residual_of,
+    slope_of,
+    upper_slopes,
+)
+from ._soba import (
+    Directions,
+    SobaState,
+    is_finite,
+    mover,
+    start,
+)
+
+
+class Term(NamedTuple):
+    """Terms of a finite sum, and which ones they are.
+
+    With an index of shape (), `batch` is what one term takes. With one of shape (b,),
+    all leaves of `batch` have a leading axis of b, which on a mesh with explicit axes
+    is not to be split: the tables have whole rows for all of them.
+    """
+
+    index: Int[Array, "..."]
+    batch: Batch
+
+
+class SabaMemory(NamedTuple):
+    """One level's table and its mean."""
+
+    rows: PyTree  # m, a leading axis of n on every leaf
+    mean: PyTree  # m̄ and what rounding left out of it, stacked; in float32 or wider
+
+
+class SabaState(NamedTuple):
+    """What the next step of `ok.bilevel.saba` needs."""
+
+    x: Params
+    y: Params
+    v: Params  # towards -H⁻¹ ∇_y F; in float32 or wider
+    outer: PyTree
+    inner: PyTree
+    linear: PyTree
+    count: Int[Array, ""]  # of calls
+    upper: SabaMemory  # of (∇_x F, ∇_y F)
+    lower: SabaMemory  # of (∇_y g, J v, H v)
+
+
+def saba(
+    upper: Objective,
+    lower: Objective,
+    *,
+    num_upper: int,
+    num_lower: int,
+    outer: optax.GradientTransformation,
+    inner: optax.GradientTransformation,
+    linear: optax.GradientTransformation | None = None,
+    project_x: Projection | None = None,
+    project_y: Projection | None = None,
+) -> Solver:
+    """Single-loop implicit bilevel descent on finite sums, without their noise.
+
+        D_y = ⟨∇_y g⟩    D_v = ⟨H v⟩ + ⟨∇_y F⟩    D_x = ⟨J v⟩ + ⟨∇_x F⟩
+        ⟨q⟩ = q_i - m_i + m̄    m̄ <- m̄ + (q_i - m_i) / n    m_i <- q_i
+
+    with the update of `ok.bilevel.soba`. F and g are means of n terms, all of one weight. A
+    term is whatever a table row is paid for: one example, or a minibatch that is
+    always the same, which divides the memory by its size. Constant step sizes
+    converge to the solution, at a linear rate on well-conditioned problems. The tables
+    start at zero, so the first pass over the terms is a plain `ok.bilevel.soba`.
+
+    The state holds, beside that of `ok.bilevel.soba`, `num_lower` (2|y| + |x|) + `num_upper`
+    (|y| + |x|) numbers, and the means of these tables with what rounding left of them.
+
+    Args:
+        upper: F_i, upper(x, y, batch) -> scalar.
+        lower: g_j, lower(x, y, batch) -> scalar.
+        num_upper: how many terms F has.
+        num_lower: how many terms g has.
+        outer: the optax transform of x; constant steps.
+        inner: that of y.
+        linear: that of v; None is another `inner`.
+        project_x: onto the constraint set of x.
+        project_y: onto that of y; see `ok.bilevel.soba`.
+
+    Returns:
+        An `ok.Solver`. A batch is `ok.bilevel.Batches(upper_x=ok.bilevel.Term(i, batch_i),
+        lower_x=ok.bilevel.Term(j, batch_j))`, with i and j drawn independently. A step that is
+        not finite, or an index out of range, keeps all but `count`.
+
+    Raises:
+        TypeError: as `ok.bilevel.soba`, and for a batch that is not one of terms.
+        ValueError: as `ok.bilevel.soba`, for numbers of terms that are not positive, and for an
+            index of another shape, or of another length than its batch.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, optkit as ok
+        >>> data = jnp.array([0.0, 1.0, 5.0])
+        >>> def lower(x, y, batch):
+        ...     return 0.5 * jnp.sum((y - x - batch) ** 2)  # y* = x + 2
+        >>> def upper(x, y, batch):
+        ...     return 0.5 * jnp.sum((y - batch) ** 2)  # y* = 2, so x* = 0
+        >>> solver = ok.bilevel.saba(upper, lower, num_upper=3, num_lower=3,
+        ...                  outer=optax.sgd(0.05), inner=optax.sgd(0.2))
+        >>> state, step = solver.init(jnp.ones(1), jnp.ones(1)), jax.jit(solver.step)
+        >>> for k in range(600):
+        ...     i, j = k % 3, 2 * k // 3 % 3
+        ...     batch = ok.bilevel.Batches(upper_x=ok.bilevel.Term(jnp.array(i), data[i]),
+        ...                        lower_x=ok.bilevel.Term(jnp.array(j), data[j]))
+        ...     state, info = step(state, batch)
+        >>> print(abs(state.x) < 1e-4)
+        [ True]
+
+    Reference:
+        Dagréou, Ablin, Vaiter and Moreau 2022, arXiv:2201.13409, section 3.
+    """
+    call = "ok.bilevel.saba"
+    objectives = objectives_of(call, upper, lower)
+    check_positive_int(call, "num_upper", num_upper)
+    check_positive_int(call, "num_lower", num_lower)
+    transforms = outer, inner, inner if linear is None else linear
+    move = mover(call, transforms, (project_x, project_y))
+
+    def init(x: Params, y: Params) -> SabaState:
+        variables = start(call, transforms, x, y)
+        x, y = variables.x, variables.y
+        memories = _empty((x, y), num_upper), _empty((y, x, y), num_lower)
+        return SabaState(*variables, *memories)
+
+    def step(state: SabaState, batch: Batch) -> tuple[SabaState, BilevelInfo]:
+        upper_term, lower_term = _terms(call, batch, num_upper, num_lower)
+        x, y, v = state.x, state.y, cast_like(state.v, state.y)
+
+        def upper_of(batch: Batch) -> tuple[Array, PyTree]:
+            F, F_x, F_y = upper_slopes(objectives[0], x, y, batch)
+            return F, (F_x, F_y)
+
+        def lower_of(batch: Batch) -> tuple[Array, PyTree]:
+            g, g_y, pull = slope_of(objectives[1], x, y, batch)
+            return g, (g_y, *pull(v))
+
+        F, (F_x, F_y), upper_change = _level(state.upper, upper_term, upper_of)
+        g, (g_y, J_v, H_v), lower_change = _level(state.lower, lower_term, lower_of)
+        along = Directions(
+            cast_like(jax.tree.map(jnp.add, J_v, F_x), x),
+            cast_like(g_y, y),
+            cast_like(jax.tree.map(jnp.add, H_v, F_y), state.v),
+        )
+        info = BilevelInfo(
+            jnp.mean(F),
+            jnp.mean(g),
+            norm(along.x),
+            residual_of(along.y, y, project_y),
+            jnp.full((), jnp.nan, F.dtype),
+            RESULTS.successful,
+            relative_residual(H_v, jax.tree.map(jnp.negative, F_y)),
+        )
+        before = SobaState(**{name: getattr(state, name) for name in SobaState._fields})
+        after = move(before, along)
+        # While the directions are finite, so are the means.
+        is_fine = is_finite(after, along)
+        kept, info = keep_finite(before, after, info, is_fine)
+        return SabaState(
+            **kept._asdict(),
+            upper=_remembered(state.upper, upper_change, is_fine),
+            lower=_remembered(state.lower, lower_change, is_fine),
+        ), info
+
+    return Solver(init, jax.jit(step))
+
+
+def _terms(call: str, batch: Any, num_upper: int, num_lower: int) -> tuple[Term, Term]:
+    """Those of the upper and of the lower level; an index has shape () or (b,)."""
+    if not isinstance(batch, Batches) or not (
+        isinstance(batch.upper_x, Term) and isinstance(batch.lower_x, Term)
+    ):
+        raise TypeError(
+            f"`{call}` needs to know which terms a batch holds. Pass `ok.bilevel.Batches("
+            f"upper_x=ok.bilevel.Term(i, batch_i), lower_x=ok.bilevel.Term(j, batch_j))`, got "
+            f"{type(batch).__name__}."
+        )
+
+    def checked(name: str, term: Term, num: int) -> Term:
+        index = check_index(call, f"{name}.index", term.index, num)
+        if index.ndim > 1:
+            raise ValueError(
+                f"`{call}` needs {name}.index of shape () or (b,), got {index.shape}."
+            )
+        if index.ndim:
+            check_batch(call, f"{name}.batch", (index, term.batch))
+        return Term(index, term.batch)
+
+    return (
+        checked("upper_x", batch.upper_x, num_upper),
+        checked("lower_x", batch.lower_x, num_lower),
+    )
+
+
+def _empty(tree: PyTree, num: int) -> SabaMemory:
+    """Tables of zeros, sharded as the variables are."""
+
+    def rows(leaf: Array) -> Array:
+        return jnp.broadcast_to(jnp.zeros_like(leaf), (num, *leaf.shape))
+
+    def mean(leaf: Array) -> Array:
+        nought = jnp.zeros_like(leaf, wide_dtype(leaf))
+        return jnp.stack([nought, nought])
+
+    return SabaMemory(jax.tree.map(rows, tree), jax.tree.map(mean, tree))
+
+
+class _Change(NamedTuple):
+    """What a step makes of a memory, if it is kept."""
+
+    index: Int[Array, " b"]
+    rows: PyTree  # the new ones, a leading axis of b
+    mean: PyTree
+
+
+def _level(
+    memory: SabaMemory, term: Term, of_batch: Callable[[Batch], tuple[Array, PyTree]]
+) -> tuple[Array, PyTree, _Change]:
+    """The values of terms, the directions, and what is to be remembered."""
+    index = jnp.atleast_1d(term.index)
+    if term.index.ndim:
+        values, new = jax.vmap(of_batch)(term.batch)
+    else:  # not mapped over: XLA on CPU would transpose the batch
+        value, new = of_batch(term.batch)
+        values, new = jax.tree.map(lambda leaf: leaf[None], (value, new))
+    d = jax.tree.map(jnp.subtract, widen(new), widen(_fetched(memory, index)))
+    # A term that is drawn twice in one step changes its row once.
+    same = index[:, None] == index[None, :]
+    is_first = ~jnp.any(jnp.tril(same, -1), axis=1)
+
+    def direction(d: Array, mean: Array) -> Array:
+        return jnp.mean(d, axis=0) + mean[0]
+
+    def moved(d: Array, mean: Array) -> Array:
+        # Kahan's summation, as the sum never ends.
+        once = jnp.where(jnp.expand_dims(is_first, range(1, d.ndim)), d, 0)
+        change = jnp.sum(once, axis=0) / _num_terms(memory) + mean[1]
+        total = mean[0] + change
+        return jnp.stack([total, change - (total - mean[0])])
+
+    directions = jax.tree.map(direction, d, memory.mean)
+    return values, directions, _Change(index, new, jax.tree.map(moved, d, memory.mean))
+
+
+def _num_terms(memory: SabaMemory) -> int:
+    return len(jax.tree.leaves(memory.rows)[0])
+
+
+def _fetched(memory: SabaMemory, index: Array) -> PyTree:
+    """The rows at an index; NaN where one of them does not exist: none is kept."""
+
+    def fetch(rows: PyTree) -> PyTree:
+        return jax.tree.map(lambda m: m[index], rows)
+
+    def refuse(rows: PyTree) -> PyTree:
+        return jax.tree.map(lambda m: jnp.full_like(m[index], jnp.nan), rows)
+
+    # What a branch returns is in memory before a table is written to: the compiler has
+    # no reason to copy the table.
+    is_within = jnp.all((index >= 0) & (index < _num_terms(memory)))
+    return lax.cond(is_within, fetch, refuse, memory.rows)
+
+
+def _remembered(
+    memory: SabaMemory, change: _Change, is_fine: Bool[Array, ""]
+) -> SabaMemory:
+    """The memory after a step that was fine, else the one before it."""
+    # The tables are large: only rows are touched, and past the end none.
+    index = jnp.where(is_fine, change.index, _num_terms(memory))
+    rows = jax.tree.map(
+        lambda m, q: m.at[index].set(q, mode="drop"), memory.rows, change.rows
+    )
+    return SabaMemory(rows, where(is_fine, change.mean, memory.mean))

@@ -1,0 +1,260 @@
+"""Step sizes and penalties of the first-order methods, and how they grow together.
+
+The penalty λ may grow only as fast as the lower iterates follow: a step size α of x and
+a larger one γ of the lower iterates fall as powers of the step, and λ rises as γ/α.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from .._check import (
+    check_non_negative,
+    check_positive,
+    check_positive_int,
+)
+from .._types import wide_dtype
+
+_ROUNDING = 1e-5  # bounds that hold with equality are not broken by rounding
+
+
+class PenaltySchedule(eqx.Module):
+    """Step sizes and penalty of F2SA and F3SA, from their constants.
+
+    With k the number of steps so far,
+
+        α_k = c_α / (k + k_0)^a    γ_k = c_γ / (k + k_0)^c
+        δ_k = min(θ α_k λ_k², κ γ_k/α_k - λ_k)    λ_{k+1} = λ_k + δ_k
+
+    so that λ_k approaches κ γ_k/α_k, which grows as k^(a-c). It is what `penalty=`
+    takes; its transforms are what `outer=`, `inner=` and `inner_y=` take. Make one for
+    a problem with `ok.bilevel.f2sa_schedule` or `ok.bilevel.f3sa_schedule`, and tune it by
+    `dataclasses.replace(schedule, k0=5.0, ...)`.
+
+    Attributes:
+        a: the exponent of the step sizes of x.
+        c: the exponent of the step sizes of the lower iterates, at most a.
+        c_alpha: c_α.
+        c_gamma: c_γ.
+        k0: the shift of the count.
+        initial_penalty: λ_0.
+        growth: θ, which bounds the growth of the penalty.
+        target: κ, the ratio that α_k λ_k / γ_k approaches.
+        ratio: ξ, the step size of x is ξ α_k.
+        max_alpha: the largest α_k for which convergence is known.
+        max_gamma: the largest γ_k for which it is.
+        inner_steps: T, the inner steps in one step of x.
+    """
+
+    a: float
+    c: float
+    c_alpha: float
+    c_gamma: float
+    k0: float
+    initial_penalty: float
+    growth: float
+    target: float
+    ratio: float = 1.0
+    max_alpha: float = float("inf")
+    max_gamma: float = float("inf")
+    inner_steps: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self) -> None:
+        """Refuses what is not positive."""
+        call = "ok.bilevel.PenaltySchedule"
+        for name in ("c_alpha", "c_gamma", "k0", "initial_penalty", "ratio", "target"):
+            check_positive(call, name, getattr(self, name))
+        for name in ("a", "c"):
+            check_non_negative(call, name, getattr(self, name))
+        check_positive_int(call, "inner_steps", self.inner_steps)
+
+    def alpha(self, count: Any) -> Float[Array, ""]:
+        """α_k."""
+        return self.c_alpha / (_real(count) + self.k0) ** self.a
+
+    def gamma(self, count: Any) -> Float[Array, ""]:
+        """γ_k."""
+        return self.c_gamma / (_real(count) + self.k0) ** self.c
+
+    def delta(self, count: Any, penalty: Any) -> Float[Array, ""]:
+        """δ_k, at the penalty λ_k."""
+        alpha = self.alpha(count)
+        catch_up = self.target * self.gamma(count) / alpha - penalty
+        return jnp.minimum(self.growth * alpha * penalty**2, catch_up)
+
+    def decay(self, count: Any) -> Float[Array, ""]:
+        """1 - η_k, with which F3SA decays its estimates: η_k = (k+1)^(-2c), η_1 = 1."""
+        eta = (_real(count) + 1) ** (-2.0 * self.c)
+        return jnp.where(jnp.asarray(count) <= 1, 0.0, 1.0 - eta)
+
+    def is_within(self, count: Any, penalty: Any) -> Bool[Array, ""]:
+        """Whether α_k λ_k <= γ_k <= max_gamma, α_k <= max_alpha and δ_k >= 0."""
+        slack = 1.0 + _ROUNDING
+        alpha, gamma = self.alpha(count), self.gamma(count)
+        delta = self.delta(count, penalty)
+        return (
+            (alpha * penalty <= slack * gamma)
+            & (gamma <= slack * self.max_gamma)
+            & (alpha <= slack * self.max_alpha)
+            & (delta >= -_ROUNDING * penalty)
+        )
+
+    def outer(self) -> optax.GradientTransformationExtraArgs:
+        """Gradient descent of x with the step size ξ α_k."""
+        return _descent(lambda k, _: self.ratio * self.alpha(k))
+
+    def inner(self) -> optax.GradientTransformationExtraArgs:
+        """Gradient descent of z with the step size γ_k."""
+        return _descent(lambda k, _: self.gamma(k))
+
+    def inner_y(self) -> optax.GradientTransformationExtraArgs:
+        """Gradient descent of y with the step size α_k λ_k."""
+        return _descent(lambda k, penalty: self.alpha(k) * penalty)
+
+
+def scale_by_penalty() -> optax.GradientTransformationExtraArgs:
+    """Multiplies by the penalty λ: from ∇f/λ + ∇g to ∇f + λ∇g.
+
+    Put it before a transform whose step size is the papers' α rather than α λ.
+
+    Returns:
+        A transform whose `update` needs `penalty=`, as `ok.bilevel.f2sa` and its kin pass it.
+    """
+    return _scale("ok.bilevel.scale_by_penalty", lambda _, penalty: penalty)
+
+
+def sigma_schedule(
+    initial: float, power: float = 1 / 3, floor: float = 0.0
+) -> Callable[[Any], Float[Array, ""]]:
+    """The weight of the upper objective in a penalty method, falling as a power.
+
+        σ_k = max(floor, initial / (k + 1)^power)
+
+    The complexities of the source leave one power for each method, if σ is of the order
+    of the wanted accuracy ε at the last step K: 1/3 where gradients are exact
+    (K = ε^-3), 1/5 for `ok.bilevel.penalty_momentum` on samples (ε^-5), 1/7 for `ok.bilevel.penalty` on
+    single samples (ε^-7).
+
+    Args:
+        initial: σ_0.
+        power: how fast it falls.
+        floor: where it stops. Below the square root of the dtype's epsilon (3e-4 in
+            float32) rounding, divided by σ, outweighs what is gained.
+
+    Returns:
+        A function of the step.
+
+    Raises:
+        ValueError: for an `initial` that is not positive, or negative others.
+
+    Example:
+        >>> import optkit as ok
+        >>> float(ok.bilevel.sigma_schedule(1.0)(7))
+        0.5
+    """
+    call = "ok.bilevel.sigma_schedule"
+    check_positive(call, "initial", initial)
+    check_non_negative(call, "power", power)
+    check_non_negative(call, "floor", floor)
+
+    def sigma(count: Any) -> Float[Array, ""]:
+        return jnp.maximum(initial / (_real(count) + 1) ** power, floor)
+
+    return sigma
+
+
+class Penalty(NamedTuple):
+    """A penalty of any kind as three functions of the step k and of λ_k."""
+
+    initial: Callable[[], Float[Array, ""]]
+    next: Callable[[Int[Array, ""], Float[Array, ""]], Float[Array, ""]]
+    is_within: Callable[[Int[Array, ""], Float[Array, ""]], Bool[Array, ""]]
+
+
+def as_penalty(call: str, name: str, value: Any) -> Penalty:
+    """Reads λ as a number > 0, a function of the step, or a `PenaltySchedule`.
+
+    Args:
+        call: the public function to name in messages.
+        name: what it calls the penalty.
+        value: what the user gave.
+
+    Returns:
+        A `Penalty`; of a function, the bound is that it does not fall.
+
+    Raises:
+        ValueError: for a number that is not positive.
+        TypeError: for anything else.
+    """
+    if isinstance(value, PenaltySchedule):
+        return Penalty(
+            lambda: _real(value.initial_penalty),
+            lambda k, penalty: penalty + value.delta(k, penalty),
+            value.is_within,
+        )
+    if callable(value):
+        return Penalty(
+            lambda: _real(value(jnp.zeros([], jnp.int32))),
+            lambda k, _: _real(value(k + 1)),
+            lambda k, penalty: _real(value(k + 1)) >= (1 - _ROUNDING) * penalty,
+        )
+    check_positive(call, name, value)
+    return Penalty(
+        lambda: _real(value), lambda k, penalty: penalty, lambda k, _: jnp.asarray(True)
+    )
+
+
+def as_sigma(call: str, value: Any) -> Penalty:
+    """The penalty 1/σ of a number σ > 0, or of a function of the step.
+
+    Args:
+        call: the public function to name in messages.
+        value: what the user gave.
+
+    Returns:
+        A `Penalty`; of a function, the bound is that σ does not rise.
+
+    Raises:
+        ValueError: for a number that is not positive.
+        TypeError: for anything else.
+    """
+    if callable(value):
+        return as_penalty(call, "sigma", lambda count: 1.0 / _real(value(count)))
+    check_positive(call, "sigma", value)
+    return as_penalty(call, "sigma", 1.0 / value)
+
+
+def _descent(step_size: Callable[[Any, Any], Any]) -> Any:
+    """Gradient descent with a step size from the k and λ of the solver's state."""
+    return _scale(
+        "ok.bilevel.PenaltySchedule", lambda k, penalty: -step_size(k, penalty)
+    )
+
+
+def _scale(call: str, factor: Callable[[Any, Any], Any]) -> Any:
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+        del params
+        if "penalty" not in extra:
+            raise TypeError(
+                f"`{call}` makes a transform that reads the penalty, and got none. Use "
+                f"it in `ok.bilevel.f2sa(...)` or its kin, or pass `penalty=` to `update`."
+            )
+        a = factor(extra.get("count", 0), extra["penalty"])
+
+        def one(u: Array) -> Array:
+            wide = wide_dtype(u)
+            return (jnp.asarray(a, wide) * u.astype(wide)).astype(u.dtype)
+
+        return jax.tree.map(one, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def _real(value: Any) -> Float[Array, ""]:
+    """A scalar in JAX's own float dtype, not weak."""
+    return jnp.asarray(value).astype(float)

@@ -1,0 +1,32 @@
+"""Scaling of vectors, at the ends of the range of float32."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from numpy.testing import assert_array_equal
+from precision import assert_allclose
+
+from optkit._vector import normalised, over_peak
+
+
+@pytest.mark.parametrize("size", [3e38, 1e38, 6.0, 1e-30, 1.2e-38])
+@pytest.mark.parametrize("wrap", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_a_power_of_two_is_divided_out_exactly(size, wrap):
+    """Oracle: NumPy. A compiler's reciprocal of 1e38 is flushed to zero."""
+    vector = np.float32(size) * np.array([1.0, -0.5, 0.25], np.float32)
+    b, scale = wrap(over_peak)(jnp.asarray(vector))
+    assert 1 <= np.max(np.abs(b)) < 4
+    assert np.log2(np.float64(scale)) % 1 == 0
+    wide = np.float64(vector)
+    normal = np.abs(wide) > 2e-38
+    assert_array_equal((np.float64(b) * np.float64(scale))[normal], wide[normal])
+
+
+@pytest.mark.parametrize("size", [1e38, 1e-30])
+def test_normalised_vectors_have_norm_one_at_any_size(size):
+    """Oracle: NumPy in float64."""
+    vector = jnp.asarray([size, -size, size], jnp.float32)
+    b, norm = jax.jit(normalised)(vector)
+    assert_allclose(b, np.array([1, -1, 1]) / np.sqrt(3), rtol=1e-6)
+    assert_allclose(norm, np.linalg.norm(np.float64(vector)), rtol=1e-6)
