@@ -6,36 +6,29 @@ differentiate a solution, to attribute a prediction to data, to prune weights.
 """
 
 from . import bilevel as bilevel, optim as optim, solvers as solvers
-from ._curvature.autodiff import (
-    gauss_newton as gauss_newton,
-    hessian as hessian,
-    hvp as hvp,
-    value_grad_and_hvp as value_grad_and_hvp,
-)
-from ._curvature.base import (
-    AbstractCurvature as AbstractCurvature,
-    Damped as Damped,
-)
+from ._curvature.base import AbstractCurvature as AbstractCurvature
+from ._curvature.damped import Damped as Damped
 from ._curvature.diagonal import (
     hutchinson_diag as hutchinson_diag,
     value_grad_and_diag as value_grad_and_diag,
     value_grad_and_gauss_newton_diag as value_grad_and_gauss_newton_diag,
 )
 from ._curvature.estimate import Estimate as Estimate
+from ._curvature.gauss_newton import gauss_newton as gauss_newton
 from ._curvature.head import (
+    AbstractHead as AbstractHead,
     SoftmaxCrossEntropy as SoftmaxCrossEntropy,
     SquaredError as SquaredError,
 )
+from ._curvature.hessian import hessian as hessian
+from ._curvature.hvp import hvp as hvp, value_grad_and_hvp as value_grad_and_hvp
 from ._curvature.low_rank import (
     BlockLowRank as BlockLowRank,
     LowRank as LowRank,
     empirical_fisher as empirical_fisher,
 )
 from ._curvature.masked import Masked as Masked
-from ._curvature.spectrum import (
-    Spectrum as Spectrum,
-    spectrum as spectrum,
-)
+from ._curvature.spectrum import Spectrum as Spectrum, spectrum as spectrum
 from ._curvature.trace import hutchinson_trace as hutchinson_trace
 from ._diagnostics import plot as plot
 from ._diagnostics.progress import scan_with_progress as scan_with_progress
@@ -48,7 +41,6 @@ from ._implicit.check import (
 )
 from ._implicit.fixed_point import implicit_fixed_point as implicit_fixed_point
 from ._implicit.host import host_solver as host_solver
-from ._implicit.linear import OneStep as OneStep
 from ._implicit.minimum import implicit_minimum as implicit_minimum
 from ._implicit.root import implicit_root as implicit_root
 from ._implicit.unroll import unroll as unroll
@@ -59,16 +51,14 @@ from ._inverse.base import (
 )
 from ._inverse.cg import CG as CG
 from ._inverse.gmres import GMRES as GMRES
-from ._inverse.inverse import (
-    Inverse as Inverse,
-    invert as invert,
-)
+from ._inverse.inverse import Inverse as Inverse, invert as invert
 from ._inverse.neumann import Neumann as Neumann
-from ._inverse.nystrom import (
-    Nystrom as Nystrom,
+from ._inverse.nystrom import Nystrom as Nystrom
+from ._inverse.nystrom_preconditioner import (
     NystromPreconditioner as NystromPreconditioner,
     nystrom_preconditioner as nystrom_preconditioner,
 )
+from ._inverse.one_step import OneStep as OneStep
 from ._inverse.rows import solve_rows as solve_rows
 from ._inverse.woodbury import Woodbury as Woodbury
 from ._pruning import (
@@ -80,8 +70,5 @@ from ._pruning import (
     obs_summed as obs_summed,
 )
 from ._results import RESULTS as RESULTS
-from ._solver.run import (
-    Run as Run,
-    run as run,
-)
+from ._solver.run import Run as Run, run as run
 from ._solver.solver import Solver as Solver

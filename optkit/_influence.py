@@ -12,14 +12,7 @@ import jax
 import lineax as lx
 from jaxtyping import Array, Float, PyTree
 
-from ._check import (
-    check_batch,
-    check_function,
-    check_positive_int,
-    check_scalar,
-    check_vector,
-)
-from ._curvature.base import check_symmetric
+from ._check import Check
 from ._types import Params
 from ._vector import dot
 
@@ -81,20 +74,12 @@ def influence(
     Reference:
         Koh and Liang 2017, arXiv:1703.04730, equation 2, with the sign of removal.
     """
-    call = "ok.influence"
-    check_function(call, "example_loss", example_loss)
-    check_positive_int(call, "chunk", chunk)
-    check_symmetric(call, inverse)
-    check_batch(call, "train", train)
-    check_batch(call, "test", test)
-    check_vector(call, params, inverse.in_structure(), "params")
-
-    def loss(p: Params, example: Any) -> Float[Array, ""]:
-        value = example_loss(p, example)
-        check_scalar(call, value)
-        return value
-
-    gradient = jax.grad(loss)
+    check = Check("ok.influence")
+    gradient = jax.grad(check.scalar(example_loss, "example_loss"))
+    check.count(chunk=chunk)
+    check.symmetric(inverse)
+    check.batch(train=train, test=test)
+    check.like("params", params, inverse.in_structure(), "the inverse's params")
 
     def row(test_example: Any) -> Float[Array, " num_train"]:
         step = inverse.mv(gradient(params, test_example))

@@ -14,15 +14,8 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
-from ._check import (
-    check_function,
-    check_positive_int,
-    check_vector,
-)
-from ._curvature.base import (
-    check_symmetric,
-    diagonal_of,
-)
+from ._check import Check
+from ._curvature.base import diagonal_of
 from ._curvature.masked import Masked
 from ._inverse.cg import CG
 from ._inverse.inverse import invert
@@ -73,8 +66,7 @@ def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
     Reference:
         Hassibi and Stork 1992; Frantar et al. 2021, arXiv:2107.03356 (M-FAC).
     """
-    check_symmetric("ok.obs_saliency", inverse)
-    check_vector("ok.obs_saliency", params, inverse.in_structure(), "params")
+    _check_inverse(Check("ok.obs_saliency"), params, inverse)
     return jax.tree.map(lambda w, p: w**2 / (2 * p), params, diagonal_of(inverse))
 
 
@@ -104,7 +96,9 @@ def obs_summed(
     Reference:
         Frantar et al. 2021, arXiv:2107.03356, and the authors' code.
     """
-    _check_removal("ok.obs_summed", params, inverse, removed)
+    check = Check("ok.obs_summed")
+    _check_inverse(check, params, inverse)
+    removed = check.booleans("removed", removed, params, "the params")
     ratio = jax.tree.map(jnp.divide, params, diagonal_of(inverse))
     return _removed(params, inverse.mv(_only(removed, ratio)), removed)
 
@@ -136,7 +130,9 @@ def obs_joint(
         The equality-constrained quadratic program; Singh and Alistarh 2020,
         arXiv:2004.14340, appendix on joint removal.
     """
-    _check_removal("ok.obs_joint", params, inverse, removed)
+    check = Check("ok.obs_joint")
+    _check_inverse(check, params, inverse)
+    removed = check.booleans("removed", removed, params, "the params")
     rtol = 1e3 * max(jnp.finfo(w.dtype).eps for w in jax.tree.leaves(params))
     inner = invert(Masked(inverse, removed), CG(rtol=float(rtol)))
     multipliers = inner.mv(_only(removed, params))
@@ -187,20 +183,33 @@ def obs_prune(
     Reference:
         Frantar et al. 2021, arXiv:2107.03356, section 3.1 and the authors' code.
     """
-    _check_sparsity("ok.obs_prune", sparsity)
-    check_function("ok.obs_prune", "update", update)
-    check_symmetric("ok.obs_prune", inverse)
-    check_vector("ok.obs_prune", params, inverse.in_structure(), "params")
-    kept = _all_kept(params) if kept is None else kept
-    _check_kept("ok.obs_prune", kept, params)
-    may = _broadcast(mask, params)
-    size = sum(int(m.sum()) for m in jax.tree.leaves(may))
-    count = np.asarray(round(sparsity * size))
-    return _prune(params, inverse, count, kept, may, update)
+    check = Check("ok.obs_prune")
+    return _prune(check, params, inverse, sparsity, kept, mask, update)
+
+
+def _prune(
+    check: Check,
+    params: Params,
+    inverse: lx.AbstractLinearOperator,
+    sparsity: float,
+    kept: PyTree | None,
+    mask: PyTree,
+    update: UpdateRule,
+) -> Pruned:
+    """One round, after its checks."""
+    _check_sparsity(check, sparsity)
+    check.function(update=update)
+    _check_inverse(check, params, inverse)
+    kept = check.booleans("kept", True if kept is None else kept, params, "the params")
+    may = _spread(check.booleans("mask", mask, params, "the params"), params)
+    count = np.asarray(round(sparsity * _num_true(may)))
+    kept = _spread(kept, params)
+    return _round(check, params, inverse, count, kept, may, update)
 
 
 @eqx.filter_jit
-def _prune(
+def _round(
+    check: Check,
     params: Params,
     inverse: lx.AbstractLinearOperator,
     count: ArrayLike,
@@ -208,12 +217,12 @@ def _prune(
     may: PyTree,
     update: UpdateRule,
 ) -> Pruned:
-    """`obs_prune` after its checks, compiled once for all rounds."""
+    """One round, compiled once for all of them."""
     params = eqx.error_if(
         params,
         ~all_finite(params),
-        "`ok.obs_prune` got weights that are NaN or infinite, which have no saliency. "
-        "Check the training that they come from.",
+        f"`{check.call}` got weights that are NaN or infinite, which have no saliency. "
+        f"Check the training that they come from.",
     )
     saliency = _only(kept, obs_saliency(params, inverse))
     removed = smallest(count, saliency, may)
@@ -275,57 +284,56 @@ def obs_prune_gradually(
     Reference:
         Frantar et al. 2021, arXiv:2107.03356, the authors' code: 16 rounds a step.
     """
-    _check_sparsity("ok.obs_prune_gradually", sparsity)
-    check_function("ok.obs_prune_gradually", "make_inverse", make_inverse)
-    check_positive_int("ok.obs_prune_gradually", "num_rounds", num_rounds)
-    kept = _all_kept(params) if kept is None else kept
-    _check_kept("ok.obs_prune_gradually", kept, params)
+    check = Check("ok.obs_prune_gradually")
+    _check_sparsity(check, sparsity)
+    check.function(make_inverse=make_inverse)
+    check.count(num_rounds=num_rounds)
+    kept = check.booleans("kept", True if kept is None else kept, params, "the params")
+    kept = jax.tree.map(jnp.asarray, _spread(kept, params))
     pruned = Pruned(_only(kept, params), kept)
-    start = _sparsity(kept, mask)
-    if start >= sparsity:
+    may = _spread(check.booleans("mask", mask, params, "the params"), params)
+    alive = _num_true(jax.tree.map(jnp.logical_and, kept, may))
+    start = 1 - alive / max(_num_true(may), 1)
+    if start >= sparsity or not _num_true(may):
         return pruned
     for i in range(1, num_rounds + 1):
         left = (1 - start) * ((1 - sparsity) / (1 - start)) ** (i / num_rounds)
-        pruned = obs_prune(
-            pruned.params,
-            make_inverse(pruned.params, pruned.kept),
-            sparsity=max(1 - left, 0.0),
-            kept=pruned.kept,
-            mask=mask,
-            update=update,
-        )
+        inverse = make_inverse(pruned.params, pruned.kept)
+        goal = max(1 - left, 0.0)
+        pruned = _prune(check, pruned.params, inverse, goal, pruned.kept, mask, update)
     return pruned
 
 
-def _check_removal(
-    call: str, params: Params, inverse: lx.AbstractLinearOperator, removed: PyTree
+def _check_inverse(
+    check: Check, params: Params, inverse: lx.AbstractLinearOperator
 ) -> None:
-    """Raises unless the inverse is on the params and `removed` are booleans like them.
+    """Raises unless the inverse is a symmetric operator on the params."""
+    check.symmetric(inverse)
+    check.like("params", params, inverse.in_structure(), "the inverse's params")
 
-    Args:
-        call: the public function to name in the message.
-        params: the weights.
-        inverse: P.
-        removed: S.
 
-    Raises:
-        TypeError: for an inverse that is no operator, or a mask that is not boolean.
-        ValueError: for trees unlike the params.
-    """
-    check_symmetric(call, inverse)
-    check_vector(call, params, inverse.in_structure(), "params")
-    shapes = jax.tree.map(jnp.shape, removed), jax.tree.map(jnp.shape, params)
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"`{call}` needs a boolean array in removed for each leaf of the params.\n"
-            f"  removed: {shapes[0]}\n  params: {shapes[1]}"
-        )
-    for leaf in jax.tree.leaves(removed):
-        if jnp.result_type(leaf) != jnp.bool_:
-            raise TypeError(
-                f"`{call}` needs boolean arrays in removed, got "
-                f"{jnp.result_type(leaf)}. Compare, for example `saliency < 0.1`."
-            )
+def _check_sparsity(check: Check, sparsity: float) -> None:
+    """Raises unless this is a number in [0, 1)."""
+    is_number = isinstance(sparsity, int | float | np.number)
+    check.that(
+        is_number and 0.0 <= sparsity < 1.0,
+        f"needs 0 <= sparsity < 1, got {sparsity!r}: the fraction of weights that are "
+        f"zero afterwards.",
+    )
+
+
+def _spread(mask: PyTree, params: Params) -> PyTree:
+    """A boolean for each entry, static where the mask is."""
+
+    def one(m: Any, w: Any) -> Any:
+        module = jnp if isinstance(m, jax.Array) else np
+        return module.broadcast_to(m, jnp.shape(w))
+
+    return jax.tree.map(one, mask, params)
+
+
+def _num_true(mask: PyTree) -> int:
+    return sum(int(m.sum()) for m in jax.tree.leaves(mask))
 
 
 def _removed(params: Params, step: Params, removed: PyTree) -> Params:
@@ -338,54 +346,3 @@ def _removed(params: Params, step: Params, removed: PyTree) -> Params:
 def _only(mask: PyTree, tree: Params) -> Params:
     """The entries where the mask is true, zero elsewhere."""
     return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), mask, tree)
-
-
-def _all_kept(params: Params) -> PyTree:
-    return jax.tree.map(lambda w: jnp.ones(jnp.shape(w), bool), params)
-
-
-def _broadcast(mask: PyTree, params: Params) -> PyTree:
-    """A prefix of booleans as one static boolean array for each leaf."""
-
-    def below(m: Any, subtree: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda w: np.broadcast_to(np.asarray(m, bool), jnp.shape(w)), subtree
-        )
-
-    try:
-        return jax.tree.map(below, mask, params)
-    except ValueError as error:
-        raise ValueError(
-            f"`ok.obs_prune` needs a mask that is a pytree prefix of the params, with "
-            f"a boolean, or one for each entry, per leaf.\n  mask: "
-            f"{jax.tree.structure(mask)}\n  params: {jax.tree.structure(params)}"
-        ) from error
-
-
-def _sparsity(kept: PyTree, mask: PyTree) -> float:
-    """The fraction of the maskable weights that is not kept."""
-    may = _broadcast(mask, kept)
-    size = sum(int(m.sum()) for m in jax.tree.leaves(may))
-    alive = jax.tree.map(lambda k, m: int((k & m).sum()), kept, may)
-    return 1 - sum(jax.tree.leaves(alive)) / size if size else 0.0
-
-
-def _check_kept(call: str, kept: PyTree, params: Params) -> None:
-    """Raises a `ValueError` unless `kept` has a boolean for each weight."""
-    wanted = jax.tree.map(lambda w: (jnp.shape(w), jnp.dtype(bool)), params)
-    got = jax.tree.map(lambda k: (jnp.shape(k), jnp.result_type(k)), kept)
-    if got != wanted:
-        raise ValueError(
-            f"`{call}` needs a boolean array in kept for each leaf of the params, got "
-            f"{got}. Pass the `kept` that the last round returned, or None."
-        )
-
-
-def _check_sparsity(call: str, sparsity: float) -> None:
-    """Raises a `ValueError` unless 0 <= sparsity < 1."""
-    is_number = isinstance(sparsity, int | float | np.number)
-    if not is_number or not 0.0 <= sparsity < 1.0:
-        raise ValueError(
-            f"`{call}` needs 0 <= sparsity < 1, got {sparsity!r}: the fraction of "
-            f"weights that are zero afterwards."
-        )

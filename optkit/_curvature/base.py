@@ -5,11 +5,11 @@
 follows, so it is written once, here: the dense matrix, the transpose, what Lineax
 asks of an operator, and what arithmetic makes of curvatures:
 
-    Damped   C + λI          Sum   C₁ + C₂          Scaled   a C
+    Sum   C₁ + C₂          Scaled   a C
 """
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -18,30 +18,30 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from .._check import (
-    check_non_negative,
-    check_real,
-)
+from .._check import Check
 from .._types import Params
-from .._vector import (
-    axpy,
-    from_vector,
-    scale,
-    to_vector,
-)
+from .._vector import common_dtype, from_vector, scale, to_vector
 
 
 class AbstractCurvature(lx.AbstractLinearOperator):
     """A real symmetric operator that takes a pytree like the params to another.
 
     Leaves keep their shapes and dtypes, which may differ from leaf to leaf. Sums,
-    differences, negatives and multiples by a scalar are curvatures again.
+    differences, negatives and multiples by a scalar are curvatures again. A subclass
+    says what `product`, `in_structure`, `diagonal` and `is_psd` are.
     """
+
+    maker: ClassVar[str] = ""
+    """The public function that makes it, for error messages."""
 
     @property
     @abc.abstractmethod
     def is_psd(self) -> bool:
         """Whether no eigenvalue can be negative, known without computing any."""
+
+    @abc.abstractmethod
+    def product(self, vector: Params) -> Params:
+        """C x, for a vector that is known to fit."""
 
     @abc.abstractmethod
     def diagonal(self) -> Params:
@@ -54,6 +54,33 @@ class AbstractCurvature(lx.AbstractLinearOperator):
             NotImplementedError: where it is not known; `ok.hutchinson_diag`
                 estimates it.
         """
+
+    def mv(self, vector: Params) -> Params:
+        """C x.
+
+        Args:
+            vector: x, a pytree like the params.
+
+        Returns:
+            A pytree like the params.
+
+        Raises:
+            ValueError: if the structure or a shape of the vector differs.
+            TypeError: if a dtype differs.
+        """
+        self.check_vector("mv", vector)
+        return self.product(vector)
+
+    def check_vector(self, method: str, vector: Params) -> None:
+        """Raises unless a vector is in the structure of the params."""
+        name = self.maker or type(self).__name__
+        Check(f"{name}(...).{method}").like(
+            "vector",
+            vector,
+            self.in_structure(),
+            "the operator's params",
+            "For many at once, `jax.vmap` the call; cast with `optax.tree.cast_like`.",
+        )
 
     def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """The structure of what `mv` returns: that of what it takes."""
@@ -71,7 +98,7 @@ class AbstractCurvature(lx.AbstractLinearOperator):
             order, in the narrowest dtype that holds every leaf.
         """
         structure = self.in_structure()
-        eye = jnp.eye(self.in_size(), dtype=to_vector(_zeros(structure)).dtype)
+        eye = jnp.eye(self.in_size(), dtype=common_dtype(structure))
 
         def column(e: Array) -> Array:
             return to_vector(self.mv(from_vector(e, structure)))
@@ -99,72 +126,18 @@ class AbstractCurvature(lx.AbstractLinearOperator):
         return Scaled(self, 1.0 / other)
 
 
-class Damped(AbstractCurvature):
-    """C + λI: the only place where damping has a meaning.
-
-    λ is absolute, and is added to the curvature of the MEAN loss. It may be traced,
-    and derivatives flow through it.
-
-    Args:
-        curvature: any symmetric Lineax operator.
-        damping: λ, a scalar >= 0. A traced λ is taken to be.
-
-    Raises:
-        ValueError: for a negative, infinite or NaN damping, or an operator not
-            known to be symmetric.
-        TypeError: for an operator on complex numbers.
-
-    Example:
-        >>> import jax.numpy as jnp, optkit as ok
-        >>> C = ok.LowRank(jnp.array([[3.0, 4.0]]))
-        >>> ok.Damped(C, 0.5).as_matrix()
-        Array([[ 9.5, 12. ],
-               [12. , 16.5]], dtype=float32)
-    """
-
-    curvature: lx.AbstractLinearOperator
-    damping: Float[Array, ""]
-
-    def __init__(self, curvature: lx.AbstractLinearOperator, damping: Any) -> None:
-        check_symmetric("ok.Damped", curvature)
-        check_non_negative("ok.Damped", "damping", damping)
-        self.curvature = curvature
-        self.damping = _as_scalar("ok.Damped", "damping", damping)
-
-    @property
-    def is_psd(self) -> bool:
-        """Whether C is."""
-        return lx.is_positive_semidefinite(self.curvature)
-
-    def mv(self, vector: Params) -> Params:
-        """Cx + λx."""
-        return axpy(self.damping, vector, self.curvature.mv(vector))
-
-    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """The structure of the params."""
-        return self.curvature.in_structure()
-
-    def diagonal(self) -> Params:
-        """diag(C) + λ."""
-        diag = diagonal_of(self.curvature)
-        return axpy(self.damping, jax.tree.map(jnp.ones_like, diag), diag)
-
-
 class Sum(AbstractCurvature):
     """C₁ + C₂, as `C1 + C2` makes it."""
 
     first: lx.AbstractLinearOperator
     second: lx.AbstractLinearOperator
+    maker: ClassVar[str] = "C1 + C2"
 
     def __check_init__(self) -> None:
-        check_symmetric("ok.Sum", self.first)
-        check_symmetric("ok.Sum", self.second)
-        if self.first.in_structure() != self.second.in_structure():
-            raise ValueError(
-                "`C1 + C2` needs two curvatures on the same params.\n"
-                f"  C1: {self.first.in_structure()}\n"
-                f"  C2: {self.second.in_structure()}"
-            )
+        check, structure = Check("C1 + C2"), self.first.in_structure()
+        check.symmetric(self.first)
+        check.symmetric(self.second)
+        check.like("C2's params", self.second.in_structure(), structure, "C1's")
 
     @property
     def is_psd(self) -> bool:
@@ -172,7 +145,7 @@ class Sum(AbstractCurvature):
         terms = (self.first, self.second)
         return all(map(lx.is_positive_semidefinite, terms))
 
-    def mv(self, vector: Params) -> Params:
+    def product(self, vector: Params) -> Params:
         """C₁x + C₂x."""
         return jax.tree.map(jnp.add, self.first.mv(vector), self.second.mv(vector))
 
@@ -194,24 +167,26 @@ class Scaled(AbstractCurvature):
     """
 
     curvature: lx.AbstractLinearOperator
-    scale: Float[Array, ""]
+    factor: Float[Array, ""]
     is_non_negative: bool = eqx.field(static=True)
+    maker: ClassVar[str] = "C * a"
 
-    def __init__(self, curvature: lx.AbstractLinearOperator, scale: Any) -> None:
-        check_symmetric("ok.Scaled", curvature)
+    def __init__(self, curvature: lx.AbstractLinearOperator, factor: Any) -> None:
+        check = Check("C * a")
+        check.symmetric(curvature)
         self.curvature = curvature
-        self.scale = _as_scalar("ok.Scaled", "scale", scale)
-        is_number = isinstance(scale, int | float | np.number)
-        self.is_non_negative = is_number and bool(scale >= 0)
+        self.factor = as_scalar(check, "a", factor)
+        is_number = isinstance(factor, int | float | np.number)
+        self.is_non_negative = is_number and bool(factor >= 0)
 
     @property
     def is_psd(self) -> bool:
         """Whether C is, and a is known to be >= 0."""
         return self.is_non_negative and lx.is_positive_semidefinite(self.curvature)
 
-    def mv(self, vector: Params) -> Params:
+    def product(self, vector: Params) -> Params:
         """Cx, times a."""
-        return scale(self.scale, self.curvature.mv(vector))
+        return scale(self.factor, self.curvature.mv(vector))
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """The structure of the params."""
@@ -219,7 +194,7 @@ class Scaled(AbstractCurvature):
 
     def diagonal(self) -> Params:
         """diag(C), times a."""
-        return scale(self.scale, diagonal_of(self.curvature))
+        return scale(self.factor, diagonal_of(self.curvature))
 
 
 def diagonal_of(operator: lx.AbstractLinearOperator) -> Params:
@@ -229,20 +204,23 @@ def diagonal_of(operator: lx.AbstractLinearOperator) -> Params:
     return from_vector(lx.diagonal(operator), operator.in_structure())
 
 
-def check_symmetric(call: str, operator: Any) -> None:
-    """Raises unless this is a Lineax operator, symmetric and real."""
-    if not isinstance(operator, lx.AbstractLinearOperator):
-        raise TypeError(
-            f"`{call}` needs a Lineax operator, such as `ok.hessian(...)`, got "
-            f"{type(operator).__name__}."
-        )
-    if not lx.is_symmetric(operator):
-        raise ValueError(
-            f"`{call}` needs a symmetric operator, got `{type(operator).__name__}` "
-            f"that is not known to be. If it is, say so: "
-            f"`lx.TaggedLinearOperator(operator, lx.symmetric_tag)`."
-        )
-    check_real(call, "params", operator.in_structure())
+def unknown_diagonal(what: str, name: str) -> NotImplementedError:
+    """The error of an operator whose diagonal is not known, and what to do instead."""
+    return NotImplementedError(
+        f"The diagonal of {what} is not known without its matrix. Estimate it with "
+        f"`ok.hutchinson_diag({name}, key=key, num_probes=...)`, or for a small problem "
+        f"take `jnp.diagonal({name}.as_matrix())`."
+    )
+
+
+def linearised(
+    operator: AbstractCurvature, params: Params
+) -> lx.FunctionLinearOperator:
+    """The operator with all that does not depend on the vector computed once."""
+    # A product is linear, so that its derivative is itself.
+    _, product = jax.linearize(operator.mv, params)
+    structure, tags = operator.in_structure(), tags_of(operator)
+    return lx.FunctionLinearOperator(product, structure, tags)
 
 
 def tags_of(operator: lx.AbstractLinearOperator) -> frozenset[object]:
@@ -252,25 +230,15 @@ def tags_of(operator: lx.AbstractLinearOperator) -> frozenset[object]:
     return frozenset({lx.symmetric_tag})
 
 
-def _zeros(structure: PyTree) -> Params:
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), structure)
-
-
-def _as_scalar(call: str, name: str, value: Any) -> Array:
+def as_scalar(check: Check, name: str, value: Any) -> Array:
     """A Python number or array as a strong floating scalar array."""
     dtype = jnp.result_type(value)
     is_floating = jnp.issubdtype(dtype, jnp.floating)
-    if not is_floating and not jnp.issubdtype(dtype, jnp.integer):
-        raise TypeError(f"`{call}` needs a real {name}, got {dtype}.")
+    is_real = is_floating or jnp.issubdtype(dtype, jnp.integer)
+    check.that(is_real, f"needs a real {name}, got {dtype}.", TypeError)
+    check.shapes("For many, `jax.vmap` over them.", **{name: (value, ())})
     is_array = isinstance(value, jax.Array | np.ndarray | np.generic)
-    dtype = dtype if is_floating and is_array else jnp.result_type(float)
-    scalar = jnp.asarray(value, dtype)
-    if scalar.shape != ():
-        raise ValueError(
-            f"`{call}` needs one scalar for {name}, got shape {scalar.shape}. For "
-            f"many, `jax.vmap` over it."
-        )
-    return scalar
+    return jnp.asarray(value, dtype if is_floating and is_array else float)
 
 
 # What Lineax asks of an operator, answered once for every curvature.
@@ -297,25 +265,19 @@ def _(operator: AbstractCurvature) -> bool:
 
 
 @lx.conj.register(AbstractCurvature)
-@lx.linearise.register(AbstractCurvature)
 def _(operator: AbstractCurvature) -> lx.AbstractLinearOperator:
     return operator
 
 
-@lx.linearise.register(Damped)
-def _(operator: Damped) -> lx.AbstractLinearOperator:
-    return Damped(lx.linearise(operator.curvature), operator.damping)
+@lx.linearise.register(AbstractCurvature)
+def _(operator: AbstractCurvature) -> lx.AbstractLinearOperator:
+    # A curvature made of others is as they are, each linearised.
+    def is_part(x: Any) -> bool:
+        return isinstance(x, lx.AbstractLinearOperator) and x is not operator
 
-
-@lx.linearise.register(Sum)
-def _(operator: Sum) -> lx.AbstractLinearOperator:
-    return Sum(lx.linearise(operator.first), lx.linearise(operator.second))
-
-
-@lx.linearise.register(Scaled)
-def _(operator: Scaled) -> lx.AbstractLinearOperator:
-    linear = lx.linearise(operator.curvature)
-    return eqx.tree_at(lambda op: op.curvature, operator, linear)
+    return jax.tree.map(
+        lambda x: lx.linearise(x) if is_part(x) else x, operator, is_leaf=is_part
+    )
 
 
 @lx.materialise.register(AbstractCurvature)

@@ -13,23 +13,10 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._check import (
-    check_function,
-    check_key,
-    check_positive_int,
-    check_real,
-    check_scalar,
-)
-from .._types import (
-    Params,
-    wide_dtype,
-)
+from .._check import Check
+from .._types import Params, wide_dtype
 from .._vector import signs
-from .base import check_symmetric
-from .estimate import (
-    Estimate,
-    average,
-)
+from .estimate import Estimate, average
 from .head import AbstractLikelihoodHead
 
 ValueGradDiag = tuple[Array, Params, Params]
@@ -70,22 +57,16 @@ def value_grad_and_diag(
     Reference:
         Bekas, Kokiopoulou and Saad 2007, An estimator for the diagonal of a matrix.
     """
-    call = "ok.value_grad_and_diag"
-    check_function(call, "loss", loss)
+    check = Check("ok.value_grad_and_diag")
+    value_fn = check.scalar(loss)
 
     def value_grad_diag(
         params: Params, *args: PyTree, key: Array, num_probes: int = 1
     ) -> ValueGradDiag:
-        check_real(call, "params", params)
-        check_positive_int(call, "num_probes", num_probes)
-        check_key(call, key)
-
-        def scalar_loss(params: Params) -> Array:
-            value = loss(params, *args)
-            check_scalar(call, value)
-            return value
-
-        value_and_grad = jax.value_and_grad(scalar_loss)
+        check.real(params=params)
+        check.count(num_probes=num_probes)
+        check.key(key)
+        value_and_grad = jax.value_and_grad(lambda p: value_fn(p, *args))
         if num_probes == 1:
             z = signs(key, params)
             (value, grads), (_, hz) = jax.jvp(value_and_grad, (params,), (z,))
@@ -144,15 +125,13 @@ def value_grad_and_gauss_newton_diag(
     Reference:
         Liu et al. 2023, arXiv:2305.14342, Algorithm 2.
     """
-    call = "ok.value_grad_and_gauss_newton_diag"
-    if not isinstance(head, AbstractLikelihoodHead):
-        raise TypeError(
-            f"`{call}` needs a head that samples labels, got {head!r}. Pass "
-            f"`ok.SoftmaxCrossEntropy()` or `ok.SquaredError()`; for any other loss, "
-            f"`ok.hutchinson_diag(ok.gauss_newton(...), ...)`."
-        )
-
-    check_function(call, "model_fn", model_fn)
+    check = Check("ok.value_grad_and_gauss_newton_diag")
+    check.function(model_fn=model_fn)
+    wanted = (
+        "a head that samples labels, `ok.SoftmaxCrossEntropy()` or `ok.SquaredError()` "
+        "(else `ok.hutchinson_diag(ok.gauss_newton(...), ...)`),"
+    )
+    check.instance(AbstractLikelihoodHead, wanted, head=head)
 
     def value_grad_diag(
         params: Params,
@@ -161,9 +140,9 @@ def value_grad_and_gauss_newton_diag(
         key: Array,
         num_probes: int = 1,
     ) -> ValueGradDiag:
-        check_real(call, "params", params)
-        check_positive_int(call, "num_probes", num_probes)
-        check_key(call, key)
+        check.real(params=params)
+        check.count(num_probes=num_probes)
+        check.key(key)
         outputs, pullback = jax.vjp(lambda p: model_fn(p, inputs), params)
         value, cotangent = jax.value_and_grad(head)(outputs, *targets)
 
@@ -210,9 +189,10 @@ def hutchinson_diag(
     Reference:
         Bekas, Kokiopoulou and Saad 2007, An estimator for the diagonal of a matrix.
     """
-    check_symmetric("ok.hutchinson_diag", operator)
-    check_positive_int("ok.hutchinson_diag", "num_probes", num_probes)
-    check_key("ok.hutchinson_diag", key)
+    check = Check("ok.hutchinson_diag")
+    check.symmetric(operator)
+    check.count(num_probes=num_probes)
+    check.key(key)
     linear = lx.linearise(operator)
 
     def draw(key: Array) -> Params:

@@ -10,7 +10,7 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from .._types import wide_dtype
-from .._vector import explicit_sharding
+from .._vector import cast_like, explicit_sharding
 
 
 class Estimate(NamedTuple):
@@ -57,13 +57,9 @@ def average(draw: Callable[[Array], PyTree], key: Array, num_draws: int) -> Esti
     (mean, squares), _ = lax.scan(add, (zeros, zeros), (counts, keys))
     freedom = (num_draws - 1) * num_draws
     error = jax.tree.map(lambda s: jnp.sqrt(s / freedom), squares)
-    return Estimate(*(_cast_like(tree, shapes) for tree in (mean, error)))
+    return Estimate(*(cast_like(tree, shapes) for tree in (mean, error)))
 
 
 def _wide_zeros(leaf: jax.ShapeDtypeStruct) -> Array:
     sharding = explicit_sharding(leaf)
     return jnp.zeros(leaf.shape, wide_dtype(leaf), out_sharding=sharding)
-
-
-def _cast_like(tree: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(lambda x, a: x.astype(a.dtype), tree, like)

@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import jax.random as jr
 from jaxtyping import Array, Float, PyTree
 
-from .._check import check_scalar
+from .._check import Check
 from .._types import wide_dtype
+
+_SHAPES = "Reshape: shapes are not broadcast."
 
 
 class AbstractHead(eqx.Module):
@@ -62,8 +64,9 @@ class SquaredError(AbstractLikelihoodHead):
         self, outputs: Array, targets: Array, where: Array | None = None
     ) -> Float[Array, ""]:
         """The mean over b of half the squared norm of the error."""
-        _check_targets("ok.SquaredError", targets, outputs.shape)
-        weight = _weight("ok.SquaredError", outputs, outputs.ndim - 1, where)
+        check = Check("ok.SquaredError")
+        check.shapes(_SHAPES, targets=(targets, outputs.shape))
+        weight = _weight(check, outputs, outputs.ndim - 1, where)
         error = outputs.astype(weight.dtype) - targets.astype(weight.dtype)
         error = _less_what_is_left_out(error, weight, where)
         return 0.5 * jnp.sum(weight * error**2)
@@ -77,7 +80,7 @@ class SquaredError(AbstractLikelihoodHead):
     ) -> Array:
         """The vector over B."""
         del targets
-        weight = _weight("ok.SquaredError", outputs, outputs.ndim - 1, where)
+        weight = _weight(Check("ok.SquaredError"), outputs, outputs.ndim - 1, where)
         return (weight * vector.astype(weight.dtype)).astype(vector.dtype)
 
     def sample(
@@ -90,7 +93,7 @@ class SquaredError(AbstractLikelihoodHead):
     ) -> Array:
         """Random signs over √B: of all such w the least variance."""
         del targets
-        weight = _weight("ok.SquaredError", outputs, outputs.ndim - 1, where)
+        weight = _weight(Check("ok.SquaredError"), outputs, outputs.ndim - 1, where)
         z = jr.rademacher(key, outputs.shape, weight.dtype)
         return (jnp.sqrt(weight) * z).astype(outputs.dtype)
 
@@ -115,14 +118,15 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
         self, outputs: Array, labels: Array, where: Array | None = None
     ) -> Float[Array, ""]:
         """The mean over b of the negative log-probability of label b."""
-        _check_targets("ok.SoftmaxCrossEntropy", labels, outputs.shape[:-1])
-        if not jnp.issubdtype(jnp.result_type(labels), jnp.integer):
-            raise TypeError(
-                f"`ok.SoftmaxCrossEntropy` needs integer labels, got "
-                f"{jnp.result_type(labels)}. Cast them, or take another loss for "
-                f"targets that are probabilities."
-            )
-        weight = _weight("ok.SoftmaxCrossEntropy", outputs, 1, where)
+        check = Check("ok.SoftmaxCrossEntropy")
+        check.shapes(_SHAPES, labels=(labels, outputs.shape[:-1]))
+        check.that(
+            jnp.issubdtype(jnp.result_type(labels), jnp.integer),
+            f"needs integer labels, got {jnp.result_type(labels)}. Cast them, or use "
+            f"another loss for targets that are probabilities.",
+            TypeError,
+        )
+        weight = _weight(check, outputs, 1, where)
         logits = _less_what_is_left_out(outputs.astype(weight.dtype), weight, where)
         log_p = jax.nn.log_softmax(logits)
         labels = _less_what_is_left_out(labels, weight[..., 0], where)
@@ -142,7 +146,7 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
     ) -> Array:
         """(p ∘ v - p pᵀv) / B."""
         del labels
-        weight = _weight("ok.SoftmaxCrossEntropy", outputs, 1, where)
+        weight = _weight(Check("ok.SoftmaxCrossEntropy"), outputs, 1, where)
         logits = _less_what_is_left_out(outputs.astype(weight.dtype), weight, where)
         p = jax.nn.softmax(logits)
         pv = p * vector.astype(weight.dtype)
@@ -159,7 +163,7 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
     ) -> Array:
         """(p - onehot(ŷ)) / √B with each label ŷ drawn from p."""
         del labels
-        weight = _weight("ok.SoftmaxCrossEntropy", outputs, 1, where)
+        weight = _weight(Check("ok.SoftmaxCrossEntropy"), outputs, 1, where)
         logits = _less_what_is_left_out(outputs.astype(weight.dtype), weight, where)
         drawn = jr.categorical(key, logits)
         onehot = jax.nn.one_hot(drawn, logits.shape[-1], dtype=weight.dtype)
@@ -174,9 +178,7 @@ class Convex(AbstractHead):
 
     def __call__(self, outputs: PyTree, *targets: PyTree) -> Float[Array, ""]:
         """loss_fn(outputs, *targets)."""
-        value = self.loss_fn(outputs, *targets)
-        check_scalar("ok.gauss_newton", value)
-        return value
+        return Check("ok.gauss_newton").scalar(self.loss_fn)(outputs, *targets)
 
     def hvp(self, outputs: PyTree, vector: PyTree, *targets: PyTree) -> PyTree:
         """The derivative of the gradient along v."""
@@ -184,15 +186,7 @@ class Convex(AbstractHead):
         return jax.jvp(grad, (outputs,), (vector,))[1]
 
 
-def _check_targets(call: str, targets: Array, shape: tuple[int, ...]) -> None:
-    if jnp.shape(targets) != shape:
-        raise ValueError(
-            f"`{call}` needs targets of shape {shape} for these outputs, got "
-            f"{jnp.shape(targets)}. Reshape one of them: shapes are not broadcast."
-        )
-
-
-def _weight(call: str, outputs: Array, num_kept: int, where: Any) -> Array:
+def _weight(check: Check, outputs: Array, num_kept: int, where: Any) -> Array:
     """1/B for each term of the mean, with `num_kept` axes of length one behind."""
     shape = outputs.shape[: outputs.ndim - num_kept]
     dtype = wide_dtype(outputs)
@@ -200,11 +194,11 @@ def _weight(call: str, outputs: Array, num_kept: int, where: Any) -> Array:
         count = max(1, math.prod(shape))
         return jnp.full([1] * outputs.ndim, 1.0 / count, dtype)
     where = jnp.asarray(where)
-    if where.shape != shape or where.dtype != bool:
-        raise ValueError(
-            f"`{call}` needs a `where` of booleans in shape {shape} for these outputs, "
-            f"got {where.dtype} in shape {where.shape}. Compare, such as `weights > 0`."
-        )
+    check.that(
+        where.shape == shape and where.dtype == bool,
+        f"needs a `where` of booleans of shape {shape} for these outputs, got "
+        f"{where.dtype} of shape {where.shape}. Compare, such as `weights > 0`.",
+    )
     kept = where.reshape(*shape, *[1] * num_kept)
     return kept.astype(dtype) / jnp.maximum(jnp.sum(kept), 1).astype(dtype)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -10,24 +10,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._check import (
-    check_batch,
-    check_function,
-    check_positive_int,
-    check_real,
-    check_scalar,
-    check_vector,
-)
-from .._types import (
-    Params,
-    wide_dtype,
-)
-from .._vector import (
-    combine,
-    num_rows,
-    project,
-    structure_of,
-)
+from .._check import Check
+from .._types import Params, wide_dtype
+from .._vector import combine, num_rows, project, scale, structure_of
 from .base import AbstractCurvature
 
 
@@ -54,9 +39,10 @@ class LowRank(AbstractCurvature):
     """
 
     rows: PyTree
+    maker: ClassVar[str] = "ok.LowRank"
 
     def __check_init__(self) -> None:
-        _check_rows("ok.LowRank", self.rows)
+        _check_rows(Check("ok.LowRank"), self.rows)
 
     @property
     def is_psd(self) -> bool:
@@ -68,9 +54,8 @@ class LowRank(AbstractCurvature):
         """The number of rows, r."""
         return num_rows(self.rows)
 
-    def mv(self, vector: Params) -> Params:
+    def product(self, vector: Params) -> Params:
         """Uᵀ(Ux)."""
-        check_vector("ok.LowRank.mv", vector, self.in_structure())
         return combine(project(self.rows, vector), self.rows)
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -122,19 +107,20 @@ class BlockLowRank(AbstractCurvature):
 
     rows: PyTree
     block_size: int = eqx.field(static=True)
+    maker: ClassVar[str] = "ok.BlockLowRank"
 
     def __check_init__(self) -> None:
-        _check_rows("ok.BlockLowRank", self.rows)
-        check_positive_int("ok.BlockLowRank", "block_size", self.block_size)
+        check = Check("ok.BlockLowRank")
+        _check_rows(check, self.rows)
+        check.count(block_size=self.block_size)
 
     @property
     def is_psd(self) -> bool:
         """True."""
         return True
 
-    def mv(self, vector: Params) -> Params:
+    def product(self, vector: Params) -> Params:
         """U_bᵀ(U_b x_b) in each block b."""
-        check_vector("ok.BlockLowRank.mv", vector, self.in_structure())
 
         def product(u: Array, x: Array) -> Array:
             return combine(project(u, x), u)
@@ -232,39 +218,30 @@ def empirical_fisher(
         Kunstner, Balles and Hennig 2019, arXiv:1905.12558, on what it is not: the
         Fisher information samples labels from the model, and this uses the data's.
     """
-    call = "ok.empirical_fisher"
-    check_function(call, "example_loss", example_loss)
-    check_real(call, "params", params)
-    m = check_batch(call, "batch", batch)
-    if chunk is not None:
-        check_positive_int(call, "chunk", chunk)
-
-    def loss(params: Params, example: PyTree) -> Array:
-        value = example_loss(params, example)
-        check_scalar(call, value)
-        return value
+    check = Check("ok.empirical_fisher")
+    gradient = jax.grad(check.scalar(example_loss, "example_loss"))
+    check.real(params=params)
+    check.batch(batch=batch)
+    check.optional.count(chunk=chunk)
+    m = len(jax.tree.leaves(batch)[0])
 
     def row(example: PyTree) -> Params:
-        def scaled(g: Array) -> Array:
-            wide = wide_dtype(g)
-            return (g.astype(wide) * jnp.asarray(m**-0.5, wide)).astype(g.dtype)
-
-        return jax.tree.map(scaled, jax.grad(loss)(params, example))
+        return scale(m**-0.5, gradient(params, example))
 
     if chunk is None or chunk >= m:
         return LowRank(jax.vmap(row)(batch))
     return LowRank(lax.map(row, batch, batch_size=chunk))
 
 
-def _check_rows(call: str, rows: PyTree) -> None:
-    check_real(call, "rows", rows)
-    lengths = {jnp.shape(row)[:1] for row in jax.tree.leaves(rows)}
-    if len(lengths) > 1 or () in lengths:
-        shapes = [jnp.shape(row) for row in jax.tree.leaves(rows)]
-        raise ValueError(
-            f"`{call}` needs rows whose leaves share a leading axis, got shapes "
-            f"{shapes}. Stack them: `jax.tree.map(lambda *g: jnp.stack(g), *grads)`."
-        )
+def _check_rows(check: Check, rows: PyTree) -> None:
+    check.real(rows=rows)
+    shapes = [jnp.shape(row) for row in jax.tree.leaves(rows)]
+    lengths = {shape[:1] for shape in shapes}
+    check.that(
+        len(lengths) <= 1 and () not in lengths,
+        f"needs rows whose leaves share a leading axis, got shapes {shapes}. Stack "
+        f"them: `jax.tree.map(lambda *g: jnp.stack(g), *grads)`.",
+    )
 
 
 def _column_squares(rows: PyTree) -> Params:

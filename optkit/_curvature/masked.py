@@ -1,19 +1,15 @@
 """Curvature restricted to some parameters: P C P, with P a mask."""
 
-from typing import Any
+from typing import ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
+from .._check import Check
 from .._types import Params
-from .base import (
-    AbstractCurvature,
-    check_symmetric,
-    diagonal_of,
-)
+from .base import AbstractCurvature, diagonal_of
 
 
 class Masked(AbstractCurvature):
@@ -43,19 +39,23 @@ class Masked(AbstractCurvature):
     """
 
     curvature: lx.AbstractLinearOperator
+    maker: ClassVar[str] = "ok.Masked"
     mask: PyTree  # one boolean scalar or array for each leaf of the params
 
     def __init__(self, curvature: lx.AbstractLinearOperator, mask: PyTree) -> None:
-        check_symmetric("ok.Masked", curvature)
+        check = Check("ok.Masked")
+        check.symmetric(curvature)
         self.curvature = curvature
-        self.mask = _full_mask(mask, curvature.in_structure())
+        structure = curvature.in_structure()
+        spread = check.booleans("mask", mask, structure, "the params")
+        self.mask = jax.tree.map(jnp.asarray, spread)
 
     @property
     def is_psd(self) -> bool:
         """Whether C is."""
         return lx.is_positive_semidefinite(self.curvature)
 
-    def mv(self, vector: Params) -> Params:
+    def product(self, vector: Params) -> Params:
         """P C P x."""
         return self._keep(self.curvature.mv(self._keep(vector)))
 
@@ -70,41 +70,3 @@ class Masked(AbstractCurvature):
     def _keep(self, x: Params) -> Params:
         """P x."""
         return jax.tree.map(lambda m, a: jnp.where(m, a, 0), self.mask, x)
-
-
-@lx.linearise.register(Masked)
-def _(operator: Masked) -> lx.AbstractLinearOperator:
-    linear = lx.linearise(operator.curvature)
-    return eqx.tree_at(lambda op: op.curvature, operator, linear)
-
-
-def _full_mask(mask: PyTree, structure: PyTree) -> PyTree:
-    """The mask with one boolean array for each leaf of the params."""
-
-    def one(m: Any, leaf: jax.ShapeDtypeStruct) -> Array:
-        if jnp.result_type(m) != jnp.bool_:
-            raise TypeError(
-                f"`ok.Masked` needs booleans, got {jnp.result_type(m)}. Compare, for "
-                f"example `weights != 0`."
-            )
-        if jnp.shape(m) not in ((), leaf.shape):
-            raise ValueError(
-                f"`ok.Masked` got a mask of shape {jnp.shape(m)} for a leaf of shape "
-                f"{leaf.shape}. Pass one boolean, or one for each entry."
-            )
-        return jnp.asarray(m)
-
-    try:
-        return jax.tree.map(
-            lambda m, below: jax.tree.map(lambda leaf: one(m, leaf), below),
-            mask,
-            structure,
-        )
-    except ValueError as error:
-        if "`ok.Masked`" in str(error):
-            raise
-        raise ValueError(
-            "`ok.Masked` needs a mask that is a pytree prefix of the params.\n"
-            f"  mask: {jax.tree.structure(mask)}\n"
-            f"  params: {jax.tree.structure(structure)}"
-        ) from error

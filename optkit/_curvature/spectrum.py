@@ -18,26 +18,23 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
-import optax
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._check import (
-    check_key,
-    check_positive_int,
-)
-from .._types import (
-    Params,
-    wide_dtype,
-)
+from .._check import Check
+from .._types import Params
 from .._vector import (
+    cast_like,
     combine,
     common_dtype,
     dot,
+    norm,
+    normals,
     project,
     signs,
+    subtract,
+    widen,
 )
-from .base import check_symmetric
 from .estimate import Estimate
 
 
@@ -129,22 +126,17 @@ def spectrum(
         2017, Fast estimation of tr f(A) via stochastic Lanczos quadrature. Departs:
         (1) starts anew where the Krylov space is exhausted.
     """
-    call = "ok.spectrum"
-    check_symmetric(call, operator)
-    check_key(call, key)
-    check_positive_int(call, "num_probes", num_probes)
-    check_positive_int(call, "num_steps", num_steps)
+    check = Check("ok.spectrum")
+    check.symmetric(operator)
+    check.key(key)
+    check.count(num_probes=num_probes, num_steps=num_steps)
     size = operator.in_size()
-    if num_steps > size:
-        raise ValueError(
-            f"`{call}` got num_steps={num_steps} for an operator on {size} params. "
-            f"Pass at most num_steps={size}."
-        )
+    check.at_most(size, "the number of params", num_steps=num_steps)
     linear = lx.linearise(operator)
 
     def one(key: Array) -> tuple[Array, Array, Array]:
         key, probe_key = jr.split(key)
-        z = _wide(signs(probe_key, operator.in_structure()))
+        z = widen(signs(probe_key, operator.in_structure()))
         alpha, beta = tridiagonalise(linear, _over(z, size**0.5), key, num_steps)
         matrix = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
         nodes, vectors = jnp.linalg.eigh(matrix)
@@ -176,30 +168,28 @@ def tridiagonalise(
     dtype, structure = common_dtype(start), operator.in_structure()
 
     def product(q: Params) -> Params:
-        q = jax.tree.map(lambda a, s: a.astype(s.dtype), q, structure)
-        return _wide(operator.mv(q))
+        return widen(operator.mv(cast_like(q, structure)))
 
     def orthogonal(w: Params, rows: Params) -> Params:
         for _ in range(2):  # once leaves what cancellation has left
             known = combine(project(rows, w), rows)
-            w = jax.tree.map(jnp.subtract, w, known)
+            w = subtract(w, known)
         return w
 
     def step(carry: Any, j: Array) -> tuple[Any, tuple[Array, Array]]:
         rows, q = carry
         rows = jax.tree.map(lambda u, a: u.at[j].set(a), rows, q)
         w = product(q)
-        alpha, length = dot(q, w), jnp.sqrt(dot(w, w))
+        alpha, length = dot(q, w), norm(w)
         w = orthogonal(w, rows)
-        beta = jnp.sqrt(dot(w, w))
+        beta = norm(w)
         # Below this, w is rounding error, whose direction is anything but orthogonal.
         is_lost = beta <= 10 * jnp.finfo(dtype).eps * length
 
         def anew() -> Params:
             # Not signs: of few entries, these often lie in the span of others.
-            z = optax.tree.random_like(jr.fold_in(key, j), q, jr.normal)
-            z = orthogonal(z, rows)
-            return _over(z, jnp.sqrt(dot(z, z)))
+            z = orthogonal(normals(jr.fold_in(key, j), q), rows)
+            return _over(z, norm(z))
 
         q = lax.cond(is_lost, anew, lambda: _over(w, jnp.where(is_lost, 1, beta)))
         return (rows, q), (alpha, jnp.where(is_lost, 0, beta))
@@ -219,9 +209,5 @@ def _over_probes(values: Float[Array, "probes ..."]) -> Estimate:
     return Estimate(mean, error)
 
 
-def _wide(tree: Params) -> Params:
-    return jax.tree.map(lambda a: a.astype(wide_dtype(a)), tree)
-
-
-def _over(tree: Params, norm: Any) -> Params:
-    return jax.tree.map(lambda a: a / jnp.asarray(norm, a.dtype), tree)
+def _over(tree: Params, length: Any) -> Params:
+    return jax.tree.map(lambda a: a / jnp.asarray(length, a.dtype), tree)

@@ -3,19 +3,9 @@
 import lineax as lx
 from jaxtyping import Array
 
-from .._check import (
-    check_key,
-    check_positive_int,
-)
-from .._vector import (
-    dot,
-    signs,
-)
-from .base import check_symmetric
-from .estimate import (
-    Estimate,
-    average,
-)
+from .._check import Check
+from .._vector import dot, signs
+from .estimate import Estimate, average
 
 
 def hutchinson_trace(
@@ -62,9 +52,10 @@ def hutchinson_trace(
     Reference:
         Hutchinson 1990; Epperly, Tropp and Webber 2024, arXiv:2301.07825 (XTrace).
     """
-    check_symmetric("ok.hutchinson_trace", operator)
-    check_positive_int("ok.hutchinson_trace", "num_probes", num_probes)
-    check_key("ok.hutchinson_trace", key)
+    check = Check("ok.hutchinson_trace")
+    check.symmetric(operator)
+    check.count(num_probes=num_probes)
+    check.key(key)
     linear = lx.linearise(operator)
 
     def draw(key: Array) -> Array:

@@ -18,10 +18,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 from numpy.typing import ArrayLike
 
-from .._check import (
-    check_positive,
-    check_positive_int,
-)
+from .._check import Check
 from .._curvature.spectrum import Spectrum
 from .style import style
 
@@ -61,21 +58,17 @@ def curves(
         >>> ax = ok.plot.curves(losses, label="3 seeds")
         >>> ax.set_yscale("log")
     """
-    call = "ok.plot.curves"
-    values = _numbers(call, values)
+    check = Check("ok.plot.curves")
+    values = _numbers(check, values)
     rows = values[:, None] if values.ndim == 1 else values
-    if rows.ndim != 2 or rows.size == 0:
-        raise ValueError(
-            f"`{call}` needs values of shape (points, seeds), at least one of each, "
-            f"got {values.shape}. Move the seeds to the last axis."
-        )
-    steps = np.arange(len(rows)) if steps is None else _numbers(call, steps)
-    if steps.shape != (len(rows),):
-        raise ValueError(
-            f"`{call}` got steps of shape {steps.shape} for {len(rows)} points. Pass "
-            f"one step for each row of the values."
-        )
-    axes = _axes(call, ax)
+    check.that(
+        rows.ndim == 2 and rows.size,
+        f"needs values of shape (points, seeds), at least one of each, got "
+        f"{values.shape}. Move the seeds to the last axis.",
+    )
+    steps = np.arange(len(rows)) if steps is None else _numbers(check, steps)
+    check.shapes("Pass one for each row of the values.", steps=(steps, (len(rows),)))
+    axes = _axes(check, ax)
     mean, low, high = _band(rows)
     (line,) = axes.plot(steps, mean, label=label, linewidth=1.6, marker=".")
     line.set_markevery(_alone(mean))
@@ -118,21 +111,15 @@ def spectrum(
         >>> s = ok.spectrum(C, key=jax.random.key(0), num_probes=4, num_steps=6)
         >>> ax = ok.plot.spectrum(s, label="Hessian")
     """
-    call = "ok.plot.spectrum"
-    if not isinstance(spectrum, Spectrum):
-        raise TypeError(
-            f"`{call}` needs what `ok.spectrum(C, key=...)` returns, got "
-            f"{type(spectrum).__name__}. For the eigenvalues of a small matrix take "
-            f"`ok.plot.histogram(jnp.linalg.eigvalsh(C.as_matrix()))`."
-        )
-    if width is not None:
-        check_positive(call, "width", width)
+    check = Check("ok.plot.spectrum")
+    check.instance(Spectrum, "what `ok.spectrum(...)` returns", spectrum=spectrum)
+    check.optional.positive(width=width)
     nodes = np.asarray(spectrum.nodes)
-    if not np.all(np.isfinite(nodes)):
-        raise ValueError(
-            f"`{call}` got a spectrum that is not finite. Look at the params and the "
-            f"batch of the curvature: a product with it is not finite."
-        )
+    check.that(
+        np.all(np.isfinite(nodes)),
+        "needs a finite spectrum. Look at the params and the batch of the curvature: a "
+        "product with it is not finite.",
+    )
     low, high = float(nodes.min()), float(nodes.max())
     width = (high - low) / 100 or 1.0 if width is None else width
     # As fine as the bumps are wide, around each node, whatever the range is.
@@ -140,7 +127,7 @@ def spectrum(
     grid = np.linspace(low - 5 * width, high + 5 * width, 1000)
     at = np.unique(np.concatenate([grid, near.ravel()]))
     mean, error = spectrum.density(jax.numpy.asarray(at), width)
-    axes = _axes(call, ax)
+    axes = _axes(check, ax)
     (line,) = axes.plot(at, np.asarray(mean), label=label, linewidth=1.6)
     if error is not None:
         band = (
@@ -184,16 +171,12 @@ def histogram(
         >>> params = {"w": jnp.linspace(-1.0, 1.0, 100) ** 3, "b": jnp.zeros(3)}
         >>> ax = ok.plot.histogram(params, label="weights")
     """
-    call = "ok.plot.histogram"
-    check_positive_int(call, "bins", bins)
-    leaves = [np.ravel(_numbers(call, leaf)) for leaf in jax.tree.leaves(tree)]
+    check = Check("ok.plot.histogram")
+    check.count(bins=bins)
+    leaves = [np.ravel(_numbers(check, leaf)) for leaf in jax.tree.leaves(tree)]
     finite = [leaf[np.isfinite(leaf)] for leaf in leaves]
     finite = [leaf for leaf in finite if leaf.size]
-    if not finite:
-        raise ValueError(
-            f"`{call}` needs a tree with a finite entry, got {sum(map(len, leaves))} "
-            f"entries that are none. Look at where the first NaN came from."
-        )
+    check.that(finite, "needs a tree with a finite entry, got none. Look for the NaN.")
     low = min(leaf.min() for leaf in finite)
     high = max(leaf.max() for leaf in finite)
     room = max(abs(low), abs(high), 1e-30) * np.finfo(np.float32).eps * bins
@@ -204,7 +187,7 @@ def histogram(
     missing = sum(leaf.size for leaf in leaves) - sum(leaf.size for leaf in finite)
     if missing:
         label = f"{label or 'entries'} ({missing} more not finite)"
-    axes = _axes(call, ax)
+    axes = _axes(check, ax)
     (line,) = axes.plot([], [])  # takes the next colour
     axes.stairs(
         counts, edges, label=label, color=line.get_color(), fill=True, alpha=0.4
@@ -236,30 +219,32 @@ def _band(
     return mean, low, mean + std
 
 
-def _numbers(call: str, values: Any) -> np.ndarray:
+def _numbers(check: Check, values: Any) -> np.ndarray:
     """An array of float64, or a `TypeError` where there are no real numbers."""
     try:
         array = np.asarray(values)
     except (TypeError, ValueError):  # ragged lists, random keys
         array = np.asarray(None)
     is_floating = jax.numpy.issubdtype(array.dtype, np.floating)  # bfloat16, too
-    if not is_floating and array.dtype.kind not in "iub":
-        raise TypeError(
-            f"`{call}` needs arrays of real numbers, got {type(values).__name__}: "
-            f"{str(values)[:60]}. Take the modulus or the parts of complex ones, and "
-            f"leave out what is no number."
-        )
+    check.that(
+        is_floating or array.dtype.kind in "iub",
+        f"needs arrays of real numbers, got {type(values).__name__}: "
+        f"{str(values)[:60]}. Take the modulus or the parts of complex ones, and leave "
+        f"out what is not a number.",
+        TypeError,
+    )
     return array.astype(np.float64)
 
 
-def _axes(call: str, ax: "Axes | None") -> Any:
+def _axes(check: Check, ax: "Axes | None") -> Any:
     """The Axes to draw into."""
     if ax is not None:
-        if not hasattr(ax, "plot"):
-            raise TypeError(
-                f"`{call}` needs Axes of matplotlib's for `ax`, got "
-                f"{type(ax).__name__}. Of an array of them, take one: `axes[0]`."
-            )
+        check.that(
+            hasattr(ax, "plot"),
+            f"needs Axes of matplotlib's for `ax`, got {type(ax).__name__}. Of an array "
+            f"of them, take one: `axes[0]`.",
+            TypeError,
+        )
         return ax
     try:
         pyplot = importlib.import_module("matplotlib.pyplot")

@@ -14,10 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import PyTree
 
-from .._check import (
-    check_function,
-    check_positive_int,
-)
+from .._check import Check
 
 Report = Callable[[int, int, Mapping[str, np.ndarray]], Any]
 """Takes the number of finished steps, of all steps, and what `show` returned."""
@@ -77,14 +74,12 @@ def scan_with_progress(
         2/4 0.25
         4/4 0.0625
     """
-    call = "ok.scan_with_progress"
-    check_function(call, "f", f)
-    for name, function in (("show", show), ("report", report)):
-        if function is not None:
-            check_function(call, name, function)
-    total = _num_steps(call, xs, length)
-    every = max(1, total // 100) if every is None else every
-    check_positive_int(call, "every", every)
+    check = Check("ok.scan_with_progress")
+    check.function(f=f)
+    check.optional.function(show=show, report=report)
+    check.optional.count(every=every)
+    total = _num_steps(check, xs, length)
+    every = every or max(1, total // 100)
     tell = _Bar(label) if report is None else report
 
     def host(done: Any, shown: Mapping[str, Any]) -> None:
@@ -171,15 +166,9 @@ def _short(value: np.ndarray) -> str:
     return f"{float(np.mean(value)):.4g}"
 
 
-def _num_steps(call: str, xs: PyTree, length: int | None) -> int:
+def _num_steps(check: Check, xs: PyTree, length: int | None) -> int:
     """The number of steps, at least one."""
-    if length is not None:
-        check_positive_int(call, "length", length)
-        return length
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(xs)]
-    if len({shape[:1] for shape in shapes}) != 1 or not shapes[0] or not shapes[0][0]:
-        raise ValueError(
-            f"`{call}` needs xs with a leading axis of steps, the same for all leaves "
-            f"and at least one, or length=, got shapes {shapes}."
-        )
-    return shapes[0][0]
+    check.optional.count(length=length)
+    if length is None:
+        check.batch(xs=xs)
+    return length or len(jax.tree.leaves(xs)[0])

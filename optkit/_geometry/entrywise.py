@@ -7,10 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._check import (
-    check_non_negative,
-    check_real,
-)
+from .._check import Check
 from .._types import wide_dtype
 
 Strength = Any
@@ -18,42 +15,31 @@ Strength = Any
 
 
 def map_entries(
-    call: str,
+    check: Check,
     one: Callable[..., Array],
     v: PyTree,
     step_size: ArrayLike,
     **strengths: Strength,
 ) -> PyTree:
     """Maps `one(v, t, *strengths)` over the leaves, in float32 or wider."""
-    check_real(call, "v", v)
-    check_non_negative(call, "step_size", step_size)
-    full = [_spread(call, name, x, v) for name, x in strengths.items()]
+    check.real(v=v)
+    check.non_negative(step_size=step_size)
+    full = [_spread(check, name, x, v) for name, x in strengths.items()]
 
     def wide(x: Array, *weights: Any) -> Array:
         dtype = wide_dtype(x)
         rest = [jnp.asarray(w, dtype) for w in (step_size, *weights)]
         y = one(jnp.asarray(x).astype(dtype), *rest)
-        if y.shape != jnp.shape(x):
-            raise ValueError(
-                f"`{call}` got a strength that does not broadcast against its leaf of "
-                f"shape {jnp.shape(x)}: together they have {y.shape}. Pass one "
-                f"number, or one for each entry."
-            )
+        advice = "Pass one number, or weights that broadcast against each leaf."
+        check.shapes(advice, **{"the result": (y, jnp.shape(x))})
         return y.astype(jnp.result_type(x))
 
     return jax.tree.map(wide, v, *full)
 
 
-def _spread(call: str, name: str, strength: Strength, v: PyTree) -> PyTree:
+def _spread(check: Check, name: str, strength: Strength, v: PyTree) -> PyTree:
     """The strength as a tree like v."""
     for leaf in jax.tree.leaves(strength):
         if jnp.ndim(leaf) == 0:
-            check_non_negative(call, name, leaf)
-    try:
-        return jax.tree.broadcast(strength, v)
-    except ValueError as error:
-        raise ValueError(
-            f"`{call}` needs {name} to be a number or a prefix of v, got another "
-            f"structure. Pass one number, or a tree like v.\n"
-            f"  {name}: {jax.tree.structure(strength)}\n  v: {jax.tree.structure(v)}"
-        ) from error
+            check.non_negative(**{name: leaf})
+    return check.prefix(name, strength, v, "v")

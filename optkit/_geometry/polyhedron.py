@@ -8,7 +8,7 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from .._check import check_real
+from .._check import Check
 from .._types import wide_dtype
 
 _STEPS_PER_ROW = 10
@@ -40,7 +40,7 @@ def affine_set(x: Array, A: Array, b: Array) -> Float[Array, " n"]:
         >>> print(ok.projections.affine_set(jnp.array([2.0, 1.0]), A, b).round(3))
         [1. 0.]
     """
-    _check_rows("ok.projections.affine_set", x, ("A", A), ("b", b))
+    _check_rows(Check("ok.projections.affine_set"), x, A=A, b=b)
     dtype = wide_dtype(x)
     p = _nearest(x.astype(dtype), A.astype(dtype), b.astype(dtype))
     return p.astype(x.dtype)
@@ -85,13 +85,12 @@ def polyhedron(
         factorisation; (3) a row that depends on the active ones is left out, and
         what it asks for is checked at the end.
     """
-    call = "ok.projections.polyhedron"
-    _check_rows(call, x, ("G", G), ("h", h))
-    if (A is None) != (b is None):
-        raise ValueError(f"`{call}` needs both A and b, or neither.")
+    check = Check("ok.projections.polyhedron")
+    _check_rows(check, x, G=G, h=h)
+    check.that((A is None) == (b is None), "needs both A and b, or neither.")
     if A is None or b is None:
         A, b = jnp.zeros((0, x.size), x.dtype), jnp.zeros(0, x.dtype)
-    _check_rows(call, x, ("A", A), ("b", b))
+    _check_rows(check, x, A=A, b=b)
     dtype = wide_dtype(x)
     x_, G, h, A, b = (jnp.asarray(a).astype(dtype) for a in (x, G, h, A, b))
     active = _active(*lax.stop_gradient((x_, G, h, A, b)))
@@ -256,17 +255,10 @@ def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
-def _check_rows(
-    call: str, x: Array, matrix: tuple[str, Array], right: tuple[str, Array]
-) -> None:
+def _check_rows(check: Check, x: Array, **parts: Array) -> None:
     """Raises unless matrix @ x - right is a vector of real numbers."""
-    check_real(call, "x", x)
-    (name, A), (other, b) = matrix, right
-    check_real(call, name, A)
-    check_real(call, other, b)
-    if jnp.ndim(x) != 1 or jnp.shape(A) != (*jnp.shape(b), jnp.size(x)):
-        raise ValueError(
-            f"`{call}` needs x of shape (n,), {name} of (m, n) and {other} of (m,), "
-            f"got {jnp.shape(x)}, {jnp.shape(A)} and {jnp.shape(b)}. For many points, "
-            f"`jax.vmap` it."
-        )
+    check.vector(x=x)
+    check.real(**parts)
+    (name, matrix), (_, right) = parts.items()
+    shape = (*jnp.shape(right), jnp.size(x))
+    check.shapes("For many points, `jax.vmap` it.", **{name: (matrix, shape)})

@@ -18,16 +18,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float
 
-from .._check import (
-    check_positive_int,
-    check_real,
-)
+from .._check import Check
 from .._types import wide_dtype
 from .._vector import safe_norm
-from .polyhedron import (
-    affine_set as affine_set,
-    polyhedron as polyhedron,
-)
+from .polyhedron import affine_set as affine_set, polyhedron as polyhedron
 from .transport import (
     birkhoff as birkhoff,
     kl_birkhoff as kl_birkhoff,
@@ -69,14 +63,12 @@ def box_section(
         >>> print(ok.projections.box_section(x, 0.0, 0.6, 1.0, 1.0).round(3))
         [0.6 0.4 0. ]
     """
-    call = "ok.projections.box_section"
-    _check_vector(call, x)
-    for name, array in (("lower", lower), ("upper", upper), ("weights", weights)):
-        if jnp.shape(array) not in {(), x.shape}:
-            raise ValueError(
-                f"`{call}` needs {name} as one number or of shape {x.shape}, as x has "
-                f"it, got {jnp.shape(array)}."
-            )
+    check = Check("ok.projections.box_section")
+    check.vector(x=x)
+    bounds = {"lower": lower, "upper": upper, "weights": weights}
+    for name, array in bounds.items():
+        if jnp.ndim(array):
+            check.shapes("One number will do, too.", **{name: (array, x.shape)})
     dtype = wide_dtype(x)
     l, u, w = (  # noqa: E741
         jnp.broadcast_to(jnp.asarray(a, dtype), x.shape)
@@ -115,14 +107,10 @@ def sparse_simplex(
     Reference:
         Kyrillidis, Becker, Cevher and Koch 2013, arXiv:1206.1529, algorithm 1.
     """
-    call = "ok.projections.sparse_simplex"
-    _check_vector(call, x)
-    check_positive_int(call, "max_nonzero", max_nonzero)
-    if max_nonzero > x.size:
-        raise ValueError(
-            f"`{call}` needs max_nonzero of at most the {x.size} entries of x, got "
-            f"max_nonzero={max_nonzero}."
-        )
+    check = Check("ok.projections.sparse_simplex")
+    check.vector(x=x)
+    check.count(max_nonzero=max_nonzero)
+    check.at_most(x.size, "the number of entries of x", max_nonzero=max_nonzero)
     largest, index = lax.top_k(x, max_nonzero)
     p = box_section(largest, 0.0, jnp.inf, 1.0, scale)
     return jnp.zeros_like(x).at[index].set(p)
@@ -150,10 +138,9 @@ def second_order_cone(x: Array) -> Float[Array, " n"]:
         >>> print(ok.projections.second_order_cone(jnp.array([0.0, 3.0, 4.0])))
         [2.5 1.5 2. ]
     """
-    call = "ok.projections.second_order_cone"
-    _check_vector(call, x)
-    if not x.size:
-        raise ValueError(f"`{call}` needs x = (t, v), got an empty x.")
+    check = Check("ok.projections.second_order_cone")
+    check.vector(x=x)
+    check.that(x.size, "needs x = (t, v), got an empty x.")
     wide = x.astype(wide_dtype(x))
     t, v = wide[0], wide[1:]
     norm = safe_norm(v)
@@ -207,12 +194,3 @@ def _box_section(x: Array, l: Array, u: Array, w: Array, total: Array) -> Array:
     is_met = jnp.abs(jnp.vdot(w, p) - total) <= tolerance
     is_met = is_met & jnp.all((l <= u) & (p >= l - slack) & (p <= u + slack))
     return jnp.where(is_met, p, jnp.nan)
-
-
-def _check_vector(call: str, x: Array) -> None:
-    check_real(call, "x", x)
-    if jnp.ndim(x) != 1:
-        raise ValueError(
-            f"`{call}` needs x of shape (n,), got {jnp.shape(x)}. For many points, "
-            f"`jax.vmap` it."
-        )

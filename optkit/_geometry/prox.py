@@ -19,14 +19,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .entrywise import (
-    Strength,
-    map_entries,
-)
-from .shrinkage import (
-    group_lasso as group_lasso,
-    nuclear as nuclear,
-)
+from .._check import Check
+from .entrywise import Strength, map_entries
+from .shrinkage import group_lasso as group_lasso, nuclear as nuclear
 
 
 def none(v: PyTree, strength: Any = None, step_size: ArrayLike = 1.0) -> PyTree:
@@ -70,7 +65,7 @@ def lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> PyTree:
     def one(v: Array, t: Array, l1: Array) -> Array:
         return _soft(v, t * l1)
 
-    return map_entries("ok.prox.lasso", one, v, step_size, l1=l1)
+    return map_entries(Check("ok.prox.lasso"), one, v, step_size, l1=l1)
 
 
 def non_negative_lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> PyTree:
@@ -99,7 +94,7 @@ def non_negative_lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> P
     def one(v: Array, t: Array, l1: Array) -> Array:
         return jax.nn.relu(v - t * l1)
 
-    return map_entries("ok.prox.non_negative_lasso", one, v, step_size, l1=l1)
+    return map_entries(Check("ok.prox.non_negative_lasso"), one, v, step_size, l1=l1)
 
 
 def ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
@@ -128,7 +123,7 @@ def ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
     def one(v: Array, t: Array, l2: Array) -> Array:
         return v / (1 + t * l2)
 
-    return map_entries("ok.prox.ridge", one, v, step_size, l2=l2)
+    return map_entries(Check("ok.prox.ridge"), one, v, step_size, l2=l2)
 
 
 def non_negative_ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
@@ -157,7 +152,7 @@ def non_negative_ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> P
     def one(v: Array, t: Array, l2: Array) -> Array:
         return jax.nn.relu(v) / (1 + t * l2)
 
-    return map_entries("ok.prox.non_negative_ridge", one, v, step_size, l2=l2)
+    return map_entries(Check("ok.prox.non_negative_ridge"), one, v, step_size, l2=l2)
 
 
 def elastic_net(
@@ -189,7 +184,7 @@ def elastic_net(
     def one(v: Array, t: Array, l1: Array, l2: Array) -> Array:
         return _soft(v, t * l1) / (1 + t * l2)
 
-    return map_entries("ok.prox.elastic_net", one, v, step_size, l1=l1, l2=l2)
+    return map_entries(Check("ok.prox.elastic_net"), one, v, step_size, l1=l1, l2=l2)
 
 
 def _soft(v: Array, threshold: Array) -> Array:

@@ -6,19 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from .._check import (
-    check_non_negative,
-    check_real,
-)
-from .._types import wide_dtype
-from .._vector import (
-    common_dtype,
-    safe_norm,
-)
-from .entrywise import (
-    Strength,
-    map_entries,
-)
+from .._check import Check
+from .._vector import common_dtype, safe_norm, scale
+from .entrywise import Strength, map_entries
 
 
 def group_lasso(v: PyTree, strength: ArrayLike, step_size: ArrayLike = 1.0) -> PyTree:
@@ -46,22 +36,18 @@ def group_lasso(v: PyTree, strength: ArrayLike, step_size: ArrayLike = 1.0) -> P
         >>> print(ok.prox.group_lasso(jnp.array([3.0, -4.0]), 2.5))
         [ 1.5 -2. ]
     """
-    call = "ok.prox.group_lasso"
-    check_real(call, "v", v)
-    for name, number in (("strength", strength), ("step_size", step_size)):
-        check_non_negative(call, name, number)
-        if jnp.shape(number) != ():
-            raise ValueError(
-                f"`{call}` needs a scalar {name}, got shape {jnp.shape(number)}: v is "
-                f"one group. For many groups, `jax.vmap` or `jax.tree.map` it."
-            )
+    check = Check("ok.prox.group_lasso")
+    check.real(v=v)
+    check.non_negative(strength=strength, step_size=step_size)
+    advice = "v is one group: for many, `jax.vmap` or `jax.tree.map` over them."
+    check.shapes(advice, strength=(strength, ()), step_size=(step_size, ()))
     dtype = common_dtype(v)
     threshold = jnp.asarray(step_size, dtype) * jnp.asarray(strength, dtype)
     norm = safe_norm(v)
     is_zero = norm == 0
     ratio = threshold / jnp.where(is_zero, 1, norm)
     factor = jnp.where(is_zero, (threshold <= 0).astype(dtype), jax.nn.relu(1 - ratio))
-    return jax.tree.map(lambda x: _times(factor, x), v)
+    return scale(factor, v)
 
 
 def nuclear(v: PyTree, strength: Strength, step_size: ArrayLike = 1.0) -> PyTree:
@@ -92,26 +78,18 @@ def nuclear(v: PyTree, strength: Strength, step_size: ArrayLike = 1.0) -> PyTree
         [[1. 0.]
          [0. 0.]]
     """
-    call = "ok.prox.nuclear"
-    for leaf in jax.tree.leaves(v):
-        if jnp.ndim(leaf) < 2:
-            raise ValueError(
-                f"`{call}` needs matrices, got a leaf of shape {jnp.shape(leaf)}. Give "
-                f"such leaves another prox, for example with "
-                f"`ok.optimality.block_proximal_gradient`."
-            )
+    check = Check("ok.prox.nuclear")
+    check.that(
+        all(jnp.ndim(leaf) >= 2 for leaf in jax.tree.leaves(v)),
+        "needs matrices, got a leaf with fewer than two axes. Give such leaves another "
+        "prox, for example with `ok.optimality.block_proximal_gradient`.",
+    )
 
     def one(v: Array, t: Array, strength: Array) -> Array:
         tau = jnp.broadcast_to(t * strength, v.shape[:-2])
         return _shrink(v, tau)
 
-    return map_entries(call, one, v, step_size, strength=strength)
-
-
-def _times(factor: Array, x: Array) -> Array:
-    dtype = wide_dtype(x)
-    wide = factor.astype(dtype) * jnp.asarray(x).astype(dtype)
-    return wide.astype(jnp.result_type(x))
+    return map_entries(check, one, v, step_size, strength=strength)
 
 
 @jax.custom_jvp

@@ -8,15 +8,9 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, Float
 
-from .._check import check_real
+from .._check import Check
 from .._types import wide_dtype
-from .marginals import (
-    ENTROPIC,
-    EUCLIDEAN,
-    bordered,
-    outer_sum,
-    with_sums,
-)
+from .marginals import ENTROPIC, EUCLIDEAN, bordered, outer_sum, with_sums
 
 
 def transport(
@@ -53,8 +47,7 @@ def transport(
     Reference:
         Blondel, Seguy and Rolet 2018, arXiv:1710.06276, equation 7.
     """
-    call = "ok.projections.transport"
-    x_, r, c = _checked(call, x, row_sums, column_sums)
+    x_, r, c = _checked(Check("ok.projections.transport"), x, row_sums, column_sums)
     Y, is_solved = with_sums(EUCLIDEAN, *lax.stop_gradient((x_, r, c)))
     # On its support P is affine in (α, β), which solve a linear system there. Its
     # matrix is constant, and singular along each of the support's components.
@@ -104,8 +97,7 @@ def kl_transport(
     Reference:
         Blondel, Seguy and Rolet 2018, arXiv:1710.06276, equation 7.
     """
-    call = "ok.projections.kl_transport"
-    x_, r, c = _checked(call, x, row_sums, column_sums)
+    x_, r, c = _checked(Check("ok.projections.kl_transport"), x, row_sums, column_sums)
     Y, is_solved = with_sums(ENTROPIC, *lax.stop_gradient((x_, r, c)))
     Y = _moving_with(Y, x_)
     # α + t, β - t are the same P: of all t, the one with Σα = Σβ is asked for.
@@ -145,7 +137,7 @@ def birkhoff(x: Array) -> Float[Array, "n n"]:
         [[0.8 0.2]
          [0.2 0.8]]
     """
-    ones = _ones("ok.projections.birkhoff", x)
+    ones = _ones(Check("ok.projections.birkhoff"), x)
     return transport(x, ones, ones)
 
 
@@ -169,7 +161,7 @@ def kl_birkhoff(x: Array) -> Float[Array, "n n"]:
         [[0.75 0.25]
          [0.25 0.75]]
     """
-    ones = _ones("ok.projections.kl_birkhoff", x)
+    ones = _ones(Check("ok.projections.kl_birkhoff"), x)
     return kl_transport(x, ones, ones)
 
 
@@ -178,22 +170,16 @@ def _moving_with(Y: Array, x: Array) -> Array:
     return Y + (x - lax.stop_gradient(x))
 
 
-def _checked(call: str, x: Array, r: Array, c: Array) -> tuple[Array, Array, Array]:
+def _checked(check: Check, x: Array, r: Array, c: Array) -> tuple[Array, Array, Array]:
     """The arguments in float32 or wider, after checking them."""
-    for name, array in (("x", x), ("row_sums", r), ("column_sums", c)):
-        check_real(call, name, array)
-    if jnp.ndim(x) != 2 or jnp.shape(x) != (*jnp.shape(r), *jnp.shape(c)):
-        raise ValueError(
-            f"`{call}` needs x of shape (a, b), row_sums of (a,) and column_sums of "
-            f"(b,), got {jnp.shape(x)}, {jnp.shape(r)} and {jnp.shape(c)}. For many "
-            f"matrices, `jax.vmap` it."
-        )
+    check.vector(row_sums=r, column_sums=c)
+    check.real(x=x)
+    check.shapes("For many, `jax.vmap` it.", x=(x, (jnp.size(r), jnp.size(c))))
     dtype = wide_dtype(x)
     return x.astype(dtype), r.astype(dtype), c.astype(dtype)
 
 
-def _ones(call: str, x: Array) -> Array:
-    check_real(call, "x", x)
-    if jnp.ndim(x) != 2 or x.shape[0] != x.shape[1]:
-        raise ValueError(f"`{call}` needs a square matrix, got {jnp.shape(x)}.")
+def _ones(check: Check, x: Array) -> Array:
+    check.real(x=x)
+    check.shapes("It must be square.", x=(x, (len(x), len(x))))
     return jnp.ones(x.shape[0], x.dtype)

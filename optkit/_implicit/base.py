@@ -24,20 +24,17 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._check import (
-    check_real,
-    first_difference,
-)
+from .._check import Check
 from .._types import Params
 from .._vector import all_finite, constant, structure_of
-from .closure import hoisted
-from .linear import solve_loudly
+from .closure import capture_constants
+from .linear import solve_or_raise
 
 
 class AbstractCondition(eqx.Module):
     """What holds at a solution: F(y, args) = 0, and the Jacobian A = ∂_yF."""
 
-    call: eqx.AbstractVar[str]
+    maker: eqx.AbstractClassVar[str]
     function: eqx.AbstractVar[Callable[..., Any]]
 
     @abc.abstractmethod
@@ -87,18 +84,23 @@ class ImplicitSolve(eqx.Module):
             ValueError: if the solution is not what the condition takes.
             TypeError: if it is not of real floating arrays.
         """
+        check = Check(self.condition.maker)
         args = jax.tree.map(_as_array, args)
         out = self.solve(constant(y0), constant(args))
-        y, aux = constant(
-            _split(self.condition.call, out) if self.has_aux else (out, 0)
-        )
+        if self.has_aux:
+            check.that(
+                isinstance(out, tuple) and len(out) == 2,
+                f"with has_aux=True needs a solver that returns a pair (y, aux), got "
+                f"{jax.tree.structure(out)}. Return `(y, aux)`, or leave has_aux out.",
+            )
+        y, aux = constant(out if self.has_aux else (out, 0))
         y = jax.tree.map(jnp.asarray, y)
-        check_real(self.condition.call, "y", y)
+        check.real(y=y)
         if jax.tree.leaves(y):
-            y = _solution(y, (self._hoisted(y, args), args), self.solver)
+            y = _solution(y, (self._captured(y, args), args), self.solver)
         return (y, aux) if self.has_aux else y
 
-    def _hoisted(self, y: Params, args: PyTree) -> AbstractCondition:
+    def _captured(self, y: Params, args: PyTree) -> AbstractCondition:
         """The condition with the arrays that it closes over among its leaves."""
         condition = self.condition
 
@@ -107,7 +109,7 @@ class ImplicitSolve(eqx.Module):
             condition.check(value, y)
             return value
 
-        function = hoisted(checked, condition.function, y, args)
+        function = capture_constants(checked, condition.function, y, args)
         return eqx.tree_at(lambda c: c.function, condition, function)
 
 
@@ -138,14 +140,14 @@ def _tangent(y: Params, inputs: PyTree, t_inputs: PyTree, solver: Any) -> Params
     def residual(inputs: PyTree) -> Params:
         condition, args = inputs
         f = condition.residual(y, args)
-        zero = nought(inputs, f)
+        zero = zero_tangent(inputs, f)
         return (
             f if zero is None else jax.tree.map(lambda a: a + zero.astype(a.dtype), f)
         )
 
     _, t_residual = eqx.filter_jvp(residual, (inputs,), (t_inputs,))
     condition, args = inputs
-    return solve_loudly(
+    return solve_or_raise(
         condition.operator(y, args),
         # None where F does not depend on what is perturbed.
         jax.tree.map(
@@ -153,11 +155,11 @@ def _tangent(y: Params, inputs: PyTree, t_inputs: PyTree, solver: Any) -> Params
         ),
         solver,
         is_valid=lax.stop_gradient(all_finite(y)),
-        nought=nought((y, inputs), y),
+        zero_tangent=zero_tangent((y, inputs), y),
     )
 
 
-def nought(tree: PyTree, like: Params) -> Array | None:
+def zero_tangent(tree: PyTree, like: Params) -> Array | None:
     """Zero, as a function of every floating array of the tree.
 
     Returns:
@@ -181,37 +183,15 @@ def linearised(
     )
 
 
-def check_like_solution(call: str, name: str, value: PyTree, y: Params) -> None:
-    """Raises unless a function of (y, args) returned a pytree like y.
-
-    Args:
-        call: the decorator to name in the message.
-        name: the name of the function there.
-        value: the structure that it returned.
-        y: the solution.
-
-    Raises:
-        ValueError: if structure or a shape differs.
-        TypeError: if a dtype differs.
-    """
-    if (found := first_difference(value, y)) is None:
-        return
-    kind, where, got, want = found
-    if kind == "structure":
-        raise ValueError(
-            f"`{call}` needs {name}(y, args) to return a pytree like the solution y "
-            f"that the solver returned: one equation for each unknown.\n"
-            f"  {name}: {got}\n  y: {want}"
-        )
-    if kind == "shape":
-        raise ValueError(
-            f"`{call}` needs one equation for each unknown, got {got} at "
-            f"{name}(y, args){where}, and the solution y has {want} there."
-        )
-    raise TypeError(
-        f"`{call}` got dtype {got} at {name}(y, args){where}, and the solution y has "
-        f"{want} there. Cast one of them; `jnp.asarray(y, dtype)` in the solver is the "
-        f"usual place."
+def check_like_solution(maker: str, name: str, value: PyTree, y: Params) -> None:
+    """Raises unless a function of (y, args) returned a pytree like y."""
+    Check(maker).like(
+        f"{name}(y, args)",
+        value,
+        y,
+        "the solution y",
+        "There must be one equation for each unknown; where dtypes differ, cast, as by "
+        "`jnp.asarray(y, dtype)` in the solver.",
     )
 
 
@@ -221,28 +201,18 @@ def _as_array(leaf: Any) -> Any:
     return jnp.asarray(leaf) if is_numpy and leaf.dtype.kind in "biufc" else leaf
 
 
-def _split(call: str, out: Any) -> tuple[PyTree, PyTree]:
-    if not isinstance(out, tuple) or len(out) != 2:
-        raise ValueError(
-            f"`{call}` with has_aux=True needs a solver that returns a pair (y, aux), "
-            f"got {jax.tree.structure(out)}. Return `(y, aux)`, or leave has_aux out."
-        )
-    return out
+def decorator(
+    check: Check,
+    condition: AbstractCondition,
+    method: lx.AbstractLinearSolver,
+    has_aux: bool,
+) -> Callable[[Callable[..., Any]], ImplicitSolve]:
+    """The decorator that gives a solver the derivative of a condition."""
+    check.method(solver=method)
+    check.instance(bool, "True or False", has_aux=has_aux)
 
+    def decorate(solve: Callable[..., Any]) -> ImplicitSolve:
+        check.function(solve=solve)
+        return ImplicitSolve(solve, condition, method, has_aux)
 
-def check_decorated(
-    call: str, function: Any, solver: Any, has_aux: Any = False
-) -> None:
-    """Raises a `TypeError` unless a decorator got a function, a method and a bool."""
-    if not callable(function):
-        raise TypeError(
-            f"`{call}` takes a function of (y, args) and returns a decorator for "
-            f"solve(y0, args), got {function!r}."
-        )
-    if not isinstance(solver, lx.AbstractLinearSolver):
-        raise TypeError(
-            f"`{call}` needs a method for `solver`, such as `ok.GMRES()` or "
-            f"`lx.LU()`, got {solver!r}."
-        )
-    if not isinstance(has_aux, bool):
-        raise TypeError(f"`{call}` needs has_aux=True or False, got {has_aux!r}.")
+    return decorate

@@ -5,35 +5,29 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import lineax as lx
 from jaxtyping import Array, PyTree
 
-from .._check import (
-    check_key,
-    check_positive,
-)
+from .._check import Check
+from .._inverse.adapter import as_method
 from .._results import RESULTS
-from .._types import (
-    Params,
-    wide_dtype,
-)
+from .._types import Params
 from .._vector import (
+    cast_like,
     common_dtype,
     constant,
-    dot,
     from_vector,
+    norm,
     normalised,
+    normals,
     structure_of,
+    subtract,
     to_vector,
+    widen,
 )
 from .base import ImplicitSolve
-from .linear import attempt
 from .minimum import Minimum
-from .verdict import (
-    ImplicitReport as ImplicitReport,
-    verdict,
-)
+from .verdict import ImplicitReport as ImplicitReport, verdict
 
 _DENSE = 500  # coordinates
 _POWER_STEPS = 20
@@ -87,22 +81,18 @@ def check_implicit(
         >>> print(report.verdict)
         The implicit derivative agrees with finite differences.
     """
-    if not isinstance(solve, ImplicitSolve):
-        raise TypeError(
-            f"`ok.check_implicit` needs a solver that `ok.implicit_root` or another of "
-            f"these decorators made, got {solve!r}."
-        )
-    check_key("ok.check_implicit", key)
-    for name, value in (("step", step), ("rtol", rtol)):
-        if value is not None:
-            check_positive("ok.check_implicit", name, value)
+    check = Check("ok.check_implicit")
+    wanted = "a solver that `ok.implicit_root` or another of these decorators made"
+    check.instance(ImplicitSolve, wanted, solve=solve)
+    check.key(key)
+    check.optional.positive(step=step, rtol=rtol)
     args = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, args)
     theta, rest = eqx.partition(args, eqx.is_inexact_array)
-    if not jax.tree.leaves(theta):
-        raise ValueError(
-            "`ok.check_implicit` needs a floating array in args, got none: there is "
-            "nothing to differentiate by. Hand parameters over as arrays in args."
-        )
+    check.that(
+        jax.tree.leaves(theta),
+        "needs a floating array in args, got none: there is nothing to differentiate "
+        "with respect to. Pass parameters as arrays in args.",
+    )
     eps = max([float(jnp.finfo(x).eps) for x in jax.tree.leaves(theta)])
     h = eps ** (1 / 3) if step is None else step
     rtol = (1e-2 if eps > 1e-10 else 1e-5) if rtol is None else rtol
@@ -111,7 +101,7 @@ def check_implicit(
     def solution(h: float) -> Params:
         moved = jax.tree.map(lambda x, t: x + jnp.asarray(h, x.dtype) * t, theta, t)
         out = solve(y0, eqx.combine(moved, rest))
-        return jax.tree.map(_wide, out[0] if solve.has_aux else out)
+        return widen(out[0] if solve.has_aux else out)
 
     def difference(h: float) -> Params:
         pair = solution(h), solution(-h)
@@ -121,10 +111,10 @@ def check_implicit(
     y = out[0] if solve.has_aux else out
     found = _analysed(solve.condition, solve.solver, y, theta, rest, t, key)
     near, far = difference(h), difference(2 * h)
-    size = _norm(near)
+    size = norm(near)
     size = jnp.where(size > 0, size, 1)
-    error = _norm(jax.tree.map(jnp.subtract, jax.tree.map(_wide, found.ydot), near))
-    noise = _norm(jax.tree.map(jnp.subtract, near, far))
+    error = norm(subtract(widen(found.ydot), near))
+    noise = norm(subtract(near, far))
     numbers = (
         found.residual,
         found.distance,
@@ -168,14 +158,14 @@ def _analysed(
     F, t_F = jax.jvp(residual, (theta,), (t,))
     operator = condition.operator(y, eqx.combine(theta, rest))
     transposed = operator.transpose()
-    inner = solver.init(constant(operator), {})
-    inner_t, _ = solver.transpose(inner, {})
+    method = as_method(solver)
+    states = [method.init(constant(A), {}) for A in (operator, transposed)]
 
     def solved(is_transposed: bool, b: Params) -> tuple[Params, Array, Any]:
-        state = (transposed, inner_t) if is_transposed else (operator, inner)
-        x, outcome, _ = attempt(solver, state, b)
-        r = jax.tree.map(lambda b, a: _wide(b) - _wide(a), b, state[0].mv(x))
-        return x, _norm(r) / jnp.maximum(_norm(b), jnp.finfo(float).tiny), outcome
+        A, factor = states[is_transposed]
+        x, outcome, _ = method.apply(A, factor, b)
+        r = subtract(widen(b), widen(A.mv(x)))
+        return x, norm(r) / jnp.maximum(norm(b), jnp.finfo(float).tiny), outcome
 
     ydot, forward, outcome = solved(False, jax.tree.map(jnp.negative, t_F))
     _, backward, outcome_t = solved(True, _direction(key, y))
@@ -183,8 +173,8 @@ def _analysed(
     is_fine = outcome == RESULTS.successful
     return _Analysis(
         ydot=ydot,
-        residual=_norm(F),
-        distance=_norm(newton) / jnp.maximum(_norm(y), jnp.finfo(float).tiny),
+        residual=norm(F),
+        distance=norm(newton) / jnp.maximum(norm(y), jnp.finfo(float).tiny),
         condition_number=_condition(operator, transposed, solved, key),
         backward_residual=jnp.maximum(forward, backward),
         outcome=RESULTS.where(is_fine, outcome_t, outcome),
@@ -200,20 +190,20 @@ def _condition(
     """σ_max / σ_min: dense if small, else by power iteration on AᵀA and its inverse."""
     structure = structure_of(operator.in_structure())
     if operator.in_size() <= _DENSE:
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), structure)
         eye = jnp.eye(operator.in_size(), dtype=common_dtype(structure))
         linear = lx.linearise(operator)
-        matrix = jax.vmap(lambda e: to_vector(linear.mv(from_vector(e, zeros))))(eye)
+        matrix = jax.vmap(lambda e: to_vector(linear.mv(from_vector(e, structure))))(
+            eye
+        )
         return jnp.linalg.cond(matrix)
 
     def power(product: Any, num_steps: int) -> Array:
         def step(_: Any, carry: Any) -> Any:
             v, _ = carry
-            v, norm = normalised(product(_cast(v, structure)))
-            return v, norm
+            return normalised(product(cast_like(v, structure)))
 
-        v, norm = normalised(_direction(key, structure))
-        return jax.lax.fori_loop(0, num_steps, step, (v, norm))[1]
+        start = normalised(_direction(key, structure))
+        return jax.lax.fori_loop(0, num_steps, step, start)[1]
 
     linear, linear_t = lx.linearise(operator), lx.linearise(transposed)
     largest = power(lambda v: linear_t.mv(linear.mv(v)), _POWER_STEPS)
@@ -223,25 +213,11 @@ def _condition(
 
 def _direction(key: Array, tree: PyTree) -> PyTree:
     """Normal numbers, times the largest entry of each leaf, 1 for zeros."""
-    leaves, treedef = jax.tree.flatten(tree)
 
-    def one(key: Array, leaf: Any) -> Array:
-        t = jr.normal(key, leaf.shape, wide_dtype(leaf))
+    def one(t: Array, leaf: Any) -> Array:
         if not isinstance(leaf, jax.ShapeDtypeStruct):
-            peak = jnp.max(jnp.abs(_wide(leaf)), initial=0)
+            peak = jnp.max(jnp.abs(leaf.astype(t.dtype)), initial=0)
             t = t * jnp.where(peak > 0, peak, 1)
         return t.astype(leaf.dtype)
 
-    return treedef.unflatten(map(one, jr.split(key, max(len(leaves), 1)), leaves))
-
-
-def _cast(tree: PyTree, structure: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, s: a.astype(s.dtype), tree, structure)
-
-
-def _wide(leaf: Array) -> Array:
-    return leaf.astype(wide_dtype(leaf))
-
-
-def _norm(tree: PyTree) -> Array:
-    return jnp.sqrt(dot(tree, tree))
+    return jax.tree.map(one, normals(key, tree), tree)

@@ -19,7 +19,7 @@ from .._types import Params
 _FUNCTIONS = "custom_jvp_call", "custom_vjp_call", " at 0x"
 
 
-class Hoisted(eqx.Module):
+class Captured(eqx.Module):
     """A program, and its arrays."""
 
     arrays: list[Array]
@@ -31,9 +31,9 @@ class Hoisted(eqx.Module):
         return eqx.tree_at(lambda r: r.consts, rest, self.arrays)(y, args)
 
 
-def hoisted(
+def capture_constants(
     function: Callable[..., Any], identity: Any, y: Params, args: PyTree
-) -> Hoisted:
+) -> Captured:
     """The function as it is traced at (y, args), with the arrays that it closes over.
 
     Args:
@@ -48,7 +48,7 @@ def hoisted(
     converted: Any = eqx.filter_closure_convert(function, y, args)
     rest = eqx.tree_at(lambda c: c.consts, converted, [])
     arrays = [jnp.asarray(x) for x in converted.consts]  # some are NumPy's
-    return Hoisted(arrays, _Program(identity, rest))
+    return Captured(arrays, _Program(identity, rest))
 
 
 class _Program:

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .._geometry.projections import second_order_cone
+from .._check import Check
+from .._geometry.cone import Cone
 
 
 class ConicProgram(NamedTuple):
@@ -37,33 +37,6 @@ class ConicSolution(NamedTuple):
     primal: Float[Array, " n"]
     dual: Float[Array, " m"]
     slack: Float[Array, " m"]
-
-
-class Cone(NamedTuple):
-    """The sizes of a product of cones, in the order of the rows of A.
-
-    Attributes:
-        zero: rows that are equations, s = 0.
-        non_negative: rows with s >= 0.
-        second_order: the sizes of the blocks s = (t, v) with |v| <= t.
-    """
-
-    zero: int = 0
-    non_negative: int = 0
-    second_order: tuple[int, ...] = ()
-
-    def size(self) -> int:
-        """The number of rows."""
-        return self.zero + self.non_negative + sum(self.second_order)
-
-    def project_dual(self, v: Float[Array, " m"]) -> Float[Array, " m"]:
-        """The nearest point of the dual cone K*: free, >= 0, second-order again."""
-        start = self.zero + self.non_negative
-        parts = [v[: self.zero], jax.nn.relu(v[self.zero : start])]
-        for size in self.second_order:
-            parts.append(second_order_cone(v[start : start + size]))
-            start += size
-        return jnp.concatenate(parts)
 
 
 def conic(
@@ -110,27 +83,18 @@ def conic(
         with it the direction in which the homogeneous residual is singular; (2) y and
         s are unknowns beside each other instead of as y - s.
     """
-    call = "ok.optimality.conic"
-    if not isinstance(cone, Cone):
-        raise TypeError(f"`{call}` needs an `ok.optimality.Cone`, got {cone!r}.")
-    if min(cone.zero, cone.non_negative, *cone.second_order) < 0:
-        raise ValueError(f"`{call}` needs sizes >= 0 of the cones, got {cone}.")
+    check = Check("ok.optimality.conic")
+    check.instance(Cone, "an `ok.optimality.Cone`", cone=cone)
+    check.non_negative(zero=cone.zero, non_negative=cone.non_negative)
+    check.that(min(cone.second_order, default=0) >= 0, f"needs sizes >= 0, got {cone}.")
 
     def residual(y: ConicSolution, args: PyTree) -> ConicSolution:
         x, dual, s = y
         c, A, b = args if program is None else program(args)
-        if A.shape[0] != cone.size():
-            raise ValueError(
-                f"`{call}` got a matrix A of {A.shape[0]} rows and {cone} of "
-                f"{cone.size()}. Each row of A belongs to one cone."
-            )
-        shapes = [v.shape for v in (b, dual, s)], [v.shape for v in (c, x)]
-        if {*shapes[0]} != {A.shape[:1]} or {*shapes[1]} != {A.shape[1:]}:
-            raise ValueError(
-                f"`{call}` needs b, dual and slack of shape {A.shape[:1]} and c and "
-                f"primal of {A.shape[1:]}, as A has them, got {shapes[0]} and "
-                f"{shapes[1]}."
-            )
+        m, n = cone.size(), jnp.size(c)
+        advice = "Each row of A belongs to one cone."
+        check.shapes(advice, A=(A, (m, n)), b=(b, (m,)), c=(c, (n,)))
+        check.shapes(advice, primal=(x, (n,)), dual=(dual, (m,)), slack=(s, (m,)))
         return ConicSolution(
             jnp.matmul(A.T, dual, precision=lax.Precision.HIGHEST) + c,
             jnp.matmul(A, x, precision=lax.Precision.HIGHEST) + s - b,

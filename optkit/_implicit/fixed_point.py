@@ -1,21 +1,20 @@
 """Differentiates a fixed point."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import PyTree
 
-from .._check import check_function
+from .._check import Check
 from .._inverse.gmres import GMRES
 from .._types import Params
+from .._vector import subtract
 from .base import (
     AbstractCondition,
     ImplicitSolve,
-    check_decorated,
     check_like_solution,
+    decorator,
     linearised,
 )
 from .linear import for_general
@@ -25,11 +24,11 @@ class FixedPoint(AbstractCondition):
     """T(y, args) = y."""
 
     function: Callable[..., Any]
-    call: str = "ok.implicit_fixed_point"
+    maker: ClassVar[str] = "ok.implicit_fixed_point"
 
     def residual(self, y: Params, args: PyTree) -> Params:
-        """Y - T(y, args)."""
-        return jax.tree.map(jnp.subtract, y, self.function(y, args))
+        """The difference y - T(y, args)."""
+        return subtract(y, self.function(y, args))
 
     def operator(self, y: Params, args: PyTree) -> lx.AbstractLinearOperator:
         """I - ∂_yT."""
@@ -37,7 +36,7 @@ class FixedPoint(AbstractCondition):
 
     def check(self, value: PyTree, y: Params) -> None:
         """Raises unless T returns a pytree like y."""
-        check_like_solution(self.call, "mapping", value, y)
+        check_like_solution(self.maker, "mapping", value, y)
 
 
 def implicit_fixed_point(
@@ -81,14 +80,8 @@ def implicit_fixed_point(
     Reference:
         Blondel et al. 2022, arXiv:2105.15183, section 2.1.
     """
-    call = "ok.implicit_fixed_point"
+    check = Check("ok.implicit_fixed_point")
+    check.function(mapping=mapping)
     given = GMRES() if solver is None else solver
-    check_decorated(call, mapping, given, has_aux)
-    method = for_general(call, given, 1.0)
-    condition = FixedPoint(function=mapping)
-
-    def decorate(solve: Callable[..., Any]) -> ImplicitSolve:
-        check_function(call, "the solver", solve)
-        return ImplicitSolve(solve, condition, method, has_aux)
-
-    return decorate
+    method = for_general(check, given, 1.0)
+    return decorator(check, FixedPoint(mapping), method, has_aux)

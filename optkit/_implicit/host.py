@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._check import Check
 from .._types import Params
 from .._vector import structure_of
 
@@ -49,8 +50,8 @@ def host_solver(
         >>> print(f"{jax.grad(cube_root, argnums=1)(1.0, 8.0):.4f}")
         0.0833
     """
-    if not callable(solve):
-        raise TypeError(f"`ok.host_solver` takes a function, got {solve!r}.")
+    check = Check("ok.host_solver")
+    check.function(solve=solve)
 
     @functools.wraps(solve)
     def on_host(y0: PyTree, args: PyTree) -> Params:
@@ -61,7 +62,9 @@ def host_solver(
         def run(y0: Any, arrays: Any) -> Any:
             y0, arrays = jax.tree.map(_wide, (y0, arrays))
             y = solve(y0, eqx.combine(arrays, rest))
-            return _checked(y, structure)
+            advice = "Return y alone, for SciPy `result.x`, in the shapes of y0."
+            check.like("y", y, structure, "y0", advice, dtype_of=None)
+            return jax.tree.map(lambda a, b: np.asarray(a, b.dtype), y, structure)
 
         return jax.pure_callback(run, structure, y0, arrays, vmap_method="sequential")
 
@@ -71,23 +74,3 @@ def host_solver(
 def _wide(leaf: Any) -> np.ndarray:
     is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
     return np.asarray(leaf, np.float64 if is_real else None)
-
-
-def _checked(y: PyTree, structure: PyTree) -> PyTree:
-    """Y as NumPy arrays in the shapes and dtypes of y0."""
-    if (got := jax.tree.structure(y)) != (want := jax.tree.structure(structure)):
-        raise ValueError(
-            "`ok.host_solver` needs a solver that returns y in the structure of y0. "
-            "Return y alone, for SciPy `result.x`, and nothing beside it.\n"
-            f"  y: {got}\n  y0: {want}"
-        )
-
-    def one(leaf: Any, like: Any) -> Any:
-        if np.shape(leaf) != like.shape:
-            raise ValueError(
-                f"`ok.host_solver` needs y in the shapes of y0, got {np.shape(leaf)} "
-                f"for {like.shape}. SciPy flattens: reshape `result.x`."
-            )
-        return np.asarray(leaf, like.dtype)
-
-    return jax.tree.map(one, y, structure)

@@ -1,26 +1,18 @@
 """Differentiates a minimum, by products with its Hessian."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import lineax as lx
 from jaxtyping import PyTree
 
-from .._check import (
-    check_function,
-    check_non_negative,
-    check_scalar,
-)
-from .._curvature.base import Damped
+from .._check import Check
+from .._curvature.damped import Damped
 from .._inverse.cg import CG
 from .._types import Params
 from .._vector import structure_of
-from .base import (
-    AbstractCondition,
-    ImplicitSolve,
-    check_decorated,
-)
+from .base import AbstractCondition, ImplicitSolve, decorator
 
 
 class Minimum(AbstractCondition):
@@ -28,7 +20,7 @@ class Minimum(AbstractCondition):
 
     function: Callable[..., Any]
     damping: Any
-    call: str = "ok.implicit_minimum"
+    maker: ClassVar[str] = "ok.implicit_minimum"
 
     def residual(self, y: Params, args: PyTree) -> Params:
         """∇_y g."""
@@ -48,7 +40,7 @@ class Minimum(AbstractCondition):
     def check(self, value: PyTree, y: Params) -> None:
         """Raises unless g is a scalar."""
         del y
-        check_scalar(self.call, value)
+        Check(self.maker).scalar(lambda: value, "objective")()
 
 
 def implicit_minimum(
@@ -99,15 +91,9 @@ def implicit_minimum(
     Reference:
         Blondel et al. 2022, arXiv:2105.15183, section 2.2.
     """
-    call = "ok.implicit_minimum"
-    method = CG() if solver is None else solver
-    check_decorated(call, objective, method, has_aux)
-    check_non_negative(call, "damping", damping)
+    check = Check("ok.implicit_minimum")
+    check.function(objective=objective)
+    check.non_negative(damping=damping)
     is_zero = isinstance(damping, int | float) and damping == 0
-    condition = Minimum(function=objective, damping=None if is_zero else damping)
-
-    def decorate(solve: Callable[..., Any]) -> ImplicitSolve:
-        check_function(call, "the solver", solve)
-        return ImplicitSolve(solve, condition, method, has_aux)
-
-    return decorate
+    condition = Minimum(objective, None if is_zero else damping)
+    return decorator(check, condition, CG() if solver is None else solver, has_aux)

@@ -7,18 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._check import (
-    check_function,
-    check_positive,
-)
+from .._check import Check
 from .._types import wide_dtype
-from .._vector import axpy
-from .pieces import (
-    Map,
-    Objective,
-    checked_like,
-    gradient_of,
-)
+from .._vector import axpy, cast_like
+from .pieces import Map, Objective, checked_like, gradient_of
 
 
 def mirror_descent(
@@ -57,16 +49,16 @@ def mirror_descent(
         >>> print(T(jnp.array([0.5, 0.5]), jnp.array([0.0, jnp.log(3.0)])).round(2))
         [0.75 0.25]
     """
-    call = "ok.optimality.mirror_descent"
-    check_positive(call, "step_size", step_size)
-    gradient = gradient_of(call, objective)
-    check_function(call, "mirror_map", mirror_map)
-    check_function(call, "projection", projection)
+    check = Check("ok.optimality.mirror_descent")
+    check.positive(step_size=step_size)
+    gradient = gradient_of(check, objective)
+    check.function(mirror_map=mirror_map)
+    check.function(projection=projection)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
-        dual = checked_like(call, "mirror map", mirror_map(y), y)
+        dual = checked_like(check, "mirror map", mirror_map(y), y)
         z = axpy(-jnp.asarray(step_size), gradient(y, args), dual)
-        return checked_like(call, "projection", projection(z, args), y)
+        return checked_like(check, "projection", projection(z, args), y)
 
     return mapping
 
@@ -95,9 +87,9 @@ def exponentiated_gradient(objective: Objective, step_size: ArrayLike = 1.0) -> 
         >>> print(T(jnp.array([0.5, 0.5]), jnp.array([0.0, jnp.log(3.0)])).round(2))
         [0.75 0.25]
     """
-    call = "ok.optimality.exponentiated_gradient"
-    check_positive(call, "step_size", step_size)
-    gradient = gradient_of(call, objective)
+    check = Check("ok.optimality.exponentiated_gradient")
+    check.positive(step_size=step_size)
+    gradient = gradient_of(check, objective)
 
     def one(y: Array, g: Array) -> Array:
         dtype = wide_dtype(y)
@@ -111,7 +103,6 @@ def exponentiated_gradient(objective: Objective, step_size: ArrayLike = 1.0) -> 
         return weights / jnp.sum(weights, axis=-1, keepdims=True)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
-        new = jax.tree.map(one, y, gradient(y, args))
-        return jax.tree.map(lambda a, b: a.astype(jnp.result_type(b)), new, y)
+        return cast_like(jax.tree.map(one, y, gradient(y, args)), y)
 
     return mapping

@@ -25,10 +25,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from .._check import check_function
+from .._check import Check
+from .._geometry.cone import Cone as Cone
 from .._vector import axpy
 from .conic import (
-    Cone as Cone,
     ConicProgram as ConicProgram,
     ConicSolution as ConicSolution,
     conic as conic,
@@ -37,12 +37,7 @@ from .mirror import (
     exponentiated_gradient as exponentiated_gradient,
     mirror_descent as mirror_descent,
 )
-from .pieces import (
-    Map,
-    Objective,
-    checked_like,
-    gradient_of,
-)
+from .pieces import Map, Objective, checked_like, gradient_of
 from .steps import (
     block_proximal_gradient as block_proximal_gradient,
     gradient_descent as gradient_descent,
@@ -81,11 +76,11 @@ def fixed_point_residual(mapping: Map) -> Map:
         TypeError: for a mapping that is no function.
         ValueError: when called, for one that returns another structure or shape.
     """
-    call = "ok.optimality.fixed_point_residual"
-    check_function(call, "mapping", mapping)
+    check = Check("ok.optimality.fixed_point_residual")
+    check.function(mapping=mapping)
 
     def residual(y: PyTree, args: PyTree) -> PyTree:
-        new = checked_like(call, "mapping", mapping(y, args), y)
+        new = checked_like(check, "mapping", mapping(y, args), y)
         return axpy(-1.0, y, new)
 
     return residual
@@ -111,7 +106,7 @@ def stationary(objective: Objective) -> Map:
         >>> print(F(jnp.array([3.0, 1.0]), jnp.array([1.0, 1.0])))
         [4. 0.]
     """
-    return gradient_of("ok.optimality.stationary", objective)
+    return gradient_of(Check("ok.optimality.stationary"), objective)
 
 
 def kkt(
@@ -150,23 +145,20 @@ def kkt(
         >>> print(F(y, 2.0).primal, F(y, 2.0).dual_eq)
         [0. 0.] 0.0
     """
-    call = "ok.optimality.kkt"
-    gradient = gradient_of(call, objective)
+    check = Check("ok.optimality.kkt")
+    check.optional.function(equality=equality, inequality=inequality)
+    gradient = gradient_of(check, objective)
 
     def residual(y: PyTree, args: PyTree) -> KKT:
-        if not isinstance(y, KKT):
-            raise TypeError(
-                f"`{call}` needs the unknown as `ok.optimality.KKT(primal, dual_eq, "
-                f"dual_ineq)`, got {type(y).__name__}."
-            )
+        check.instance(KKT, "`ok.optimality.KKT(primal, dual_eq, dual_ineq)`", y=y)
         z, nu, lam = y
         stationarity = gradient(z, args)
         feasibility = complementarity = None
         if equality is not None:
-            feasibility, back = _pulled(call, "dual_eq", equality, z, args, nu)
+            feasibility, back = _pulled(check, "dual_eq", equality, z, args, nu)
             stationarity = axpy(1.0, back, stationarity)
         if inequality is not None:
-            g, back = _pulled(call, "dual_ineq", inequality, z, args, lam)
+            g, back = _pulled(check, "dual_ineq", inequality, z, args, lam)
             stationarity = axpy(1.0, back, stationarity)
             complementarity = jax.tree.map(jnp.multiply, lam, g)
         return KKT(stationarity, feasibility, complementarity)
@@ -175,8 +167,8 @@ def kkt(
 
 
 def _pulled(
-    call: str, name: str, constraint: Map, z: PyTree, args: PyTree, dual: PyTree
+    check: Check, name: str, constraint: Map, z: PyTree, args: PyTree, dual: PyTree
 ) -> tuple[PyTree, PyTree]:
     """The constraint at z, and its transposed Jacobian times the multipliers."""
     value, pull = jax.vjp(lambda z: constraint(z, args), z)
-    return value, pull(checked_like(call, name, dual, value))[0]
+    return value, pull(checked_like(check, name, dual, value))[0]

@@ -4,14 +4,10 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._check import (
-    check_function,
-    check_real,
-    check_scalar,
-)
+from .._check import Check
+from .._vector import cast_like
 
 Map: TypeAlias = Callable[[PyTree, PyTree], PyTree]
 """`(y, args)` to a tree like y."""
@@ -23,32 +19,18 @@ Prox: TypeAlias = Callable[[PyTree, PyTree, Any], PyTree]
 """`(v, args, step_size)` to a tree like v."""
 
 
-def gradient_of(call: str, objective: Objective) -> Map:
+def gradient_of(check: Check, objective: Objective) -> Map:
     """∇_y objective(y, args), checked."""
-    check_function(call, "objective", objective)
+    gradient = jax.grad(check.scalar(objective, "objective"))
 
-    def checked(y: PyTree, args: PyTree) -> Array:
-        value = objective(y, args)
-        check_scalar(call, value)
-        return value
+    def checked(y: PyTree, args: PyTree) -> PyTree:
+        check.real(y=y)
+        return gradient(y, args)
 
-    def gradient(y: PyTree, args: PyTree) -> PyTree:
-        check_real(call, "y", y)
-        return jax.grad(lambda y: checked(y, args))(y)
-
-    return gradient
+    return checked
 
 
-def checked_like(call: str, name: str, tree: PyTree, like: PyTree) -> PyTree:
+def checked_like(check: Check, name: str, tree: PyTree, like: PyTree) -> PyTree:
     """The tree in the dtypes of `like`, after checking structure and shapes."""
-    shapes = jax.tree.map(jnp.shape, tree), jax.tree.map(jnp.shape, like)
-    structures = jax.tree.structure(tree), jax.tree.structure(like)
-    if structures[0] != structures[1] or shapes[0] != shapes[1]:
-        raise ValueError(
-            f"`{call}` got a {name} of another structure or shape than it belongs "
-            f"to. They must have the same leaves.\n  {name}: {shapes[0]}\n"
-            f"  needed: {shapes[1]}"
-        )
-    return jax.tree.map(
-        lambda a, b: jnp.asarray(a).astype(jnp.result_type(b)), tree, like
-    )
+    check.like(name, tree, like, "its argument", dtype_of=None)
+    return cast_like(tree, like)

@@ -1,19 +1,19 @@
 """Differentiates the root of any equation."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import lineax as lx
 from jaxtyping import PyTree
 
-from .._check import check_function
+from .._check import Check
 from .._inverse.gmres import GMRES
 from .._types import Params
 from .base import (
     AbstractCondition,
     ImplicitSolve,
-    check_decorated,
     check_like_solution,
+    decorator,
     linearised,
 )
 from .linear import for_general
@@ -23,7 +23,7 @@ class Root(AbstractCondition):
     """F(y, args) = 0."""
 
     function: Callable[..., Any]
-    call: str = "ok.implicit_root"
+    maker: ClassVar[str] = "ok.implicit_root"
 
     def residual(self, y: Params, args: PyTree) -> Params:
         """F(y, args)."""
@@ -35,7 +35,7 @@ class Root(AbstractCondition):
 
     def check(self, value: PyTree, y: Params) -> None:
         """Raises unless F is like y."""
-        check_like_solution(self.call, "optimality", value, y)
+        check_like_solution(self.maker, "optimality", value, y)
 
 
 def implicit_root(
@@ -85,14 +85,8 @@ def implicit_root(
     Reference:
         Blondel et al. 2022, arXiv:2105.15183, section 2.
     """
-    call = "ok.implicit_root"
+    check = Check("ok.implicit_root")
+    check.function(optimality=optimality)
     given = GMRES() if solver is None else solver
-    check_decorated(call, optimality, given, has_aux)
-    method = for_general(call, given, None)
-    condition = Root(function=optimality)
-
-    def decorate(solve: Callable[..., Any]) -> ImplicitSolve:
-        check_function(call, "the solver", solve)
-        return ImplicitSolve(solve, condition, method, has_aux)
-
-    return decorate
+    method = for_general(check, given, None)
+    return decorator(check, Root(optimality), method, has_aux)

@@ -8,18 +8,9 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import ArrayLike, PyTree
 
-from .._check import (
-    check_function,
-    check_positive,
-)
+from .._check import Check
 from .._vector import axpy
-from .pieces import (
-    Map,
-    Objective,
-    Prox,
-    checked_like,
-    gradient_of,
-)
+from .pieces import Map, Objective, Prox, checked_like, gradient_of
 
 
 def gradient_descent(objective: Objective, step_size: ArrayLike = 1.0) -> Map:
@@ -37,7 +28,7 @@ def gradient_descent(objective: Objective, step_size: ArrayLike = 1.0) -> Map:
     Raises:
         ValueError: for a step size that is not positive.
     """
-    return _forward_step("ok.optimality.gradient_descent", objective, step_size)
+    return _forward_step(Check("ok.optimality.gradient_descent"), objective, step_size)
 
 
 def projected_gradient(
@@ -71,12 +62,12 @@ def projected_gradient(
         >>> print(T(jnp.array([5.0, 5.0]), jnp.array([2.0, -1.0])))
         [2. 0.]
     """
-    call = "ok.optimality.projected_gradient"
-    step = _forward_step(call, objective, step_size)
-    check_function(call, "projection", projection)
+    check = Check("ok.optimality.projected_gradient")
+    step = _forward_step(check, objective, step_size)
+    check.function(projection=projection)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
-        return checked_like(call, "projection", projection(step(y, args), args), y)
+        return checked_like(check, "projection", projection(step(y, args), args), y)
 
     return mapping
 
@@ -109,13 +100,13 @@ def proximal_gradient(
         >>> print(T(jnp.zeros(2), {"c": jnp.array([2.0, -0.5]), "l1": 1.0}))
         [ 1. -0.]
     """
-    call = "ok.optimality.proximal_gradient"
-    step = _forward_step(call, objective, step_size)
-    check_function(call, "prox", prox)
+    check = Check("ok.optimality.proximal_gradient")
+    step = _forward_step(check, objective, step_size)
+    check.function(prox=prox)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         v = step(y, args)
-        return checked_like(call, "prox", prox(v, args, step_size), y)
+        return checked_like(check, "prox", prox(v, args, step_size), y)
 
     return mapping
 
@@ -155,43 +146,21 @@ def block_proximal_gradient(
         >>> print(T(y, jnp.array([3.0, 0.5])))
         {'bias': Array(1.75, dtype=float32), 'w': Array([2., 0.], dtype=float32)}
     """
-    call = "ok.optimality.block_proximal_gradient"
-    gradient = gradient_of(call, objective)
-    functions, blocks = jax.tree.flatten(proxes)
-    for function in functions:
-        check_function(call, "each of the proxes", function)
-    sizes = jax.tree.leaves(step_sizes)
-    if jax.tree.structure(step_sizes) != blocks:
-        if not jax.tree_util.treedef_is_leaf(jax.tree.structure(step_sizes)):
-            raise ValueError(
-                f"`{call}` needs step_sizes in the structure of proxes, or one "
-                f"number.\n  step_sizes: {jax.tree.structure(step_sizes)}\n"
-                f"  proxes: {blocks}"
-            )
-        sizes = sizes * len(functions)
-    for size in sizes:
-        check_positive(call, "step_size", size)
+    check = Check("ok.optimality.block_proximal_gradient")
+    gradient = gradient_of(check, objective)
+    sizes = check.prefix("step_sizes", step_sizes, proxes, "proxes")
+    for function, size in zip(*map(jax.tree.leaves, (proxes, sizes)), strict=True):
+        check.function(proxes=function)
+        check.positive(step_sizes=size)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
-        grads = gradient(y, args)
-        try:
-            parts = zip(
-                functions,
-                sizes,
-                blocks.flatten_up_to(y),
-                blocks.flatten_up_to(grads),
-                strict=True,
-            )
-        except ValueError as error:
-            raise ValueError(
-                f"`{call}` needs proxes to be a prefix of y: one function for each "
-                f"block.\n  proxes: {blocks}\n  y: {jax.tree.structure(y)}"
-            ) from error
-        new = []
-        for prox, eta, block, grad in parts:
+        check.prefix("proxes", proxes, y, "y")
+
+        def step(prox: Any, eta: Any, block: PyTree, grad: PyTree) -> PyTree:
             v = axpy(-jnp.asarray(eta), grad, block)
-            new.append(checked_like(call, "prox", prox(v, args, eta), block))
-        return blocks.unflatten(new)
+            return checked_like(check, "prox", prox(v, args, eta), block)
+
+        return jax.tree.map(step, proxes, sizes, y, gradient(y, args))
 
     return mapping
 
@@ -227,14 +196,14 @@ def newton(
         >>> print(T(jnp.array(1.0), jnp.array(2.0)))
         1.5
     """
-    call = "ok.optimality.newton"
-    check_positive(call, "step_size", step_size)
-    check_function(call, "residual", residual)
+    check = Check("ok.optimality.newton")
+    check.positive(step_size=step_size)
+    check.function(residual=residual)
     solver = lx.AutoLinearSolver(well_posed=True) if solver is None else solver
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         def at(y: PyTree, _: Any) -> PyTree:
-            return checked_like(call, "residual", residual(y, args), y)
+            return checked_like(check, "residual", residual(y, args), y)
 
         jacobian = lx.JacobianLinearOperator(at, y, None)
         step = lx.linear_solve(jacobian, at(y, None), solver).value
@@ -243,10 +212,10 @@ def newton(
     return mapping
 
 
-def _forward_step(call: str, objective: Objective, step_size: ArrayLike) -> Map:
-    """Y - η ∇_y objective(y, args)."""
-    check_positive(call, "step_size", step_size)
-    gradient = gradient_of(call, objective)
+def _forward_step(check: Check, objective: Objective, step_size: ArrayLike) -> Map:
+    """The step y - η ∇_y objective(y, args)."""
+    check.positive(step_size=step_size)
+    gradient = gradient_of(check, objective)
 
     def step(y: PyTree, args: PyTree) -> PyTree:
         return axpy(-jnp.asarray(step_size), gradient(y, args), y)

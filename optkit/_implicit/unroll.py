@@ -5,13 +5,11 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import PyTree
 
-from .._check import (
-    check_function,
-    check_positive_int,
-)
+from .._check import Check
 from .._types import Params
 from .._vector import constant
 
@@ -68,36 +66,22 @@ def unroll(
     Reference:
         Shaban et al. 2019, arXiv:1810.10667, section 3 (K-RMD).
     """
-    call = "ok.unroll"
-    check_function(call, "step", step)
-    check_positive_int(call, "num_steps", num_steps)
+    check = Check("ok.unroll")
+    check.function(step=step)
     last = num_steps if truncate is None else truncate
-    check_positive_int(call, "truncate", last)
-    if last > num_steps:
-        raise ValueError(
-            f"`{call}` needs truncate <= num_steps, got truncate={truncate} and "
-            f"num_steps={num_steps}. Leave truncate out to differentiate all steps."
-        )
     size = last if checkpoint_every is None else checkpoint_every
-    check_positive_int(call, "checkpoint_every", size)
-
-    y = _as_arrays(y0)
+    check.count(num_steps=num_steps, truncate=last, checkpoint_every=size)
+    check.at_most(num_steps, "the number of steps", truncate=last)
+    y = jax.tree.map(jnp.asarray, y0)
 
     def checked(y: Params, args: PyTree) -> Params:
-        new = _as_arrays(step(y, args))
-        got, want = (
-            jax.tree.map(lambda a: f"{a.dtype}{a.shape}", tree) for tree in (new, y)
-        )
-        if got != want:
-            raise ValueError(
-                f"`{call}` needs a step that returns a tree like y, in structure, "
-                f"shapes and dtypes.\n  step(y, args): {got}\n  y: {want}"
-            )
+        new = jax.tree.map(jnp.asarray, step(y, args))
+        check.like("step(y, args)", new, y, "y")
         return new
 
-    hoisted = eqx.filter_closure_convert(checked, y, args)
+    captured = eqx.filter_closure_convert(checked, y, args)
     if last < num_steps:
-        fixed, fixed_args = constant((hoisted, args))
+        fixed, fixed_args = constant((captured, args))
         y = lax.fori_loop(
             0, num_steps - last, lambda _, y: fixed(y, fixed_args), constant(y)
         )
@@ -111,14 +95,10 @@ def unroll(
         return lax.scan(body, y, None, length=count)[0]
 
     if checkpoint_every is None:
-        return steps(y, (hoisted, args), last)
+        return steps(y, (captured, args), last)
     chunk = eqx.filter_checkpoint(lambda y, inputs: steps(y, inputs, size))
     y, _ = lax.scan(
-        lambda y, _: (chunk(y, (hoisted, args)), None), y, None, length=last // size
+        lambda y, _: (chunk(y, (captured, args)), None), y, None, length=last // size
     )
     rest = last % size
-    return steps(y, (hoisted, args), rest) if rest else y
-
-
-def _as_arrays(tree: PyTree) -> PyTree:
-    return jax.tree.map(jax.numpy.asarray, tree)
+    return steps(y, (captured, args), rest) if rest else y

@@ -1,13 +1,17 @@
-"""What a method for inverse curvature must know, and what methods share.
+"""What a method for (C + λI)⁻¹ holds, and what every method is given.
 
 A method is a `lineax.AbstractLinearSolver`: Lineax's own work here, and these work in
 Lineax and Optimistix. It factorises once, and is applied to many vectors:
 
-    A = C + λI      factor = method.factorise(A)      A⁻¹x = method.apply(A, factor, x)
+    factor = method.factorise(A)      x, outcome, stats = method.apply(A, factor, b)
+
+An iterative method sees b scaled to entries near 1, in float32 or wider, and so neither
+the scale of the loss nor the dtypes of its leaves. It returns what it found there.
 """
 
 import abc
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -15,21 +19,24 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._curvature.base import Damped
-from .._results import (
-    RESULTS,
-    first_failure,
-    nearest_in_lineax,
-)
+from .._check import Check
+from .._curvature.damped import split_damping
+from .._results import RESULTS, first_failure, nearest_in_lineax
 from .._types import Params
-from .._vector import all_finite, common_dtype, constant
+from .._vector import all_finite, cast_like, constant, norm, over_peak, scale, widen
+
+Solved = tuple[Params, Any, dict[str, Any]]
+"""x, an item of `ok.RESULTS`, and statistics."""
 
 
 class AbstractInverse(lx.AbstractLinearSolver):
     """A method for (C + λI)⁻¹: `factorise` looks at the operator, `apply` at a vector.
 
-    The state that Lineax hands around is the operator and its factor.
+    The state that Lineax passes around is the operator and its factor, which must also
+    be that of the transposed operator.
     """
+
+    needs_symmetric: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
@@ -45,7 +52,7 @@ class AbstractInverse(lx.AbstractLinearSolver):
     @abc.abstractmethod
     def apply(
         self, operator: lx.AbstractLinearOperator, factor: PyTree, vector: Params
-    ) -> tuple[Params, Any, dict[str, Any]]:
+    ) -> Solved:
         """Solves (C + λI) x = b.
 
         Args:
@@ -60,13 +67,19 @@ class AbstractInverse(lx.AbstractLinearSolver):
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> tuple[lx.AbstractLinearOperator, PyTree]:
-        """Lineax's name for `factorise`."""
-        if options:
-            raise ValueError(
-                f"`ok.{type(self).__name__}` takes no Lineax options, got "
-                f"{sorted(options)}. Pass what it needs to its constructor, such as "
-                f"`ok.CG(preconditioner=...)`."
-            )
+        """Lineax's name for `factorise`, after checks."""
+        check = Check(f"ok.{type(self).__name__}")
+        check.that(
+            not options,
+            f"takes no Lineax options, got {sorted(options)}. Pass what it needs to "
+            f"its constructor, such as `ok.CG(preconditioner=...)`.",
+        )
+        if self.needs_symmetric:
+            check.symmetric(operator)
+        else:
+            pair = operator.out_structure(), operator.in_structure()
+            advice = "For a least-squares problem, use a method such as `lx.LSMR`."
+            check.like("the operator's output", *pair, "its input", advice)
         return operator, self.factorise(operator)
 
     def compute(
@@ -74,24 +87,23 @@ class AbstractInverse(lx.AbstractLinearSolver):
         state: tuple[lx.AbstractLinearOperator, PyTree],
         vector: Params,
         options: dict[str, Any],
-    ) -> tuple[Params, Any, dict[str, Any]]:
+    ) -> Solved:
         """Lineax's name for `apply`; its results are the nearest of Lineax's."""
         del options
-        operator, factor = state
-        value, outcome, stats = self.apply(operator, factor, vector)
-        result = nearest_in_lineax(outcome)
-        return value, result, {**stats, "outcome": outcome}
+        value, outcome, stats = self.apply(*state, vector)
+        return value, nearest_in_lineax(outcome), {**stats, "outcome": outcome}
 
     def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
-        """The state itself, as the operator is symmetric."""
-        return state, options
+        """The transposed operator, with the same factor."""
+        operator, factor = state
+        return (operator.transpose(), factor), options
 
     def conj(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
         """The state itself, as the operator is real."""
         return state, options
 
     def assume_full_rank(self) -> bool:
-        """True: C + λI is invertible or the solve fails."""
+        """True: the operator is invertible or the solve fails."""
         return True
 
 
@@ -113,18 +125,91 @@ class AbstractExplicitInverse(AbstractInverse):
         """Entries (a, b) of (C + λI)⁻¹; the indices as in `ok.Inverse.entry`."""
 
 
-def split_damping(
-    operator: lx.AbstractLinearOperator,
-) -> tuple[lx.AbstractLinearOperator, Float[Array, ""]]:
-    """C and λ of C + λI; λ is 0 where there is no damping."""
-    damping = jnp.zeros((), jnp.result_type(float))
-    while isinstance(operator, Damped):
-        damping = damping + operator.damping.astype(damping.dtype)
-        operator = operator.curvature
-    return operator, damping
+class System(NamedTuple):
+    """A x = b, scaled and widened.
+
+    Attributes:
+        product: v ↦ A v, in float32 or wider.
+        b: its largest entry is in [1, 4), or all are 0; in float32 or wider.
+        size: |b|.
+        like: b as it came, for its dtypes.
+        is_symmetric: whether A is known to be.
+    """
+
+    product: Callable[[Params], Params]
+    b: Params
+    size: Array
+    like: Params
+    is_symmetric: bool
+
+    def goals(self, rtol: Any) -> "Goals":
+        """The residuals to aim at, from a relative tolerance or None."""
+        eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(self.like)])
+        wanted = jnp.asarray(1e-5 if rtol is None else rtol, self.size.dtype)
+        wanted = jnp.maximum(wanted, 4 * eps)
+        aim = jnp.maximum(wanted - 8 * eps, wanted / 2)
+        accepted = jnp.maximum(wanted, eps**0.5) if rtol is None else wanted
+        return Goals(*(x * self.size for x in (aim, wanted, accepted)))
+
+    def max_steps(self, given: int | None) -> int:
+        """The number of steps allowed, by default ten times that of coordinates."""
+        return given or 10 * max(sum(leaf.size for leaf in jax.tree.leaves(self.b)), 1)
 
 
-def fit_for_use(
+class Goals(NamedTuple):
+    """Norms of the residual b - A x.
+
+    Attributes:
+        aim: by recurrence, which is some eps off: time to look at the true one.
+        wanted: of the true residual.
+        accepted: of the true residual where rounding prevents a smaller one; for a
+            tolerance that the user gave, the same.
+    """
+
+    aim: Array
+    wanted: Array
+    accepted: Array
+
+
+class AbstractIterative(AbstractInverse):
+    """A method that needs only products with the operator."""
+
+    @abc.abstractmethod
+    def iterate(self, system: System, factor: PyTree) -> Solved:
+        """Solves A x = b from x = 0.
+
+        Args:
+            system: A and b, scaled and widened.
+            factor: what `factorise` returned.
+
+        Returns:
+            x; an item of `ok.RESULTS`; and statistics, of which `residual` is |b - A x|
+            of the system.
+        """
+
+    def apply(
+        self, operator: lx.AbstractLinearOperator, factor: PyTree, vector: Params
+    ) -> Solved:
+        """Scales, iterates, and scales back."""
+        linear = lx.linearise(operator)
+
+        def product(v: Params) -> Params:
+            return widen(linear.mv(cast_like(v, vector)))
+
+        b, power = over_peak(vector)
+        size = norm(b)
+        system = System(product, b, size, vector, lx.is_symmetric(operator))
+        x, outcome, stats = self.iterate(system, factor)
+        outcome = first_failure(
+            (~jnp.isfinite(size), RESULTS.nonfinite_input),
+            (outcome != RESULTS.successful, outcome),
+        )
+        residual = stats["residual"] / jnp.where(size > 0, size, 1)
+        x = cast_like(scale(power, x), vector)
+        return x, outcome, {**stats, "residual": residual}
+
+
+def raise_if_failed(
     value: PyTree, operator: lx.AbstractLinearOperator, factor: PyTree
 ) -> PyTree:
     """The value, or the text of `ok.RESULTS` where its factor could not be made."""
@@ -161,36 +246,3 @@ def with_derivative_of(slow: Any, inputs: PyTree, known: PyTree) -> PyTree:
         `known`.
     """
     return _value(constant(known), inputs, slow=slow)
-
-
-def check_matrix_free(call: str, operator: lx.AbstractLinearOperator) -> None:
-    """Raises where a method for symmetric operators got one not known to be."""
-    if not lx.is_symmetric(operator) and not lx.is_positive_semidefinite(operator):
-        raise ValueError(
-            f"`{call}` needs a symmetric operator, got `{type(operator).__name__}` "
-            f"that is not known to be. If it is, tag it: `lx.TaggedLinearOperator("
-            f"operator, lx.symmetric_tag)`, in Optimistix `tags=`. Else use "
-            f"`lx.GMRES(...)` or `lx.Normal(lx.CG(...))`."
-        )
-
-
-def tolerances(rtol: Any, vector: Params) -> tuple[Array, Array, Array]:
-    """What an iterative method wants of |b - A x| / |b|.
-
-    Args:
-        rtol: as the user gave it, or None.
-        vector: b.
-
-    Returns:
-        Of the residual by recurrence, which is some eps off, when it is time to look at
-        the true one; what that is to reach; and what will do where it cannot, which
-        for a number is the same.
-    """
-    dtype = common_dtype(vector)
-    eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(vector)])
-    least, margin, enough = (
-        jnp.asarray(x, dtype) for x in (4 * eps, 8 * eps, eps**0.5)
-    )
-    wanted = jnp.maximum(jnp.asarray(1e-5 if rtol is None else rtol, dtype), least)
-    aim = jnp.maximum(wanted - margin, wanted / 2)
-    return aim, wanted, jnp.maximum(wanted, enough) if rtol is None else wanted

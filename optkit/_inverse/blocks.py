@@ -18,10 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from .._curvature.low_rank import BlockLowRank
 from .._types import Params
 from .._vector import common_dtype
-from .columns import (
-    identity_entries,
-    small_dtype,
-)
+from .columns import identity_entries, small_dtype
 
 _HIGHEST = lax.Precision.HIGHEST
 

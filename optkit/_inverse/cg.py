@@ -1,6 +1,6 @@
 """Conjugate gradients that do not depend on scale, and say when they failed."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,28 +9,11 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._check import (
-    check_positive,
-    check_positive_int,
-)
-from .._curvature.base import check_symmetric
-from .._results import (
-    RESULTS,
-    first_failure,
-)
+from .._check import Check
+from .._results import RESULTS, first_failure
 from .._types import Params
-from .._vector import (
-    axpy,
-    cast_like,
-    dot,
-    over_peak,
-    widen,
-)
-from .base import (
-    AbstractInverse,
-    check_matrix_free,
-    tolerances,
-)
+from .._vector import axpy, cast_like, constant, dot, widen
+from .base import AbstractIterative, Goals, Solved, System
 from .inverse import Inverse
 
 
@@ -61,7 +44,7 @@ class _Scalars(NamedTuple):
         return jnp.stack([scalar.astype(self.rr.dtype) for scalar in self])
 
 
-class CG(AbstractInverse):
+class CG(AbstractIterative):
     """Conjugate gradients, for any positive definite operator, matrix-free.
 
         α = rᵀz / pᵀAp    x <- x + α p    r <- r - α A p    z = M r
@@ -108,70 +91,57 @@ class CG(AbstractInverse):
         Hestenes and Stiefel 1952; Shewchuk 1994, appendix B.3.
     """
 
-    rtol: float | None
-    max_steps: int | None
+    rtol: Any
+    max_steps: int | None = eqx.field(static=True)
     preconditioner: lx.AbstractLinearOperator | None
+    needs_symmetric: ClassVar[bool] = True
 
     def __init__(
         self,
-        rtol: float | None = None,
+        rtol: Any = None,
         max_steps: int | None = None,
         preconditioner: lx.AbstractLinearOperator | None = None,
     ) -> None:
-        if rtol is not None:
-            check_positive("ok.CG", "rtol", rtol)
-        if max_steps is not None:
-            check_positive_int("ok.CG", "max_steps", max_steps)
+        check = Check("ok.CG")
+        check.optional.positive(rtol=rtol)
+        check.optional.count(max_steps=max_steps)
         if preconditioner is not None:
-            check_symmetric("ok.CG(preconditioner=...)", preconditioner)
+            Check("ok.CG(preconditioner=...)").symmetric(preconditioner)
         self.rtol, self.max_steps = rtol, max_steps
-        self.preconditioner = jax.tree.map(
-            lambda x: lax.stop_gradient(x) if eqx.is_array(x) else x, preconditioner
-        )
+        self.preconditioner = constant(preconditioner)
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
-        """Nothing: checks that the method fits the operator."""
-        check_matrix_free("ok.CG", operator)
-        m = self.preconditioner
-        if m is not None and m.in_structure() != operator.in_structure():
-            raise ValueError(
-                "`ok.CG` needs a preconditioner on the params of the curvature.\n"
-                f"  preconditioner: {m.in_structure()}\n"
-                f"  curvature: {operator.in_structure()}"
-            )
+        """Nothing: checks that the preconditioner fits."""
+        if (m := self.preconditioner) is not None:
+            pair = m.in_structure(), operator.in_structure()
+            Check("ok.CG").like("the preconditioner's params", *pair, "the curvature's")
         return ()
 
-    def apply(
-        self, operator: lx.AbstractLinearOperator, factor: PyTree, vector: Params
-    ) -> tuple[Params, Any, dict[str, Any]]:
+    def iterate(self, system: System, factor: PyTree) -> Solved:
         """Iterates from x = 0."""
         del factor
-        product = lx.linearise(operator).mv
-        b, scale = over_peak(vector)
-        max_steps = self.max_steps or 10 * max(operator.in_size(), 1)
-
+        b, bb = system.b, system.size**2
+        max_steps = system.max_steps(self.max_steps)
+        goals = Goals(*(x**2 for x in system.goals(self.rtol)))
         # Without a single vector of zeros: x = 0 and r = b cost no product.
-        bb = dot(b, b)
-        aim, target, accepted = (x**2 * bb for x in tolerances(self.rtol, vector))
-        z, rho = self._precondition(b, bb, vector)
-        zero = jnp.zeros_like(bb)
-        start = _Scalars(bb, rho, rho, bb, zero, zero, _is_bad(bb, rho), bb <= target)
+        z, rho = self._precondition(b, bb, system.like)
+        zero, is_bad = jnp.zeros_like(bb), _is_bad(bb, rho)
+        start = _Scalars(bb, rho, rho, bb, zero, zero, is_bad, bb <= goals.wanted)
         end = lax.while_loop(
             _goes_on,
-            lambda now: self._step(product, b, vector, (aim, accepted), max_steps, now),
+            lambda now: self._step(system, goals, max_steps, now),
             _Iterate(
                 x=jax.tree.map(jnp.zeros_like, b),
                 r=b,
-                p=cast_like(z, vector),
+                p=cast_like(z, system.like),
                 scalars=start.stacked(),
                 steps=jnp.zeros((), jnp.int32),
             ),
         )
-
         last = _Scalars(*end.scalars)
-        is_reached = (last.rr <= target) | (last.rr <= accepted) & (last.is_last == 0)
+        is_reached = last.rr <= goals.wanted
+        is_reached |= (last.rr <= goals.accepted) & (last.is_last == 0)
         outcome = first_failure(
-            (~jnp.isfinite(bb), RESULTS.nonfinite_input),
             (_is_bad(last.rr, last.rho), RESULTS.bad_preconditioner),
             (~jnp.isfinite(last.rr), RESULTS.nonfinite_operator),
             (is_reached, RESULTS.successful),
@@ -179,13 +149,12 @@ class CG(AbstractInverse):
             (end.steps >= max_steps, RESULTS.max_steps_reached),
             (last.is_done > 0, RESULTS.inaccurate),
         )
-        x = jax.tree.map(lambda a: a * scale.astype(a.dtype), end.x)
         stats = {
             "num_steps": end.steps,
             "max_steps": jnp.asarray(max_steps, jnp.int32),
-            "residual": jnp.sqrt(last.rr / jnp.where(bb > 0, bb, 1)),
+            "residual": jnp.sqrt(last.rr),
         }
-        return cast_like(x, vector), outcome, stats
+        return end.x, outcome, stats
 
     def _precondition(self, r: Params, rr: Array, like: Params) -> tuple[Params, Array]:
         """Returns z = M r and rᵀz."""
@@ -197,21 +166,15 @@ class CG(AbstractInverse):
         return z, dot(r, z)
 
     def _step(
-        self,
-        product: Any,
-        b: Params,
-        like: Params,
-        goals: tuple[Array, Array],
-        max_steps: int,
-        now: _Iterate,
+        self, system: System, goals: Goals, max_steps: int, now: _Iterate
     ) -> _Iterate:
         """One step; or where the recurrence for r has come to an end, b - A x."""
         # Both are in one body, with α = β = 0 for the latter, so that a product is
         # compiled once.
-        aim, accepted = goals
+        b, like = system.b, system.like
         old = _Scalars(*now.scalars)
-        is_check = (old.is_last > 0) | (old.rr <= aim)
-        q = product(
+        is_check = (old.is_last > 0) | (old.rr <= goals.aim)
+        q = system.product(
             jax.tree.map(
                 lambda x, p: lax.select(is_check, x.astype(p.dtype), p), now.x, now.p
             )
@@ -243,7 +206,8 @@ class CG(AbstractInverse):
             top=lax.select(is_check, old.top, top),
             is_indefinite=is_indefinite,
             is_last=is_last,
-            is_done=is_check & ((old.is_last > 0) | is_stalled | (rr <= accepted)),
+            is_done=is_check
+            & ((old.is_last > 0) | is_stalled | (rr <= goals.accepted)),
         )
         return _Iterate(
             x=axpy(alpha, now.p, now.x),

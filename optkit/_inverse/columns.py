@@ -15,11 +15,7 @@ from jax import lax
 from jax.sharding import AxisType
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._vector import (
-    common_dtype,
-    gram,
-    num_rows,
-)
+from .._vector import common_dtype, gram, num_rows
 
 _CHUNK = 2048  # columns
 

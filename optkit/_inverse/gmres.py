@@ -1,7 +1,8 @@
 """GMRES that does not depend on scale, and says when it failed."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -9,26 +10,11 @@ from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, PyTree
 
-from .._check import (
-    check_positive,
-    check_positive_int,
-)
-from .._results import (
-    RESULTS,
-    first_failure,
-    nearest_in_lineax,
-)
+from .._check import Check
+from .._results import RESULTS, first_failure
 from .._types import Params
-from .._vector import (
-    cast_like,
-    combine,
-    dot,
-    normalised,
-    project,
-    subtract,
-    widen,
-)
-from .base import tolerances
+from .._vector import combine, norm, project, subtract, where
+from .base import AbstractIterative, Solved, System
 
 _SMALL = 100  # coordinates
 
@@ -45,7 +31,7 @@ class _Cycle(NamedTuple):
     is_over: Array  # the rows span an invariant space
 
 
-class GMRES(lx.AbstractLinearSolver):
+class GMRES(AbstractIterative):
     """Restarted GMRES, for any square operator, matrix-free.
 
         min_x |b - A x|    over x in x_0 + span{r_0, A r_0, ..., Aᵐ⁻¹ r_0}
@@ -90,117 +76,82 @@ class GMRES(lx.AbstractLinearSolver):
         Saad and Schultz 1986, algorithm 4.
     """
 
-    rtol: float | None
-    restart: int | None
-    max_steps: int | None
+    rtol: Any
+    restart: int | None = eqx.field(static=True)
+    max_steps: int | None = eqx.field(static=True)
+    needs_symmetric: ClassVar[bool] = False
 
     def __init__(
         self,
-        rtol: float | None = None,
+        rtol: Any = None,
         restart: int | None = None,
         max_steps: int | None = None,
     ) -> None:
-        if rtol is not None:
-            check_positive("ok.GMRES", "rtol", rtol)
-        if restart is not None:
-            check_positive_int("ok.GMRES", "restart", restart)
-        if max_steps is not None:
-            check_positive_int("ok.GMRES", "max_steps", max_steps)
+        check = Check("ok.GMRES")
+        check.optional.positive(rtol=rtol)
+        check.optional.count(restart=restart, max_steps=max_steps)
         self.rtol, self.restart, self.max_steps = rtol, restart, max_steps
 
-    def init(
-        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
-    ) -> lx.AbstractLinearOperator:
-        """Nothing to factorise: checks that the operator is square."""
-        if options:
-            raise ValueError(f"`ok.GMRES` takes no options, got {sorted(options)}.")
-        if operator.in_structure() != operator.out_structure():
-            raise ValueError(
-                "`ok.GMRES` needs an operator that takes a pytree to one like it. For "
-                "one that does not, take a least-squares method such as `lx.LSMR`.\n"
-                f"  in: {operator.in_structure()}\n  out: {operator.out_structure()}"
-            )
-        return operator
+    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
+        """Nothing."""
+        del operator
+        return ()
 
-    def compute(
-        self,
-        state: lx.AbstractLinearOperator,
-        vector: Params,
-        options: dict[str, Any],
-    ) -> tuple[Params, Any, dict[str, Any]]:
-        """Iterates from x = 0."""
-        del options
-        size = max(state.in_size(), 1)
-        max_steps = self.max_steps or 10 * size
-        restart = min(self.restart or (size if size <= _SMALL else 30), size)
-        linear = lx.linearise(state)
-        b, scale = normalised(vector)
-        aim, rtol, accepted = tolerances(self.rtol, vector)
-
-        def product(v: Params) -> Params:
-            return widen(linear.mv(cast_like(v, vector)))
+    def iterate(self, system: System, factor: PyTree) -> Solved:
+        """Cycles from x = 0."""
+        del factor
+        b, (aim, wanted, accepted) = system.b, system.goals(self.rtol)
+        max_steps, num_coordinates = system.max_steps(self.max_steps), _count(b)
+        restart = self.restart or (30 if num_coordinates > _SMALL else num_coordinates)
+        restart = min(restart, num_coordinates)
 
         def go_on(carry: Any) -> Array:
             _, _, norm, steps, _, is_enough, is_stalled = carry
             is_fine = jnp.isfinite(norm) & ~is_enough & ~is_stalled
-            return (norm > rtol) & (steps < max_steps) & is_fine
+            return (norm > wanted) & (steps < max_steps) & is_fine
 
         def cycle(carry: Any) -> Any:
-            x, r, norm, steps, is_regular, _, _ = carry
-            end = _cycle(product, r, norm, aim, restart, max_steps - steps)
-            step, is_regular_now = _minimiser(end, norm)
+            x, r, before, steps, is_regular, _, _ = carry
+            end = _cycle(system.product, r, before, aim, restart, max_steps - steps)
+            step, is_regular_now = _minimiser(end, before)
             y = jax.tree.map(jnp.add, x, step)
-            r = subtract(b, product(y))
-            after = jnp.sqrt(dot(r, r))
-            is_worse = after > norm
-            x = jax.tree.map(lambda x, y: jnp.where(is_worse, x, y), x, y)
-            after = jnp.where(is_worse, norm, after)
+            r = subtract(b, system.product(y))
+            after = norm(r)
+            is_worse = after > before
+            x, after = where(is_worse, (x, before), (y, after))
             is_regular &= is_regular_now
             is_enough = (end.norm <= aim) & (after <= accepted) & is_regular
-            is_stalled = (after > 0.999 * norm) | ~end.is_finite
+            is_stalled = (after > 0.999 * before) | ~end.is_finite
             return x, r, after, steps + end.k, is_regular, is_enough, is_stalled
 
         zeros = jax.tree.map(jnp.zeros_like, b)
-        steps = jnp.zeros((), jnp.int32)
-        no = jnp.zeros((), bool)
-        first = (zeros, b, jnp.sqrt(dot(b, b)), steps, ~no, no, no)
+        steps, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
+        first = (zeros, b, system.size, steps, ~no, no, no)
         end = lax.while_loop(go_on, cycle, first)
-        x, _, norm, steps, _, is_enough, is_stalled = end
-
+        x, _, residual, steps, _, is_enough, is_stalled = end
         outcome = first_failure(
-            (~jnp.isfinite(scale), RESULTS.nonfinite_input),
-            (~jnp.isfinite(norm), RESULTS.nonfinite_operator),
-            ((norm <= rtol) | is_enough, RESULTS.successful),
+            (~jnp.isfinite(residual), RESULTS.nonfinite_operator),
+            ((residual <= wanted) | is_enough, RESULTS.successful),
             (is_stalled, RESULTS.stalled),
             (steps >= max_steps, RESULTS.max_steps_reached),
         )
-        x = jax.tree.map(lambda a: a * scale.astype(a.dtype), x)
         stats = {
             "num_steps": steps,
             "max_steps": jnp.asarray(max_steps, jnp.int32),
-            "residual": norm,
-            "outcome": outcome,
+            "residual": residual,
         }
-        return cast_like(x, vector), nearest_in_lineax(outcome), stats
+        return x, outcome, stats
 
-    def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
-        """The transposed operator."""
-        return state.transpose(), options
 
-    def conj(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
-        """The operator itself, as it is real."""
-        return state, options
-
-    def assume_full_rank(self) -> bool:
-        """True: A is invertible or the solve fails."""
-        return True
+def _count(b: Params) -> int:
+    return max(sum(leaf.size for leaf in jax.tree.leaves(b)), 1)
 
 
 def _cycle(
-    product: Any, r: Params, norm: Array, aim: Array, m: int, max_steps: Array
+    product: Any, r: Params, size: Array, aim: Array, m: int, max_steps: Array
 ) -> _Cycle:
     """At most m steps of Arnoldi's process, with H = QᵀR kept up to date."""
-    dtype = norm.dtype
+    dtype = size.dtype
 
     def go_on(now: _Cycle) -> Array:
         is_fine = now.is_finite & ~now.is_over
@@ -208,13 +159,13 @@ def _cycle(
 
     def step(now: _Cycle) -> _Cycle:
         w = product(jax.tree.map(lambda v: v[now.k], now.V))
-        before = jnp.sqrt(dot(w, w))
+        before = norm(w)
         # Gram and Schmidt twice is enough. Rows not yet there are zero.
         h = project(now.V, w)
-        w = jax.tree.map(jnp.subtract, w, combine(h, now.V))
+        w = subtract(w, combine(h, now.V))
         h_again = project(now.V, w)
-        w = jax.tree.map(jnp.subtract, w, combine(h_again, now.V))
-        beta = jnp.sqrt(dot(w, w))
+        w = subtract(w, combine(h_again, now.V))
+        beta = norm(w)
         is_over = beta <= 10 * jnp.finfo(dtype).eps * before
         beta = jnp.where(is_over, 0, beta)
         w = jax.tree.map(
@@ -234,28 +185,28 @@ def _cycle(
             Q=Q,
             R=R,
             k=now.k + 1,
-            norm=jnp.abs(Q[now.k + 1, 0]) * norm,
+            norm=jnp.abs(Q[now.k + 1, 0]) * size,
             is_finite=jnp.isfinite(before),
             is_over=is_over,
         )
 
     def first_row(a: Array) -> Array:
         rows = jnp.broadcast_to(jnp.zeros_like(a), (m + 1, *a.shape))  # sharded as a
-        return rows.at[0].set(a / jnp.where(norm > 0, norm, 1).astype(a.dtype))
+        return rows.at[0].set(a / jnp.where(size > 0, size, 1).astype(a.dtype))
 
     first = _Cycle(
         V=jax.tree.map(first_row, r),
         Q=jnp.eye(m + 1, dtype=dtype),
         R=jnp.zeros((m + 1, m), dtype),
         k=jnp.zeros((), jnp.int32),
-        norm=norm,
+        norm=size,
         is_finite=jnp.ones((), bool),
         is_over=jnp.zeros((), bool),
     )
     return lax.while_loop(go_on, step, first)
 
 
-def _minimiser(end: _Cycle, norm: Array) -> tuple[Params, Array]:
+def _minimiser(end: _Cycle, size: Array) -> tuple[Params, Array]:
     """Vᵀy with R y = Q e_1 |r|, by the steps that were made and are not singular.
 
     Returns:
@@ -270,7 +221,7 @@ def _minimiser(end: _Cycle, norm: Array) -> tuple[Params, Array]:
     is_made = jnp.arange(R.shape[0], dtype=jnp.int32) < end.k
     is_used = is_made & (diagonal > eps * top)
     R = jnp.where(is_used[:, None] & is_used, R, jnp.diag(jnp.where(is_used, 0, top)))
-    y = solve_triangular(R, jnp.where(is_used, end.Q[:-1, 0] * norm, 0))
+    y = solve_triangular(R, jnp.where(is_used, end.Q[:-1, 0] * size, 0))
 
     w = solve_triangular(R, solve_triangular(R, y / jnp.linalg.norm(y), trans=1))
     least = jnp.linalg.norm(w) ** -0.5

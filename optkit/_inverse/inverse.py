@@ -7,36 +7,24 @@ Derivatives of P x do not go through the method. They are those of the exact inv
 dx = P (db - dA x), with P for every inverse in it, so they cost one more product.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from .._check import (
-    check_index,
-    check_non_negative,
-    check_vector,
-)
-from .._curvature.base import (
-    AbstractCurvature,
-    Damped,
-    check_symmetric,
-)
+from .._check import Check
+from .._curvature.base import AbstractCurvature, unknown_diagonal
+from .._curvature.damped import Damped
 from .._results import RESULTS
 from .._types import Params
-from .._vector import (
-    constant,
-    from_vector,
-    to_vector,
-)
+from .._vector import common_dtype, constant, from_vector, to_vector
+from .adapter import as_method
 from .base import (
     AbstractExplicitInverse,
     AbstractInverse,
-    fit_for_use,
+    raise_if_failed,
     with_derivative_of,
 )
 
@@ -46,34 +34,17 @@ class Inverse(AbstractCurvature):
 
     Arrays are leaves and the rest is static, so P crosses `jax.jit`, whatever
     method it is made with. P x is differentiable in x, in λ and in the leaves of C.
+
+    Attributes:
+        operator: C + λI.
+        solver: the method; a solver of Lineax's is wrapped.
+        factor: what the method keeps.
     """
 
-    arrays: list[Array]
-    rest: "_Static" = eqx.field(static=True)
-
-    def __init__(
-        self, operator: lx.AbstractLinearOperator, solver: Any, factor: PyTree
-    ) -> None:
-        leaves, treedef = jax.tree.flatten((operator, solver, factor))
-        is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
-        pairs = list(zip(leaves, is_array, strict=True))
-        self.arrays = [jnp.asarray(leaf) for leaf, yes in pairs if yes]
-        self.rest = _Static([None if yes else (leaf,) for leaf, yes in pairs], treedef)
-
-    @property
-    def operator(self) -> lx.AbstractLinearOperator:
-        """C + λI."""
-        return self._parts()[0]
-
-    @property
-    def solver(self) -> lx.AbstractLinearSolver:
-        """The method."""
-        return self._parts()[1]
-
-    @property
-    def factor(self) -> PyTree:
-        """What the method keeps; for a solver of Lineax's, its state."""
-        return self._parts()[2]
+    operator: lx.AbstractLinearOperator
+    solver: AbstractInverse
+    factor: PyTree
+    maker: ClassVar[str] = "ok.invert"
 
     @property
     def is_psd(self) -> bool:
@@ -84,7 +55,7 @@ class Inverse(AbstractCurvature):
         """The structure of the params."""
         return self.operator.in_structure()
 
-    def mv(self, vector: Params) -> Params:
+    def product(self, vector: Params) -> Params:
         """P x; a solve that fails raises the text of its `ok.RESULTS`.
 
         Inside a jitted step that must not fail, `solve` reports instead.
@@ -112,37 +83,29 @@ class Inverse(AbstractCurvature):
             ValueError: for a vector of another structure or shape than the params.
             TypeError: for one of another dtype.
         """
-        operator, solver, factor = self._parts()
-        check_vector("ok.Inverse.mv", vector, operator.in_structure())
+        self.check_vector("solve", vector)
         if not jax.tree.leaves(vector):
-            return lx.Solution(vector, RESULTS.successful, {}, factor)
-        is_ours = isinstance(solver, AbstractInverse)
+            return lx.Solution(vector, RESULTS.successful, {}, self.factor)
         solution = lx.linear_solve(
-            operator,
+            self.operator,
             vector,
-            constant(solver),
-            state=(operator, factor) if is_ours else factor,
+            constant(self.solver),
+            state=(self.operator, self.factor),
             throw=False,
         )
-        result = RESULTS.promote(solution.result)
         stats = dict(solution.stats)
-        if "outcome" in stats:  # of a method of ours
-            outcome = stats.pop("outcome")
-            fine = outcome == RESULTS.successful
-            result = RESULTS.where(fine, result, outcome)
+        outcome = stats.pop("outcome")
+        is_fine = outcome == RESULTS.successful
+        result = RESULTS.where(is_fine, RESULTS.promote(solution.result), outcome)
         return lx.Solution(solution.value, result, stats, solution.state)
 
     def diagonal(self) -> Params:
         """The diagonal of P, for methods that know it."""
-        operator, solver, factor = self._parts()
-        if isinstance(solver, AbstractExplicitInverse):
-            return fit_for_use(solver.diagonal(operator, factor), operator, factor)
-        raise NotImplementedError(
-            f"The diagonal of an inverse by `{type(solver).__name__}` is not known "
-            f"without its matrix. Estimate it with `ok.hutchinson_diag(P, key=key, "
-            f"num_probes=...)`, or for a small problem take "
-            f"`jnp.diagonal(P.as_matrix())`."
-        )
+        solver = self.solver
+        if not isinstance(solver, AbstractExplicitInverse):
+            raise unknown_diagonal(f"an inverse by `{type(solver).__name__}`", "P")
+        known = solver.diagonal(self.operator, self.factor)
+        return raise_if_failed(known, self.operator, self.factor)
 
     def entry(self, a: ArrayLike, b: ArrayLike) -> Float[Array, "..."]:
         """Entries (a, b) of P.
@@ -162,20 +125,19 @@ class Inverse(AbstractCurvature):
             IndexError: for an index out of range that is not traced.
             TypeError: for indices that are not integers.
         """
-        operator, solver, factor = self._parts()
-        a = check_index("ok.Inverse.entry", "a", a, operator.in_size())
-        b = check_index("ok.Inverse.entry", "b", b, operator.in_size())
+        check, size = Check("ok.invert(...).entry"), self.in_size()
+        a, b = check.index("a", a, size), check.index("b", b, size)
         a, b = jnp.broadcast_arrays(a, b)
-        if isinstance(solver, AbstractExplicitInverse):
-            known = solver.entry(operator, factor, a, b)
-            entries = with_derivative_of(_entry_by_solve, (self, a, b), known)
-            return fit_for_use(entries, operator, factor)
-        return _entry_by_solve((self, a, b))
+        if not isinstance(self.solver, AbstractExplicitInverse):
+            return _entry_by_solve((self, a, b))
+        known = self.solver.entry(self.operator, self.factor, a, b)
+        entries = with_derivative_of(_entry_by_solve, (self, a, b), known)
+        return raise_if_failed(entries, self.operator, self.factor)
 
-    def _parts(self) -> tuple[lx.AbstractLinearOperator, Any, PyTree]:
-        arrays = iter(self.arrays)
-        leaves = [next(arrays) if x is None else x[0] for x in self.rest.leaves]
-        return self.rest.treedef.unflatten(leaves)
+
+@lx.linearise.register(Inverse)
+def _(operator: Inverse) -> lx.AbstractLinearOperator:
+    return operator  # a factor may belong to the class of C
 
 
 def invert(
@@ -212,35 +174,26 @@ def invert(
         >>> P.mv(jnp.array([1.0, 1.0])).round(3)
         Array([0.25, 0.25], dtype=float32)
     """
-    if not isinstance(solver, lx.AbstractLinearSolver):
-        raise TypeError(
-            f"`ok.invert` needs a method such as `ok.CG()` or `lx.Cholesky()`, got "
-            f"{solver!r}."
-        )
-    check_symmetric("ok.invert", curvature)
-    check_non_negative("ok.invert", "damping", damping)
-    operator = Damped(curvature, damping)
-    if isinstance(solver, AbstractInverse):
-        factor = solver.factorise(constant(operator))
-    else:
-        factor = solver.init(constant(operator), {})
-    return Inverse(operator, solver, factor)
+    check = Check("ok.invert")
+    check.method(solver=solver)
+    check.symmetric(curvature)
+    check.non_negative(damping=damping)
+    operator, method = Damped(curvature, damping), as_method(solver)
+    _, factor = method.init(constant(operator), {})
+    return Inverse(operator, method, factor)
 
 
-def check_inverse(call: str, inverse: Any) -> None:
-    """Raises a `TypeError` for what `ok.invert` did not make."""
-    if not isinstance(inverse, Inverse):
-        raise TypeError(
-            f"`{call}` needs an inverse, as `ok.invert(C, method, damping=...)` makes "
-            f"it, got {type(inverse).__name__}."
-        )
+def check_inverse(check: Check, inverse: Any) -> None:
+    """Raises a `TypeError` unless `ok.invert` made it."""
+    wanted = "what `ok.invert(C, method, damping=...)` returns"
+    check.instance(Inverse, wanted, inverse=inverse)
 
 
 def _entry_by_solve(inputs: tuple[Inverse, Array, Array]) -> Array:
     """e_aᵀ P e_b by one solve for each pair."""
     inverse, a, b = inputs
     structure = inverse.in_structure()
-    zeros = to_vector(jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), structure))
+    zeros = jnp.zeros(inverse.in_size(), common_dtype(structure))
 
     def entry(a: Array, b: Array) -> Array:
         unit = zeros.at[b].set(1, mode="drop")
@@ -249,23 +202,3 @@ def _entry_by_solve(inputs: tuple[Inverse, Array, Array]) -> Array:
         return jnp.where(is_here, column[a], jnp.nan)
 
     return jax.vmap(entry)(a.reshape(-1), b.reshape(-1)).reshape(a.shape)
-
-
-class _Static:
-    """The part of a pytree that is not arrays: compared by value, whatever it holds.
-
-    Lineax keeps lists in its states' static fields, which have no hash.
-    """
-
-    def __init__(self, leaves: list[Any], treedef: Any) -> None:
-        self.leaves, self.treedef = leaves, treedef
-
-    def __hash__(self) -> int:
-        return hash(self.treedef.num_leaves)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Static)
-            and self.treedef == other.treedef
-            and self.leaves == other.leaves
-        )

@@ -1,6 +1,6 @@
 """The Neumann series: the inverse that a fixed number of gradient steps implies."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -10,33 +10,25 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._check import (
-    check_positive,
-    check_positive_int,
-)
-from .._results import (
-    RESULTS,
-    first_failure,
-)
-from .._types import (
-    Params,
-    wide_dtype,
-)
+from .._check import Check
+from .._results import RESULTS, first_failure
 from .._vector import (
     all_finite,
     axpy,
     cast_like,
     dot,
-    explicit_sharding,
+    norm,
     normalised,
+    normals,
+    scale,
     widen,
 )
-from .base import AbstractInverse, check_matrix_free
+from .base import AbstractIterative, Solved, System
 
 _LANCZOS_STEPS = 10
 
 
-class Neumann(AbstractInverse):
+class Neumann(AbstractIterative):
     """The first K terms of the Neumann series of A = C + λI.
 
         x = α Σ_{j=0..K-1} (I - αA)ʲ b
@@ -48,14 +40,17 @@ class Neumann(AbstractInverse):
     1/(αK) are damped. Linear in b, unlike conjugate gradients stopped early, so means
     over many b stay unbiased. Truncation is not a failure; divergence is reported.
 
-    Costs K products, the last of which yields the true residual, (I - αA)ᴷ b.
+    If A is symmetric, it costs K products, the last of which yields the true residual,
+    (I - αA)ᴷ b. If not, it costs K - 1; terms may then grow for a while, so divergence
+    is reported if the last one has grown and exceeds the first.
 
-    `stats` has `num_steps`, `step_size` and `residual`, the true |b - A x| / |b|.
+    `stats` has `num_steps`, `step_size` and `residual`, the true |b - A x| / |b|, NaN
+    where it is not computed.
 
     Args:
         num_terms: K >= 1.
-        step_size: α > 0. None takes 1/λ_max, estimated when P is made by ten
-            Lanczos steps from a fixed random vector, plus their residual for safety.
+        step_size: α > 0. None takes 1/λ_max of a symmetric A, estimated when P is made
+            by ten Lanczos steps from a fixed random vector, with their residual added.
 
     Raises:
         ValueError: for num_terms < 1 or step_size <= 0.
@@ -72,66 +67,69 @@ class Neumann(AbstractInverse):
         paper's K counts products, so that its sum has K + 1 terms.
     """
 
-    num_terms: int
+    num_terms: int = eqx.field(static=True)
     step_size: Any
+    needs_symmetric: ClassVar[bool] = False
 
     def __init__(self, num_terms: int, step_size: Any = None) -> None:
-        check_positive_int("ok.Neumann", "num_terms", num_terms)
-        if step_size is not None:
-            check_positive("ok.Neumann", "step_size", step_size)
+        check = Check("ok.Neumann")
+        check.count(num_terms=num_terms)
+        check.optional.positive(step_size=step_size)
         self.num_terms, self.step_size = num_terms, step_size
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> tuple[Array, Array]:
         """The step size, and whether an eigenvalue was seen to be negative."""
-        check_matrix_free("ok.Neumann", operator)
         if self.step_size is not None:
             alpha = jnp.asarray(self.step_size, jnp.result_type(float))
             return alpha, jnp.zeros((), bool)
+        Check("ok.Neumann(step_size=None)").symmetric(operator)
         smallest, largest = _extreme_eigenvalues(operator)
         eps = jnp.finfo(largest.dtype).eps
         is_indefinite = smallest < -10 * eps * jnp.maximum(largest, -smallest)
         # NaN is not <= 0: it stays, and is reported as the operator's.
         return 1 / jnp.where(largest <= 0, 1, largest), is_indefinite
 
-    def apply(
-        self, operator: lx.AbstractLinearOperator, factor: PyTree, vector: Params
-    ) -> tuple[Params, Any, dict[str, Any]]:
+    def iterate(self, system: System, factor: PyTree) -> Solved:
         """Adds the terms one by one."""
         alpha, is_indefinite = factor
-        product = lx.linearise(operator).mv
-        b, scale = normalised(vector)
-        alpha = alpha.astype(scale.dtype)
+        alpha = alpha.astype(system.size.dtype)
 
         def next_term(_: Any, carry: Any) -> Any:
-            total, term, norm, _ = carry
+            total, term, size, _ = carry
             total = jax.tree.map(jnp.add, total, term)
-            term = axpy(-alpha, product(cast_like(term, vector)), term)
-            return total, term, jnp.sqrt(dot(term, term)), norm
+            term = axpy(-alpha, system.product(term), term)
+            return total, term, norm(term), size
 
-        zeros = jax.tree.map(jnp.zeros_like, b)
-        start = jnp.sqrt(dot(b, b))
-        total, _, norm, before = lax.fori_loop(
-            0, self.num_terms, next_term, (zeros, b, start, start)
+        # The term after the last of a symmetric A is the residual, (I - αA)ᴷ b.
+        num_steps = self.num_terms - (not system.is_symmetric)
+        zeros, start = jax.tree.map(jnp.zeros_like, system.b), system.size
+        total, term, size, before = lax.fori_loop(
+            0, num_steps, next_term, (zeros, system.b, start, start)
         )
-        # For a symmetric A, the norm of the terms is convex in their number on a log
-        # scale: once it grows, it grows for ever. Up to rounding of the products.
-        eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(vector)])
-        is_growing = norm > before * (1 + 10 * eps) + 10 * eps * start
-        is_growing |= (norm > start * (1 + 10 * eps)) | ~jnp.isfinite(norm)
+        if system.is_symmetric:
+            # The norms of the terms are convex in their number on a log scale: once
+            # they grow, up to the rounding of products, they grow forever.
+            leaves = jax.tree.leaves(system.like)
+            slack = 10 * max([float(jnp.finfo(leaf).eps) for leaf in leaves])
+            is_growing = size > before * (1 + slack) + slack * start
+            is_growing |= size > start * (1 + slack)
+            residual = size
+        else:
+            total = jax.tree.map(jnp.add, total, term)
+            is_growing = (size > before) & (size > start)
+            residual = jnp.full_like(size, jnp.nan)
+        is_diverging = is_growing | ~jnp.isfinite(size) | ~all_finite(total)
         outcome = first_failure(
-            (~jnp.isfinite(scale), RESULTS.nonfinite_input),
             (~jnp.isfinite(alpha), RESULTS.nonfinite_operator),
             (is_indefinite, RESULTS.indefinite),
-            (is_growing | ~all_finite(total), RESULTS.diverging),
+            (is_diverging, RESULTS.diverging),
         )
-        scale = scale * alpha
-        x = jax.tree.map(lambda a: a * scale.astype(a.dtype), total)
         stats = {
             "num_steps": jnp.asarray(self.num_terms, jnp.int32),
             "step_size": alpha,
-            "residual": norm,
+            "residual": residual,
         }
-        return cast_like(x, vector), outcome, stats
+        return scale(alpha, total), outcome, stats
 
 
 @eqx.filter_jit
@@ -147,9 +145,9 @@ def _extreme_eigenvalues(operator: lx.AbstractLinearOperator) -> tuple[Array, Ar
     product = lx.linearise(operator).mv
     structure = operator.in_structure()
     num_steps = min(_LANCZOS_STEPS, max(operator.in_size(), 1))
-    leaves, treedef = jax.tree.flatten(structure)
-    keys = jr.split(jr.key(0), max(len(leaves), 1))
-    v, _ = normalised(treedef.unflatten(map(_normal, keys, leaves)))
+    # Not signs: eigenvectors of small matrices have such entries, and from an
+    # eigenvector Lanczos sees no other.
+    v, _ = normalised(normals(jr.key(0), structure))
 
     def step(carry: Any, _: Any) -> tuple[Any, tuple[Array, Array]]:
         v, v_before, beta = carry
@@ -165,11 +163,3 @@ def _extreme_eigenvalues(operator: lx.AbstractLinearOperator) -> tuple[Array, Ar
     _, (a, b) = lax.scan(step, (v, zero, beta), None, length=num_steps)
     theta, s = jnp.linalg.eigh(jnp.diag(a) + jnp.diag(b[:-1], 1) + jnp.diag(b[:-1], -1))
     return theta[0], theta[-1] + jnp.abs(b[-1] * s[-1, -1])
-
-
-# Not signs: eigenvectors of small matrices have such entries, and from an eigenvector
-# Lanczos sees no other.
-def _normal(key: Array, like: jax.ShapeDtypeStruct) -> Array:
-    z = jr.normal(key, like.shape, wide_dtype(like))
-    sharding = explicit_sharding(like)
-    return z if sharding is None else jax.sharding.reshard(z, sharding)

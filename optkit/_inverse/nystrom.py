@@ -1,54 +1,30 @@
 """The randomised Nyström approximation: the leading eigenvalues, inverted exactly."""
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import jax.random as jr
 import lineax as lx
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._check import (
-    check_key,
-    check_positive_int,
-    check_vector,
-)
-from .._curvature.base import (
-    AbstractCurvature,
-    check_symmetric,
-)
-from .._results import (
-    RESULTS,
-    first_failure,
-)
-from .._types import (
-    Params,
-    wide_dtype,
-)
+from .._check import Check
+from .._curvature.damped import split_damping
+from .._results import RESULTS, first_failure
+from .._types import Params, wide_dtype
 from .._vector import (
     all_finite,
     axpy,
     cast_like,
     combine,
     gram,
+    normals,
     project,
     widen,
 )
-from .base import (
-    AbstractExplicitInverse,
-    split_damping,
-)
-from .columns import (
-    columns,
-    identity_entries,
-    small_dtype,
-)
-from .inverse import (
-    Inverse,
-    check_inverse,
-)
+from .base import AbstractExplicitInverse, Solved
+from .columns import columns, identity_entries, small_dtype
 
 
 class NystromFactor(NamedTuple):
@@ -104,28 +80,24 @@ class Nystrom(AbstractExplicitInverse):
 
     rank: int = eqx.field(static=True)
     key: Array
+    needs_symmetric: ClassVar[bool] = True
 
     def __init__(self, rank: int, *, key: Array) -> None:
-        check_positive_int("ok.Nystrom", "rank", rank)
-        check_key("ok.Nystrom", key)
+        check = Check("ok.Nystrom")
+        check.count(rank=rank)
+        check.key(key)
         self.rank, self.key = rank, key
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> NystromFactor:
         """Products with random vectors, and their eigendecomposition."""
         curvature, _ = split_damping(operator)
-        check_symmetric("ok.Nystrom", curvature)
-        size = curvature.in_size()
-        if self.rank > size:
-            raise ValueError(
-                f"`ok.Nystrom` got rank={self.rank} for a curvature of {size} "
-                f"coordinates. Lower it to at most {size}; for few coordinates "
-                f"`lx.Cholesky()` is exact."
-            )
+        limit, reason = curvature.in_size(), "the number of coordinates"
+        Check("ok.Nystrom").at_most(limit, reason, rank=self.rank)
         return _sketch(curvature, self.key, self.rank)
 
     def apply(
         self, operator: lx.AbstractLinearOperator, factor: NystromFactor, vector: Params
-    ) -> tuple[Params, Any, dict[str, Any]]:
+    ) -> Solved:
         """Two passes over U."""
         _, damping = split_damping(operator)
         outcome = first_failure(
@@ -135,7 +107,7 @@ class Nystrom(AbstractExplicitInverse):
             (damping <= 0, RESULTS.undamped),
         )
         weights = _weights(factor.values, damping)
-        value = _update(factor.vectors, weights, 1 / damping, vector)
+        value = update(factor.vectors, weights, 1 / damping, vector)
         stats = {
             "rank": jnp.asarray(self.rank, jnp.int32),
             "smallest_value": factor.values[0],
@@ -166,97 +138,15 @@ class Nystrom(AbstractExplicitInverse):
         return identity_entries(a, b, rest.dtype) / damping.astype(rest.dtype) + rest
 
 
-class NystromPreconditioner(AbstractCurvature):
-    """(Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU: `ok.nystrom_preconditioner` makes it."""
-
-    vectors: PyTree
-    weights: Float[Array, " r"]
-
-    @property
-    def is_psd(self) -> bool:
-        """True."""
-        return True
-
-    def mv(self, vector: Params) -> Params:
-        """X - Uᵀ(w ∘ Ux)."""
-        check_vector("ok.nystrom_preconditioner", vector, self.in_structure())
-        one = jnp.ones((), self.weights.dtype)
-        return _update(self.vectors, self.weights, one, vector)
-
-    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """The structure of the params."""
-        return jax.tree.map(
-            lambda u: jax.ShapeDtypeStruct(u.shape[1:], u.dtype), self.vectors
-        )
-
-    def diagonal(self) -> Params:
-        """One, less the weighted squares of the columns of U."""
-        one = jnp.ones((), self.weights.dtype)
-        return _diagonal(self.vectors, self.weights, one)
-
-
-def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
-    """What an `ok.Nystrom` inverse makes of conjugate gradients' condition number.
-
-    M = (Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU, with Λ_r the smallest of the eigenvalues in
-    Λ. The r leading ones of C + λI become Λ_r + λ, the others stay, so the condition
-    number is about (Λ_r + λ) / (λ_min + λ).
-
-    Args:
-        inverse: `ok.invert(C, ok.Nystrom(...), damping=λ)`.
-
-    Returns:
-        An operator for `ok.CG(preconditioner=...)`.
-
-    Raises:
-        ValueError: for an inverse by another method.
-        TypeError: for what is no `ok.Inverse`.
-        RuntimeError: at run time, for a C that is not finite or not positive
-            semidefinite.
-
-    Example:
-        >>> import jax, jax.numpy as jnp, optkit as ok
-        >>> C = ok.LowRank(jnp.diag(jnp.array([30.0, 20.0, 1.0, 0.1])))
-        >>> P = ok.invert(C, ok.Nystrom(2, key=jax.random.key(0)), damping=0.1)
-        >>> fast = ok.CG(preconditioner=ok.nystrom_preconditioner(P))
-        >>> print([f"{x:.3f}" for x in ok.invert(C, fast, damping=0.1).mv(jnp.ones(4))])
-        ['0.001', '0.002', '0.909', '9.091']
-
-    Reference:
-        Frangella, Tropp and Udell 2023, arXiv:2110.02820, equation 1.3.
-    """
-    check_inverse("ok.nystrom_preconditioner", inverse)
-    if not isinstance(inverse.solver, Nystrom):
-        raise ValueError(
-            f"`ok.nystrom_preconditioner` needs an inverse by `ok.Nystrom`, got one by "
-            f"`{type(inverse.solver).__name__}`. Make it by `ok.invert(C, "
-            f"ok.Nystrom(rank, key=key), damping=...)`."
-        )
-    factor = inverse.factor
-    _, damping = split_damping(inverse.operator)
-    values = factor.values + damping.astype(factor.values.dtype)
-    outcome = first_failure(
-        (~all_finite(factor), RESULTS.nonfinite_operator),
-        (factor.is_indefinite, RESULTS.indefinite),
-    )
-    weights = values[0] / values - 1
-    weights = outcome.error_if(weights, outcome != RESULTS.successful)
-    return NystromPreconditioner(factor.vectors, weights)
-
-
 @eqx.filter_jit
 def _sketch(
     curvature: lx.AbstractLinearOperator, key: Array, rank: int
 ) -> NystromFactor:
     """U and Λ. A matrix of r rows, times an r x r matrix from the left, is `_mix`."""
     structure = curvature.in_structure()
-    leaves, treedef = jax.tree.flatten(structure)
-    eps = max([float(jnp.finfo(leaf.dtype).eps) for leaf in leaves])
+    eps = max([float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(structure)])
 
-    def draw(key: Array, like: jax.ShapeDtypeStruct) -> Array:
-        return jr.normal(key, (rank, *like.shape), wide_dtype(like))
-
-    omega = treedef.unflatten(map(draw, jr.split(key, len(leaves)), leaves))
+    omega = normals(key, structure, rank)
     # Cholesky orthonormalises to rounding in two rounds.
     for _ in range(2):
         lower = jnp.linalg.cholesky(_small(gram(omega)))
@@ -303,7 +193,7 @@ def _weights(values: Array, damping: Array) -> Array:
     return -values / (damping * (values + damping))
 
 
-def _update(vectors: PyTree, weights: Array, scale: Array, x: Params) -> Params:
+def update(vectors: PyTree, weights: Array, scale: Array, x: Params) -> Params:
     """S x + Uᵀ(w ∘ Ux)."""
     c = project(vectors, x)
     rest = combine(weights.astype(c.dtype) * c, vectors)
@@ -317,10 +207,10 @@ def _update(vectors: PyTree, weights: Array, scale: Array, x: Params) -> Params:
 
 
 def _update_diagonal(vectors: PyTree, values: Array, damping: Array) -> Params:
-    return _diagonal(vectors, _weights(values, damping), 1 / damping)
+    return diagonal_of_update(vectors, _weights(values, damping), 1 / damping)
 
 
-def _diagonal(vectors: PyTree, weights: Array, scale: Array) -> Params:
+def diagonal_of_update(vectors: PyTree, weights: Array, scale: Array) -> Params:
     """The diagonal of s I + Uᵀ diag(w) U."""
 
     def leaf_diagonal(u: Array) -> Array:

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .._curvature.low_rank import LowRank
+from .._check import Check
+from .._curvature.damped import split_damping
 from .._types import Params
 from .._vector import (
     axpy,
@@ -14,24 +15,15 @@ from .._vector import (
     combine,
     combine_blocks,
     common_dtype,
-    dot,
+    norm,
     num_rows,
     project_blocks,
     structure_of,
+    subtract,
 )
-from .base import (
-    fit_for_use,
-    split_damping,
-    with_derivative_of,
-)
-from .inverse import (
-    Inverse,
-    check_inverse,
-)
-from .woodbury import (
-    GramFactor,
-    damped_gram,
-)
+from .base import raise_if_failed, with_derivative_of
+from .inverse import Inverse, check_inverse
+from .woodbury import GramFactor, damped_gram
 
 
 def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
@@ -60,25 +52,22 @@ def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
         >>> ok.solve_rows(P, jnp.array([1.0])).round(3)
         Array([0.25, 0.25], dtype=float32)
     """
-    check_inverse("ok.solve_rows", inverse)
+    check = Check("ok.solve_rows")
+    check_inverse(check, inverse)
     curvature, damping = split_damping(inverse.operator)
     factor = inverse.factor
-    if not isinstance(factor, GramFactor) or not isinstance(curvature, LowRank):
-        raise ValueError(
-            f"`ok.solve_rows` needs an inverse of a `LowRank` curvature by "
-            f"`ok.Woodbury`, got one of `{type(curvature).__name__}` by "
-            f"`{type(inverse.solver).__name__}`. Use `P.mv`."
-        )
-    if jnp.shape(coefficients) != factor.values.shape:
-        raise ValueError(
-            f"`ok.solve_rows` needs one coefficient for each of the "
-            f"{factor.values.shape[0]} rows, got shape {jnp.shape(coefficients)}. For "
-            f"many, `jax.vmap` it."
-        )
+    check.that(
+        isinstance(factor, GramFactor),
+        f"needs an inverse of a `LowRank` curvature by `ok.Woodbury`, got one of "
+        f"`{type(curvature).__name__}` by `{type(inverse.solver).__name__}`. Use "
+        f"`P.mv`.",
+    )
+    advice = "Pass one for each row; for many, `jax.vmap` it."
+    check.shapes(advice, coefficients=(coefficients, factor.values.shape))
     known = _solve_rows(curvature.rows, factor, damping, coefficients)
     inputs = (curvature.rows, damping, coefficients)
     solved = with_derivative_of(_solve_rows_anew, inputs, known)
-    return fit_for_use(solved, inverse.operator, factor)
+    return raise_if_failed(solved, inverse.operator, factor)
 
 
 # In the eigenbasis UUᵀ = V diag(σ) Vᵀ, the result is UᵀV (Vᵀc / (σ + λ)). Two things go
@@ -126,9 +115,9 @@ def _solve_rows(
     a = v @ (jnp.where(is_large, 0, damping / (sigma + damping)) * (v.T @ c))
     t = combined(a)
     if is_refined:
-        t = jax.tree.map(jnp.subtract, t, combined(solve(0, gram_times(t))))
+        t = subtract(t, combined(solve(0, gram_times(t))))
     rounding = 4 * eps * jnp.sqrt(jnp.sum(a**2) * sigma[-1])
-    is_real = jnp.sqrt(dot(t, t)).astype(sigma.dtype) > rounding
+    is_real = norm(t).astype(sigma.dtype) > rounding
     solved = axpy(jnp.where(is_real, 1 / damping, 0), t, y)
     return cast_like(solved, structure_of(rows, drop=1))
 

@@ -11,7 +11,7 @@ one times m. Its recursions are an elimination of K in disguise: the same number
 m steps in sequence where this has one decomposition.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,37 +20,14 @@ import lineax as lx
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from .._curvature.low_rank import (
-    BlockLowRank,
-    LowRank,
-)
-from .._results import (
-    RESULTS,
-    first_failure,
-)
-from .._types import (
-    Params,
-    wide_dtype,
-)
-from .._vector import (
-    all_finite,
-    combine_blocks,
-    gram,
-    num_rows,
-    project_blocks,
-)
-from .base import (
-    AbstractExplicitInverse,
-    split_damping,
-    with_derivative_of,
-)
-from .blocks import (
-    BlockFactor,
-    block_diagonal,
-    block_entry,
-    block_solve,
-    factor_blocks,
-)
+from .._check import Check
+from .._curvature.damped import split_damping
+from .._curvature.low_rank import BlockLowRank, LowRank
+from .._results import RESULTS, first_failure
+from .._types import Params, wide_dtype
+from .._vector import all_finite, combine_blocks, gram, num_rows, project_blocks
+from .base import AbstractExplicitInverse, Solved, with_derivative_of
+from .blocks import BlockFactor, block_diagonal, block_entry, block_solve, factor_blocks
 from .columns import (
     accurate_gram,
     by_chunks,
@@ -104,6 +81,7 @@ class Woodbury(AbstractExplicitInverse):
     """
 
     store_whitened: bool = eqx.field(static=True, default=False)
+    needs_symmetric: ClassVar[bool] = True
 
     def factorise(
         self, operator: lx.AbstractLinearOperator
@@ -112,12 +90,11 @@ class Woodbury(AbstractExplicitInverse):
         curvature, damping = _split(operator)
         if isinstance(curvature, BlockLowRank):
             return factor_blocks(curvature, damping)
-        if not isinstance(curvature, LowRank):
-            raise ValueError(
-                f"`ok.Woodbury` needs a `LowRank` curvature, got "
-                f"`{type(curvature).__name__}`. Sketch one with `ok.Nystrom(rank=...)`,"
-                f" or use `ok.CG(...)`."
-            )
+        Check("ok.Woodbury").that(
+            isinstance(curvature, LowRank),
+            f"needs a `LowRank` curvature, got `{type(curvature).__name__}`. Sketch one "
+            f"with `ok.Nystrom(rank=...)`, or use `ok.CG(...)`.",
+        )
         vectors, values = decompose(accurate_gram(curvature.rows))
         whitened = None
         if self.store_whitened:
@@ -129,7 +106,7 @@ class Woodbury(AbstractExplicitInverse):
         operator: lx.AbstractLinearOperator,
         factor: GramFactor | BlockFactor,
         vector: Params,
-    ) -> tuple[Params, Any, dict[str, Any]]:
+    ) -> Solved:
         """(x - Uᵀ(λI + UUᵀ)⁻¹ U x) / λ."""
         curvature, damping = _split(operator)
         is_broken = ~all_finite(factor)

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Int, PyTree
 
-from .._check import check_positive_int
+from .._check import Check
 from .solver import Solver
 
 
@@ -87,46 +87,42 @@ def run(
         >>> print(state.x.round(4), history.upper.shape)
         [0.5 0.5] (100,)
     """
-    if not isinstance(solver, Solver):
-        raise TypeError(
-            f"`ok.run` needs an `ok.Solver`, such as `ok.bilevel.soba(...)`, got "
-            f"{solver!r}."
-        )
-    check_positive_int("ok.run", "num_steps", num_steps)
-    check_positive_int("ok.run", "every", every)
+    check = Check("ok.run")
+    wanted = "an `ok.Solver`, such as `ok.bilevel.soba(...)`,"
+    check.instance(Solver, wanted, solver=solver)
+    check.count(num_steps=num_steps, every=every)
     start = int(np.ravel(state.count)[0]) if first is None else first
     if callable(batches):
-        _check_hashable(batches)
+        check.that(
+            _is_hashable(batches),
+            f"compiles once for a function of batches, and needs one that can be "
+            f"hashed, got `{type(batches).__name__}`. Pass a plain function, `lambda "
+            f"step: batches(step)`.",
+            TypeError,
+        )
         chunks = _compiled(solver, batches, state, (start, start + num_steps, every))
-    elif isinstance(batches, Iterable):
+    else:
+        wanted = "a function of the step (`lambda step: batch`), or an iterable,"
+        check.instance(Iterable, wanted, batches=batches)
         taken = islice(batches, num_steps)
         chunks = _stepwise(solver, taken, state, (start, every))
-    else:
-        raise TypeError(
-            f"`ok.run` needs batches as a function of the step or an iterable, got "
-            f"{batches!r}. For one batch at all steps pass `lambda step: batch`."
-        )
     history, last = [], state
     for following, position, infos in chunks:
         last = following
         history.append(infos)
         if report is not None:
             report(position, jax.tree.map(lambda a: a[-1], infos))
-    if not history:
-        raise ValueError("`ok.run` got an iterable without batches. Pass a new one.")
+    check.that(history, "got an iterable without batches. Pass a new one.")
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *history)
     return Run(last, joined)
 
 
-def _check_hashable(batches: Any) -> None:
+def _is_hashable(x: Any) -> bool:
     try:
-        hash(batches)
-    except TypeError as error:
-        raise TypeError(
-            f"`ok.run` compiles once for a function of batches, and needs one that can "
-            f"be hashed, got `{type(batches).__name__}`, which cannot. Pass a plain "
-            f"function, `lambda step: batches(step)`."
-        ) from error
+        hash(x)
+    except TypeError:
+        return False
+    return True
 
 
 Chunks = Iterator[tuple[Any, int, Any]]

@@ -13,14 +13,8 @@ from .arithmetic import (
     where as where,
     widen as widen,
 )
-from .blocks import (
-    combine_blocks as combine_blocks,
-    project_blocks as project_blocks,
-)
-from .random import (
-    normals as normals,
-    signs as signs,
-)
+from .blocks import combine_blocks as combine_blocks, project_blocks as project_blocks
+from .random import normals as normals, signs as signs
 from .rows import (
     combine as combine,
     gram as gram,
@@ -36,6 +30,7 @@ from .select import smallest as smallest
 from .structure import (
     common_dtype as common_dtype,
     explicit_sharding as explicit_sharding,
+    first_difference as first_difference,
     from_vector as from_vector,
     structure_of as structure_of,
     to_vector as to_vector,

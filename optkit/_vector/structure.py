@@ -1,10 +1,12 @@
 """The structure of a pytree, and its entries in one vector."""
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import jax.tree_util as jtu
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
@@ -64,3 +66,32 @@ def from_vector(vector: Float[Array, " n"], structure: PyTree) -> PyTree:
         taken.append(vector[start:stop].reshape(leaf.shape).astype(leaf.dtype))
         start = stop
     return treedef.unflatten(taken)
+
+
+class Difference(NamedTuple):
+    """The first place where a tree differs from its reference."""
+
+    kind: Literal["structure", "shape", "dtype"]
+    where: str  # the path of the leaf, such as "['w']"
+    got: Any
+    wanted: Any
+
+
+def first_difference(
+    tree: PyTree,
+    reference: PyTree,
+    dtype_of: Callable[[Any], Any] | None = jnp.result_type,
+) -> Difference | None:
+    """Compares structure, then shape and dtype leaf by leaf; None if all agree."""
+    if (got := jax.tree.structure(tree)) != (want := jax.tree.structure(reference)):
+        return Difference("structure", "", got, want)
+    leaves = zip(
+        jtu.tree_leaves_with_path(tree), jax.tree.leaves(reference), strict=True
+    )
+    for (path, leaf), like in leaves:
+        where, shape, dtype = jtu.keystr(path), jnp.shape(like), jnp.result_type(like)
+        if jnp.shape(leaf) != shape:
+            return Difference("shape", where, jnp.shape(leaf), shape)
+        if dtype_of is not None and dtype_of(leaf) != dtype:
+            return Difference("dtype", where, jnp.result_type(leaf), dtype)
+    return None

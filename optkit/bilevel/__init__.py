@@ -1,38 +1,21 @@
 """Bilevel problems: hypergradients, and solvers that step both levels."""
 
-from ._base import (
-    Batches as Batches,
-    BilevelInfo as BilevelInfo,
-)
+from ._base import Batches as Batches, BilevelInfo as BilevelInfo
 from ._descent import (
     DescentState as DescentState,
     hypergradient_descent as hypergradient_descent,
 )
-from ._f2sa import (
-    F2saState as F2saState,
-    f2sa as f2sa,
-)
-from ._f3sa import (
-    F3saState as F3saState,
-    f3sa as f3sa,
-)
+from ._f2sa import f2sa as f2sa
+from ._f3sa import f3sa as f3sa
 from ._hypergradient import (
     AbstractHypergradient as AbstractHypergradient,
     HypergradientInfo as HypergradientInfo,
     hypergradient as hypergradient,
 )
-from ._implicit import (
-    Implicit as Implicit,
-    ImplicitProjected as ImplicitProjected,
-)
-from ._penalty import (
-    PenaltyState as PenaltyState,
-    penalty as penalty,
-)
-from ._penalty_momentum import (
-    PenaltyMomentumState as PenaltyMomentumState,
-    penalty_momentum as penalty_momentum,
-)
+from ._implicit import Implicit as Implicit, ImplicitProjected as ImplicitProjected
+from ._penalized import PenaltyState as PenaltyState
+from ._penalty import penalty as penalty
+from ._penalty_momentum import penalty_momentum as penalty_momentum
 from ._saba import (
     SabaMemory as SabaMemory,
     SabaState as SabaState,
@@ -44,16 +27,10 @@ from ._schedules import (
     scale_by_penalty as scale_by_penalty,
     sigma_schedule as sigma_schedule,
 )
-from ._soba import (
-    SobaState as SobaState,
-    soba as soba,
-)
+from ._soba import SobaState as SobaState, soba as soba
 from ._theory import (
     Constants as Constants,
     f2sa_schedule as f2sa_schedule,
     f3sa_schedule as f3sa_schedule,
 )
-from ._unrolled import (
-    ForwardMode as ForwardMode,
-    Unrolled as Unrolled,
-)
+from ._unrolled import ForwardMode as ForwardMode, Unrolled as Unrolled

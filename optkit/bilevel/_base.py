@@ -1,11 +1,10 @@
-"""What every solver of nested problems has in common.
+"""What every bilevel solver shares: its info, its batches, and the gradients it asks for.
 
     min_x F(x, y*(x))    y*(x) in argmin_y g(x, y)
 
 F is `upper(x, y, batch)` and g is `lower(x, y, batch)`, scalars of two pytrees x and y.
-A solver is two functions, like an optax transform: `init(x, y)` makes its state, and
-`step(state, batch)` takes one step of x, with whatever steps of y that needs, and says
-in `info` how it went. All of it is pure: a step jits once, scans, and vmaps over seeds.
+A solver is an `ok.Solver`: `init(x, y)` makes its state, and `step(state, batch)` takes
+one step of x, with whatever steps of y that needs, and says in `info` how it went.
 """
 
 import math
@@ -14,48 +13,38 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from .._check import (
-    check_function,
-    check_real,
-    check_scalar,
-    check_transform as check_transform,
-    first_difference,
-)
+from .._check import Check
 from .._results import RESULTS
 from .._types import Params
-from .._vector import all_finite, norm, where
+from .._vector import norm, subtract
 
 Batch: TypeAlias = PyTree
 Objective: TypeAlias = Callable[[Params, Params, Batch], Float[Array, ""]]
 """(x, y, batch) -> scalar."""
-
-Projection: TypeAlias = Callable[[Params], Params]
-"""From a variable to the nearest point of its set, as in `optax.projections`."""
 
 
 class BilevelInfo(NamedTuple):
     """What a human reads of a step; what a solver does not compute is NaN.
 
     Attributes:
-        upper: F at the (x, y) where its gradient was taken.
+        value: F at the (x, y) where its gradient was taken.
         lower: g there.
         hypergradient_norm: of the estimate that moved x.
-        residual: |∇_y g|, or of the step of y where y is constrained.
+        residual_norm: |∇_y g|, or of the projected step of y if y is constrained.
         penalty: the weight λ of g beside F, or 1/σ.
         result: an item of `ok.RESULTS`: what, if anything, is wrong.
         linear_residual: |H v - ∇_y F| / |∇_y F|, of methods that solve for v.
     """
 
-    upper: Float[Array, ""]
+    value: Float[Array, ""]
     lower: Float[Array, ""]
     hypergradient_norm: Float[Array, ""]
-    residual: Float[Array, ""]
-    penalty: Float[Array, ""]
-    result: Any
+    residual_norm: Float[Array, ""]
+    penalty: Any = math.nan
+    result: Any = RESULTS.successful
     linear_residual: Any = math.nan
 
 
@@ -75,30 +64,21 @@ class Batches(NamedTuple):
     lower_z: Batch = None  # ∇_y g of the second lower iterate, where there are two
 
 
-def scalar_objective(call: str, name: str, function: Objective) -> Objective:
-    """The function, refused with a message where it is none or returns no scalar."""
-    if not callable(function):
-        raise TypeError(f"`{call}` needs {name}(x, y, batch), got {function!r}.")
-
-    def objective(x: Params, y: Params, batch: Batch) -> Float[Array, ""]:
-        value = function(x, y, batch)
-        check_scalar(f"{call}({name})", value)
-        return value
-
-    return objective
-
-
-def check_variables(call: str, x: Params, y: Params) -> None:
-    """Raises a `TypeError` unless both variables are trees of real floating arrays."""
-    for name, variable in (("x", x), ("y", y)):
-        check_real(call, name, variable, "part of the batch")
-
-
 def batches_of(batch: Batch) -> tuple[Batches, bool]:
     """One batch for each oracle, and whether it is one for all of them."""
     if isinstance(batch, Batches):
         return batch, False
     return Batches(batch, batch, batch, batch, batch), True
+
+
+def objectives_of(check: Check, upper: Any, lower: Any) -> tuple[Objective, Objective]:
+    """F and g, which raise unless they return scalars."""
+    return check.scalar(upper, "upper"), check.scalar(lower, "lower")
+
+
+def check_variables(check: Check, x: Params, y: Params) -> None:
+    """Raises a `TypeError` unless both variables are trees of real floating arrays."""
+    check.real(x=x, y=y)
 
 
 def repeat(
@@ -121,9 +101,6 @@ def repeat(
 
     Returns:
         The last carry.
-
-    Raises:
-        ValueError: for a leading axis of another length than T.
     """
     if is_shared:
         return lax.fori_loop(0, num_steps, lambda _, c: body(c, batches), carry)
@@ -134,99 +111,13 @@ def repeat(
 
 def check_leading(batches: PyTree, num_steps: int) -> None:
     """Raises a `ValueError` unless there is a batch for each inner step."""
-    for leaf in jax.tree.leaves(batches):
-        if jnp.ndim(leaf) == 0 or jnp.shape(leaf)[0] != num_steps:
-            raise ValueError(
-                f"`ok.bilevel.Batches` needs a leading axis of {num_steps}, one batch for each "
-                f"inner step, got an array of shape {jnp.shape(leaf)}. Stack that many "
-                f"batches, or pass one shared batch that is not an `ok.bilevel.Batches`."
-            )
-
-
-def residual_of(
-    gradient: Params, variable: Params, project: Projection | None
-) -> Float[Array, ""]:
-    """|∇g|, or with a constraint |y - project(y - ∇g)|: zero where y is stationary."""
-    if project is None:
-        return norm(gradient)
-    moved = project(jax.tree.map(jnp.subtract, variable, gradient))
-    return norm(jax.tree.map(jnp.subtract, variable, moved))
-
-
-def descend(
-    call: str,
-    name: str,
-    transform: optax.GradientTransformation,
-    gradient: Params,
-    memory: PyTree,
-    variable: Params,
-    project: Projection | None,
-) -> tuple[Params, PyTree]:
-    """One step of an optax transform, and back into the constraint set.
-
-    Args:
-        call: the public function to name in a message.
-        name: what `variable` is to the user: "x" or "y".
-        transform: optax's.
-        gradient: like `variable`, in the same dtypes.
-        memory: the transform's state.
-        variable: what is stepped.
-        project: None where it is unconstrained.
-
-    Returns:
-        The variable and the transform's state after the step.
-
-    Raises:
-        ValueError: where transform or projection return another structure or shape.
-        TypeError: where they return another dtype, or the projection is no function.
-    """
-    updates, following = transform.update(gradient, memory, variable)
-    what = f"the optax transform of {name} returned a state"
-    check_kept(call, what, following, memory)
-    moved: Params = optax.apply_updates(variable, updates)
-    if project is not None:
-        check_function(call, f"project_{name}", project)
-        moved = project(moved)
-        check_kept(call, f"project_{name}({name}) returned a tree", moved, variable)
-    return moved, following
-
-
-def check_kept(call: str, what: str, tree: PyTree, reference: PyTree) -> None:
-    """Raises unless a tree has structure, shapes and dtypes of what it replaces."""
-    if (found := first_difference(tree, reference)) is None:
-        return
-    kind, where, got, want = found
-    advice = "Each step must return what it was given, so that a step compiles once."
-    if kind == "structure":
-        raise ValueError(
-            f"`{call}`: {what} of another structure. {advice}\n"
-            f"  got: {got}\n  wanted: {want}"
-        )
-    error = ValueError if kind == "shape" else TypeError
-    raise error(f"`{call}`: {what} of {kind} {got} at {where}, not {want}. {advice}")
-
-
-def keep_finite(
-    before: Any, after: Any, info: BilevelInfo, is_fine: Any = None
-) -> tuple[Any, BilevelInfo]:
-    """The state after a step, or where that is not finite the one before it.
-
-    A batch with a NaN, or a step that overflows, then changes nothing but `count`,
-    which counts calls, so that the next batch is another one.
-
-    Args:
-        before: the state, a NamedTuple with a field `count`.
-        after: the state that the step made of it.
-        info: of the step.
-        is_fine: whether `after` is finite, if it is known; None looks at all of it.
-
-    Returns:
-        A state, and `info` with the result `nonfinite_gradient` where it was kept.
-    """
-    is_fine = all_finite(after) if is_fine is None else is_fine
-    result = RESULTS.where(is_fine, info.result, RESULTS.nonfinite_gradient)
-    kept = where(is_fine, after, before)._replace(count=after.count)
-    return kept, info._replace(result=result)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
+    Check("ok.bilevel.Batches").that(
+        all(shape[:1] == (num_steps,) for shape in shapes),
+        f"needs a leading axis of {num_steps}, one batch for each inner step, got "
+        f"arrays of shapes {shapes}. Stack that many batches, or pass one shared batch "
+        f"that is not an `ok.bilevel.Batches`.",
+    )
 
 
 def slope_of(
@@ -245,18 +136,8 @@ def slope_of(
 def relative_residual(product: Params, b: Params) -> Float[Array, ""]:
     """|product - b| / |b|; of b = 0, the norm itself."""
     size = norm(b)
-    left = norm(jax.tree.map(jnp.subtract, product, b))
+    left = norm(subtract(product, b))
     return left / jnp.where(size > 0, size, 1)
-
-
-def objectives_of(
-    call: str, upper: Objective, lower: Objective
-) -> tuple[Objective, Objective]:
-    """F and g, checked to return scalars."""
-    return (
-        scalar_objective(call, "upper", upper),
-        scalar_objective(call, "lower", lower),
-    )
 
 
 def upper_slopes(

@@ -7,31 +7,24 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from .._check import check_positive_int
+from .._check import Check
+from .._results import RESULTS
+from .._solver.guard import guard
+from .._solver.move import Move, Projection, mover
 from .._solver.solver import Solver
 from .._types import Params
-from .._vector import (
-    norm,
-    strong,
-)
+from .._vector import all_finite, norm, strong
 from ._base import (
     Batch,
     Batches,
     BilevelInfo,
     Objective,
-    Projection,
     batches_of,
-    check_transform,
     check_variables,
-    descend,
-    keep_finite,
     objectives_of,
     repeat,
 )
-from ._hypergradient import (
-    AbstractHypergradient,
-    check_method,
-)
+from ._hypergradient import AbstractHypergradient, check_method
 
 
 class DescentState(NamedTuple):
@@ -114,80 +107,79 @@ def hypergradient_descent(
         Ghadimi and Wang 2018, arXiv:1802.02246; with warm starts, Arbel and Mairal
         2022, arXiv:2111.14580; unrolled, Franceschi et al. 2018, arXiv:1806.04910.
     """
-    call = "ok.bilevel.hypergradient_descent"
-    objectives = objectives_of(call, upper, lower)
-    check_transform(call, "outer", outer)
-    check_method(call, method)
-    check_positive_int(call, "inner_steps", inner_steps)
-    _check_inner(call, method, inner, inner_steps, project_y)
+    check = Check("ok.bilevel.hypergradient_descent")
+    objectives = objectives_of(check, upper, lower)
+    check_method(check, method)
+    check.count(inner_steps=inner_steps)
+    move_x = mover(check, "x", project_x, outer=outer)
+    move_y = _inner_mover(check, method, inner, inner_steps, project_y)
 
     def init(x: Params, y: Params) -> DescentState:
-        check_variables(call, x, y)
+        check_variables(check, x, y)
         x, y = strong(x), strong(y)
-        memory = None if inner is None else inner.init(y)
+        memory = None if move_y is None else move_y.init(y)
         count = jnp.zeros((), jnp.int32)
-        return DescentState(x, y, outer.init(x), memory, method.init(y), count)
+        return DescentState(x, y, move_x.init(x), memory, method.init(y), count)
 
-    def inner_loop(
-        state: DescentState, given: Batches, is_shared: bool
-    ) -> tuple[Params, PyTree]:
-        if inner is None:
-            return state.y, state.inner
-        transform = inner
+    def inner_loop(state: DescentState, given: Batches, is_shared: bool) -> PyTree:
+        carry = state.y, state.inner
+        if move_y is None:
+            return carry
 
         def body(carry: PyTree, batch: Batch) -> PyTree:
             y, memory = carry
             g_y = jax.grad(objectives[1], argnums=1)(state.x, y, batch)
-            return descend(call, "y", transform, g_y, memory, y, project_y)
+            return move_y(g_y, memory, y)
 
-        carry, batches = (state.y, state.inner), given.lower_y
+        batches = given.lower_y
         return repeat(body, carry, batches, num_steps=inner_steps, is_shared=is_shared)
 
     def step(state: DescentState, batch: Batch) -> tuple[DescentState, BilevelInfo]:
         given, is_shared = batches_of(batch)
-        y, inner_memory = inner_loop(state, given, is_shared)
+        y, memory_y = inner_loop(state, given, is_shared)
         gradient, found, memory = method.estimate(
             objectives, state.x, y, (given, is_shared), state.memory
         )
-        x, outer_memory = descend(
-            call, "x", outer, gradient, state.outer, state.x, project_x
-        )
+        x, memory_x = move_x(gradient, state.outer, state.x)
         info = BilevelInfo(
-            found.upper,
+            found.value,
             found.lower,
             norm(gradient),
-            found.residual,
-            jnp.full((), jnp.nan, found.upper.dtype),
-            found.result,
-            found.linear_residual,
+            found.residual_norm,
+            linear_residual=found.linear_residual,
         )
-        after = DescentState(
-            x, found.y, outer_memory, inner_memory, memory, state.count + 1
+        count = state.count + 1
+        after = DescentState(x, found.y, memory_x, memory_y, memory, count)
+        return guard(
+            state,
+            after,
+            info,
+            fatal=((~all_finite(after), RESULTS.nonfinite_gradient),),
+            doubtful=((found.result != RESULTS.successful, found.result),),
+            always={"count": count},
         )
-        return keep_finite(state, after, info)
 
     return Solver(init, jax.jit(step))
 
 
-def _check_inner(
-    call: str,
+def _inner_mover(
+    check: Check,
     method: AbstractHypergradient,
     inner: Any,
     inner_steps: int,
     project_y: Projection | None,
-) -> None:
-    """Raises unless somebody moves y, and one alone."""
-    name = f"ok.{type(method).__name__}"
-    if not method.moves_y:
-        if inner is None:
-            raise ValueError(
-                f"`{call}` needs `inner=`, an optax transform that moves y: `{name}` "
-                f"does not."
-            )
-        check_transform(call, "inner", inner)
-    elif inner is not None or inner_steps != 1 or project_y is not None:
-        raise ValueError(
-            f"`{call}` got inner, inner_steps or project_y beside `{name}`, which "
-            f"takes the steps of y itself. Give them to `{name}(num_steps, inner, "
-            f"project_y=...)` alone."
+) -> Move | None:
+    """How y moves, or None where the method moves it itself."""
+    name = f"ok.bilevel.{type(method).__name__}"
+    if method.moves_y:
+        check.that(
+            inner is None and inner_steps == 1 and project_y is None,
+            f"got inner, inner_steps or project_y, and `{name}` takes the steps of y "
+            f"itself. Pass them to `{name}(num_steps, inner, project_y=...)` alone.",
         )
+        return None
+    check.that(
+        inner is not None,
+        f"needs `inner=`, an optax transform that moves y: `{name}` does not.",
+    )
+    return mover(check, "y", project_y, inner=inner)

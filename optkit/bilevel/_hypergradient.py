@@ -8,43 +8,39 @@ lead to y (`ok.bilevel.Unrolled`, `ok.bilevel.ForwardMode`).
 """
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
 from jaxtyping import Array, Float, PyTree
 
+from .._check import Check
+from .._results import RESULTS
 from .._types import Params
-from ._base import (
-    Batch,
-    Batches,
-    Objective,
-    batches_of,
-    check_variables,
-    objectives_of,
-)
+from ._base import Batch, Batches, Objective, batches_of, check_variables, objectives_of
 
 
 class HypergradientInfo(NamedTuple):
     """How a hypergradient came about.
 
     Attributes:
-        upper: F where it was taken.
+        value: F where it was taken.
         lower: g there.
         y: there: the y given, or what the unrolled steps made of it.
         direct: ∇_x F, the part that does not go through y.
-        residual: |∇_y g|, or of the projected step, as in `ok.bilevel.BilevelInfo`.
+        residual_norm: |∇_y g|, or of the projected step if y is constrained.
         linear_residual: |H v - ∇_y F| / |∇_y F|; NaN where nothing is solved.
         result: an item of `ok.RESULTS`: how the solve went.
     """
 
-    upper: Float[Array, ""]
+    value: Float[Array, ""]
     lower: Float[Array, ""]
     y: Params
     direct: Params
-    residual: Float[Array, ""]
-    linear_residual: Any
-    result: Any
+    residual_norm: Float[Array, ""]
+    linear_residual: Any = math.nan
+    result: Any = RESULTS.successful
 
 
 class AbstractHypergradient(eqx.Module):
@@ -117,14 +113,14 @@ def hypergradient(
         >>> gradient(x, 3 * x, None)[0]  # of ½ (3x)²
         Array([9.], dtype=float32)
     """
-    call = "ok.bilevel.hypergradient"
-    objectives = objectives_of(call, upper, lower)
-    check_method(call, method)
+    check = Check("ok.bilevel.hypergradient")
+    objectives = objectives_of(check, upper, lower)
+    check_method(check, method)
 
     def estimate(
         x: Params, y: Params, batch: Batch
     ) -> tuple[Params, HypergradientInfo]:
-        check_variables(call, x, y)
+        check_variables(check, x, y)
         given = batches_of(batch)
         gradient, info, _ = method.estimate(objectives, x, y, given, method.init(y))
         return gradient, info
@@ -132,10 +128,7 @@ def hypergradient(
     return estimate
 
 
-def check_method(call: str, method: Any) -> None:
-    """Raises a `TypeError` for what is not a method of hypergradients."""
-    if not isinstance(method, AbstractHypergradient):
-        raise TypeError(
-            f"`{call}` needs a method such as `ok.bilevel.Implicit(ok.CG())` or `ok.bilevel.Unrolled("
-            f"20, optax.sgd(0.1))`, got {method!r}."
-        )
+def check_method(check: Check, method: Any) -> None:
+    """Raises a `TypeError` unless this is a method for hypergradients."""
+    wanted = "a method such as `ok.bilevel.Implicit(ok.CG())`"
+    check.instance(AbstractHypergradient, wanted, method=method)

@@ -20,39 +20,18 @@ import lineax as lx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree
 
-from .._check import (
-    check_non_negative,
-    check_positive,
-)
-from .._curvature.autodiff import hessian
-from .._implicit.linear import (
-    attempt,
-    for_general,
-)
+from .._check import Check
+from .._curvature.hessian import hessian
+from .._implicit.linear import for_general
+from .._inverse.adapter import as_method
 from .._inverse.base import AbstractInverse
 from .._inverse.gmres import GMRES
 from .._inverse.inverse import invert
+from .._solver.move import Projection
 from .._types import Params
-from .._vector import (
-    cast_like,
-    explicit_sharding,
-    norm,
-    structure_of,
-)
-from ._base import (
-    Batch,
-    Batches,
-    Objective,
-    Projection,
-    check_kept,
-    relative_residual,
-    slope_of,
-    upper_slopes,
-)
-from ._hypergradient import (
-    AbstractHypergradient,
-    HypergradientInfo,
-)
+from .._vector import axpy, cast_like, explicit_sharding, norm, structure_of, subtract
+from ._base import Batch, Batches, Objective, relative_residual, slope_of, upper_slopes
+from ._hypergradient import AbstractHypergradient, HypergradientInfo
 
 Curvature = Callable[[Params, Params, Batch], lx.AbstractLinearOperator]
 """(x, y, batch) -> an operator that stands for H."""
@@ -115,12 +94,10 @@ class Implicit(AbstractHypergradient):
         curvature: Curvature | None = None,
         warm_start: bool = False,
     ) -> None:
-        if not isinstance(solver, lx.AbstractLinearSolver):
-            raise TypeError(
-                f"`ok.bilevel.Implicit` needs a method such as `ok.CG()` or `lx.Cholesky()`, "
-                f"got {solver!r}."
-            )
-        check_non_negative("ok.bilevel.Implicit", "damping", damping)
+        check = Check("ok.bilevel.Implicit")
+        check.method(solver=solver)
+        check.non_negative(damping=damping)
+        check.optional.function(curvature=curvature)
         self.solver, self.damping = solver, damping
         self.curvature, self.warm_start = curvature, warm_start
 
@@ -158,23 +135,16 @@ class Implicit(AbstractHypergradient):
                 solution = P.solve(b)
                 # Lineax's Cholesky returns float32 for a narrower b.
                 return cast_like(solution.value, b), solution.result
-            solution = P.solve(jax.tree.map(jnp.subtract, b, P.operator.mv(v)))
+            solution = P.solve(subtract(b, P.operator.mv(v)))
             added = cast_like(solution.value, b)
             return jax.tree.map(jnp.add, v, added), solution.result
 
         v, result = _on_auto_axes(solve, y)(arrays, x, y, batch, F_y, memory)
         g, g_y, pull = slope_of(lower, x, y, batch)
         J_v, H_v = pull(v)
-        info = HypergradientInfo(
-            F,
-            g,
-            y,
-            F_x,
-            norm(g_y),
-            relative_residual(H_v, F_y),
-            result,
-        )
-        gradient = jax.tree.map(jnp.subtract, F_x, J_v)
+        linear_residual = relative_residual(H_v, F_y)
+        info = HypergradientInfo(F, g, y, F_x, norm(g_y), linear_residual, result)
+        gradient = subtract(F_x, J_v)
         return gradient, info, v if self.warm_start else None
 
     def _curvature(
@@ -238,19 +208,10 @@ class ImplicitProjected(AbstractHypergradient):
         step_size: Any,
         solver: lx.AbstractLinearSolver | None = None,
     ) -> None:
-        solver = GMRES() if solver is None else solver
-        if not callable(project_y):
-            raise TypeError(
-                f"`ok.bilevel.ImplicitProjected` needs a projection, a function of y, got "
-                f"{project_y!r}."
-            )
-        if not isinstance(solver, lx.AbstractLinearSolver):
-            raise TypeError(
-                f"`ok.bilevel.ImplicitProjected` needs a solver such as `lx.LU()`, got "
-                f"{solver!r}."
-            )
-        check_positive("ok.bilevel.ImplicitProjected", "step_size", step_size)
-        self.solver = for_general("ok.bilevel.ImplicitProjected", solver, 1.0)
+        check = Check("ok.bilevel.ImplicitProjected")
+        check.function(project_y=project_y)
+        check.positive(step_size=step_size)
+        self.solver = for_general(check, GMRES() if solver is None else solver, 1.0)
         self.project_y, self.step_size = project_y, step_size
 
     @property
@@ -277,30 +238,25 @@ class ImplicitProjected(AbstractHypergradient):
 
         def mapping(x: Params, y: Params) -> tuple[Params, Array]:
             g, g_y = jax.value_and_grad(lower, argnums=1)(x, y, batch)
-            moved = jax.tree.map(lambda a, s: a - eta.astype(a.dtype) * s, y, g_y)
-            projected = self.project_y(moved)
-            check_kept("ok.bilevel.ImplicitProjected", "project_y(y) is", projected, y)
+            projected = self.project_y(axpy(-eta, g_y, y))
+            Check("ok.bilevel.ImplicitProjected").like(
+                "project_y(y)", projected, y, "y"
+            )
             return projected, g
 
         image, pull, g = jax.vjp(mapping, x, y, has_aux=True)
 
         def product(u: Params) -> Params:
-            return jax.tree.map(jnp.subtract, u, pull(u)[1])
+            return subtract(u, pull(u)[1])
 
         operator = lx.FunctionLinearOperator(product, structure_of(y))
-        factor = operator, self.solver.init(operator, {})
-        u, result, _ = attempt(self.solver, factor, F_y)
+        method = as_method(self.solver)
+        u, result, _ = method.apply(*method.init(operator, {}), F_y)
         through = pull(u)[0]
-        step = norm(jax.tree.map(jnp.subtract, y, image))
-        info = HypergradientInfo(
-            F,
-            g,
-            y,
-            F_x,
-            step / eta.astype(step.dtype),
-            relative_residual(product(u), F_y),
-            result,
-        )
+        step = norm(subtract(y, image))
+        residual = step / eta.astype(step.dtype)
+        linear_residual = relative_residual(product(u), F_y)
+        info = HypergradientInfo(F, g, y, F_x, residual, linear_residual, result)
         return jax.tree.map(jnp.add, F_x, through), info, memory
 
 

@@ -1,24 +1,34 @@
-"""The proximal term of the penalty methods: a pull to a centre that follows."""
+"""The proximal term of the penalty methods: a pull to a center that follows."""
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array
-
-from .._check import check_positive
-from .._types import (
-    Params,
-    wide_dtype,
-)
-from .._vector import axpy
+from .._check import Check
+from .._types import Params
+from .._vector import axpy, subtract
 
 
 class Proximal(NamedTuple):
-    """A proximal step ρ, None for infinity, and the averaging β of its centre."""
+    """A proximal term ½|y - center|²/ρ, and a center that follows y.
 
-    prox_step: Any
-    averaging: Any
+    Attributes:
+        prox_step: ρ; None is infinity.
+        averaging: β, the weight of the new y in the center; at 1 the center is y.
+    """
+
+    prox_step: Any = None
+    averaging: Any = 1.0
+
+    def check(self, check: Check) -> None:
+        """Raises for numbers out of range."""
+        check.optional.positive(prox_step=self.prox_step)
+        check.positive(averaging=self.averaging)
+        check.at_most(1, "as 1 is no average", averaging=self.averaging)
+
+    @property
+    def has_centers(self) -> bool:
+        """Whether the centers are other than y and z."""
+        number = isinstance(self.averaging, int | float)
+        return not (number and self.averaging == 1)
 
     def pull(self, grads: Params, y: Params, center: Params) -> Params:
         """The gradient plus (y - center)/ρ."""
@@ -27,24 +37,5 @@ class Proximal(NamedTuple):
         return axpy(1 / self.prox_step, axpy(-1.0, center, y), grads)
 
     def average(self, center: Params, y: Params) -> Params:
-        """(1-β) center + β y."""
-
-        def one(c: Array, v: Array) -> Array:
-            wide = wide_dtype(v)
-            beta = jnp.asarray(self.averaging, wide)
-            return ((1 - beta) * c.astype(wide) + beta * v.astype(wide)).astype(v.dtype)
-
-        return jax.tree.map(one, center, y)
-
-
-def as_proximal(call: str, prox_step: Any, averaging: Any) -> Proximal:
-    """Checks both numbers."""
-    if prox_step is not None:
-        check_positive(call, "prox_step", prox_step)
-    check_positive(call, "averaging", averaging)
-    if not isinstance(averaging, jax.Array) and averaging > 1:
-        raise ValueError(
-            f"`{call}` needs 0 < averaging <= 1, got averaging={averaging!r}. It is "
-            f"the weight of the new iterate in the centre; 1 is no average."
-        )
-    return Proximal(prox_step, averaging)
+        """(1 - β) center + β y."""
+        return axpy(self.averaging, subtract(y, center), center)

@@ -17,43 +17,23 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Int, PyTree
 
-from .._check import (
-    check_batch,
-    check_index,
-    check_positive_int,
-)
+from .._check import Check
 from .._results import RESULTS
+from .._solver.guard import guard
+from .._solver.move import Projection
 from .._solver.solver import Solver
-from .._types import (
-    Params,
-    wide_dtype,
-)
-from .._vector import (
-    cast_like,
-    norm,
-    where,
-    widen,
-)
+from .._types import Params, wide_dtype
+from .._vector import cast_like, subtract, where, widen
 from ._base import (
     Batch,
     Batches,
     BilevelInfo,
     Objective,
-    Projection,
-    keep_finite,
     objectives_of,
-    relative_residual,
-    residual_of,
     slope_of,
     upper_slopes,
 )
-from ._soba import (
-    Directions,
-    SobaState,
-    is_finite,
-    mover,
-    start,
-)
+from ._soba import SobaState, directions, is_finite, movers
 
 
 class Term(NamedTuple):
@@ -78,15 +58,24 @@ class SabaMemory(NamedTuple):
 class SabaState(NamedTuple):
     """What the next step of `ok.bilevel.saba` needs."""
 
-    x: Params
-    y: Params
-    v: Params  # towards -H⁻¹ ∇_y F; in float32 or wider
-    outer: PyTree
-    inner: PyTree
-    linear: PyTree
-    count: Int[Array, ""]  # of calls
+    variables: SobaState
     upper: SabaMemory  # of (∇_x F, ∇_y F)
     lower: SabaMemory  # of (∇_y g, J v, H v)
+
+    @property
+    def x(self) -> Params:
+        """The upper variable."""
+        return self.variables.x
+
+    @property
+    def y(self) -> Params:
+        """The lower variable."""
+        return self.variables.y
+
+    @property
+    def count(self) -> Array:
+        """The number of calls."""
+        return self.variables.count  # pyright: ignore  # hides tuple's
 
 
 def saba(
@@ -157,22 +146,21 @@ def saba(
     Reference:
         Dagréou, Ablin, Vaiter and Moreau 2022, arXiv:2201.13409, section 3.
     """
-    call = "ok.bilevel.saba"
-    objectives = objectives_of(call, upper, lower)
-    check_positive_int(call, "num_upper", num_upper)
-    check_positive_int(call, "num_lower", num_lower)
-    transforms = outer, inner, inner if linear is None else linear
-    move = mover(call, transforms, (project_x, project_y))
+    check = Check("ok.bilevel.saba")
+    check.count(num_upper=num_upper, num_lower=num_lower)
+    objectives = objectives_of(check, upper, lower)
+    moves = movers(check, outer, inner, linear, project_x, project_y)
 
     def init(x: Params, y: Params) -> SabaState:
-        variables = start(call, transforms, x, y)
+        variables = moves.init(check, x, y)
         x, y = variables.x, variables.y
         memories = _empty((x, y), num_upper), _empty((y, x, y), num_lower)
-        return SabaState(*variables, *memories)
+        return SabaState(variables, *memories)
 
     def step(state: SabaState, batch: Batch) -> tuple[SabaState, BilevelInfo]:
-        upper_term, lower_term = _terms(call, batch, num_upper, num_lower)
-        x, y, v = state.x, state.y, cast_like(state.v, state.y)
+        upper_term, lower_term = _terms(check, batch, num_upper, num_lower)
+        before = state.variables
+        x, y, v = before.x, before.y, cast_like(before.v, before.y)
 
         def upper_of(batch: Batch) -> tuple[Array, PyTree]:
             F, F_x, F_y = upper_slopes(objectives[0], x, y, batch)
@@ -184,27 +172,15 @@ def saba(
 
         F, (F_x, F_y), upper_change = _level(state.upper, upper_term, upper_of)
         g, (g_y, J_v, H_v), lower_change = _level(state.lower, lower_term, lower_of)
-        along = Directions(
-            cast_like(jax.tree.map(jnp.add, J_v, F_x), x),
-            cast_like(g_y, y),
-            cast_like(jax.tree.map(jnp.add, H_v, F_y), state.v),
-        )
-        info = BilevelInfo(
-            jnp.mean(F),
-            jnp.mean(g),
-            norm(along.x),
-            residual_of(along.y, y, project_y),
-            jnp.full((), jnp.nan, F.dtype),
-            RESULTS.successful,
-            relative_residual(H_v, jax.tree.map(jnp.negative, F_y)),
-        )
-        before = SobaState(**{name: getattr(state, name) for name in SobaState._fields})
-        after = move(before, along)
+        along = directions(before, g_y, J_v, H_v, F_x, F_y)
+        after = moves(before, along)
+        info = moves.info(before, along, jnp.mean(F), jnp.mean(g), H_v, F_y)
         # While the directions are finite, so are the means.
         is_fine = is_finite(after, along)
-        kept, info = keep_finite(before, after, info, is_fine)
+        is_lost, always = (~is_fine, RESULTS.nonfinite_gradient), {"count": after.count}
+        kept, info = guard(before, after, info, fatal=(is_lost,), always=always)
         return SabaState(
-            **kept._asdict(),
+            kept,
             upper=_remembered(state.upper, upper_change, is_fine),
             lower=_remembered(state.lower, lower_change, is_fine),
         ), info
@@ -212,25 +188,25 @@ def saba(
     return Solver(init, jax.jit(step))
 
 
-def _terms(call: str, batch: Any, num_upper: int, num_lower: int) -> tuple[Term, Term]:
+def _terms(
+    check: Check, batch: Any, num_upper: int, num_lower: int
+) -> tuple[Term, Term]:
     """Those of the upper and of the lower level; an index has shape () or (b,)."""
-    if not isinstance(batch, Batches) or not (
-        isinstance(batch.upper_x, Term) and isinstance(batch.lower_x, Term)
-    ):
-        raise TypeError(
-            f"`{call}` needs to know which terms a batch holds. Pass `ok.bilevel.Batches("
-            f"upper_x=ok.bilevel.Term(i, batch_i), lower_x=ok.bilevel.Term(j, batch_j))`, got "
-            f"{type(batch).__name__}."
-        )
+    check.that(
+        isinstance(batch, Batches)
+        and isinstance(batch.upper_x, Term)
+        and isinstance(batch.lower_x, Term),
+        f"needs to know which terms a batch holds, got {type(batch).__name__}. Pass "
+        f"`ok.bilevel.Batches(upper_x=ok.bilevel.Term(i, batch_i), "
+        f"lower_x=ok.bilevel.Term(j, batch_j))`.",
+        TypeError,
+    )
 
     def checked(name: str, term: Term, num: int) -> Term:
-        index = check_index(call, f"{name}.index", term.index, num)
-        if index.ndim > 1:
-            raise ValueError(
-                f"`{call}` needs {name}.index of shape () or (b,), got {index.shape}."
-            )
+        index = check.index(f"{name}.index", term.index, num)
         if index.ndim:
-            check_batch(call, f"{name}.batch", (index, term.batch))
+            check.vector(**{f"{name}.index": index.astype(float)})
+            check.batch(**{f"{name}.batch": (index, term.batch)})
         return Term(index, term.batch)
 
     return (
@@ -246,8 +222,8 @@ def _empty(tree: PyTree, num: int) -> SabaMemory:
         return jnp.broadcast_to(jnp.zeros_like(leaf), (num, *leaf.shape))
 
     def mean(leaf: Array) -> Array:
-        nought = jnp.zeros_like(leaf, wide_dtype(leaf))
-        return jnp.stack([nought, nought])
+        zeros = jnp.zeros_like(leaf, wide_dtype(leaf))
+        return jnp.stack([zeros, zeros])
 
     return SabaMemory(jax.tree.map(rows, tree), jax.tree.map(mean, tree))
 
@@ -270,7 +246,7 @@ def _level(
     else:  # not mapped over: XLA on CPU would transpose the batch
         value, new = of_batch(term.batch)
         values, new = jax.tree.map(lambda leaf: leaf[None], (value, new))
-    d = jax.tree.map(jnp.subtract, widen(new), widen(_fetched(memory, index)))
+    d = subtract(widen(new), widen(_fetched(memory, index)))
     # A term that is drawn twice in one step changes its row once.
     same = index[:, None] == index[None, :]
     is_first = ~jnp.any(jnp.tril(same, -1), axis=1)

@@ -8,17 +8,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from .._check import (
-    check_non_negative,
-    check_positive,
-    check_positive_int,
-)
-from .._types import wide_dtype
+from .._check import Check
+from .._vector import scale
 
 _ROUNDING = 1e-5  # bounds that hold with equality are not broken by rounding
 
@@ -66,12 +61,12 @@ class PenaltySchedule(eqx.Module):
 
     def __check_init__(self) -> None:
         """Refuses what is not positive."""
-        call = "ok.bilevel.PenaltySchedule"
-        for name in ("c_alpha", "c_gamma", "k0", "initial_penalty", "ratio", "target"):
-            check_positive(call, name, getattr(self, name))
-        for name in ("a", "c"):
-            check_non_negative(call, name, getattr(self, name))
-        check_positive_int(call, "inner_steps", self.inner_steps)
+        check = Check("ok.bilevel.PenaltySchedule")
+        check.positive(c_alpha=self.c_alpha, c_gamma=self.c_gamma, k0=self.k0)
+        check.positive(initial_penalty=self.initial_penalty)
+        check.positive(ratio=self.ratio, target=self.target)
+        check.non_negative(a=self.a, c=self.c)
+        check.count(inner_steps=self.inner_steps)
 
     def alpha(self, count: Any) -> Float[Array, ""]:
         """α_k."""
@@ -125,7 +120,7 @@ def scale_by_penalty() -> optax.GradientTransformationExtraArgs:
     Returns:
         A transform whose `update` needs `penalty=`, as `ok.bilevel.f2sa` and its kin pass it.
     """
-    return _scale("ok.bilevel.scale_by_penalty", lambda _, penalty: penalty)
+    return _scale(Check("ok.bilevel.scale_by_penalty"), lambda _, penalty: penalty)
 
 
 def sigma_schedule(
@@ -157,10 +152,9 @@ def sigma_schedule(
         >>> float(ok.bilevel.sigma_schedule(1.0)(7))
         0.5
     """
-    call = "ok.bilevel.sigma_schedule"
-    check_positive(call, "initial", initial)
-    check_non_negative(call, "power", power)
-    check_non_negative(call, "floor", floor)
+    check = Check("ok.bilevel.sigma_schedule")
+    check.positive(initial=initial)
+    check.non_negative(power=power, floor=floor)
 
     def sigma(count: Any) -> Float[Array, ""]:
         return jnp.maximum(initial / (_real(count) + 1) ** power, floor)
@@ -176,21 +170,17 @@ class Penalty(NamedTuple):
     is_within: Callable[[Int[Array, ""], Float[Array, ""]], Bool[Array, ""]]
 
 
-def as_penalty(call: str, name: str, value: Any) -> Penalty:
+def as_penalty(check: Check, **given: Any) -> Penalty:
     """Reads λ as a number > 0, a function of the step, or a `PenaltySchedule`.
 
     Args:
-        call: the public function to name in messages.
-        name: what it calls the penalty.
-        value: what the user gave.
+        check: of the public function.
+        **given: what the user gave, under the name of its argument.
 
     Returns:
-        A `Penalty`; of a function, the bound is that it does not fall.
-
-    Raises:
-        ValueError: for a number that is not positive.
-        TypeError: for anything else.
+        A `Penalty`; for a function, the bound is that it does not fall.
     """
+    (value,) = given.values()
     if isinstance(value, PenaltySchedule):
         return Penalty(
             lambda: _real(value.initial_penalty),
@@ -203,30 +193,18 @@ def as_penalty(call: str, name: str, value: Any) -> Penalty:
             lambda k, _: _real(value(k + 1)),
             lambda k, penalty: _real(value(k + 1)) >= (1 - _ROUNDING) * penalty,
         )
-    check_positive(call, name, value)
+    check.positive(**given)
     return Penalty(
         lambda: _real(value), lambda k, penalty: penalty, lambda k, _: jnp.asarray(True)
     )
 
 
-def as_sigma(call: str, value: Any) -> Penalty:
-    """The penalty 1/σ of a number σ > 0, or of a function of the step.
-
-    Args:
-        call: the public function to name in messages.
-        value: what the user gave.
-
-    Returns:
-        A `Penalty`; of a function, the bound is that σ does not rise.
-
-    Raises:
-        ValueError: for a number that is not positive.
-        TypeError: for anything else.
-    """
-    if callable(value):
-        return as_penalty(call, "sigma", lambda count: 1.0 / _real(value(count)))
-    check_positive(call, "sigma", value)
-    return as_penalty(call, "sigma", 1.0 / value)
+def as_sigma(check: Check, sigma: Any) -> Penalty:
+    """The penalty 1/σ of a number σ > 0, or of a function of the step."""
+    if callable(sigma):
+        return as_penalty(check, sigma=lambda count: 1.0 / _real(sigma(count)))
+    check.positive(sigma=sigma)
+    return as_penalty(check, sigma=1.0 / sigma)
 
 
 def _descent(step_size: Callable[[Any, Any], Any]) -> Any:
@@ -236,21 +214,16 @@ def _descent(step_size: Callable[[Any, Any], Any]) -> Any:
     )
 
 
-def _scale(call: str, factor: Callable[[Any, Any], Any]) -> Any:
+def _scale(check: Check, factor: Callable[[Any, Any], Any]) -> Any:
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del params
-        if "penalty" not in extra:
-            raise TypeError(
-                f"`{call}` makes a transform that reads the penalty, and got none. Use "
-                f"it in `ok.bilevel.f2sa(...)` or its kin, or pass `penalty=` to `update`."
-            )
-        a = factor(extra.get("count", 0), extra["penalty"])
-
-        def one(u: Array) -> Array:
-            wide = wide_dtype(u)
-            return (jnp.asarray(a, wide) * u.astype(wide)).astype(u.dtype)
-
-        return jax.tree.map(one, updates), state
+        check.that(
+            "penalty" in extra,
+            "makes a transform that reads the penalty, and got none. Use it in "
+            "`ok.bilevel.f2sa(...)`, or pass `penalty=` to `update`.",
+            TypeError,
+        )
+        return scale(factor(extra.get("count", 0), extra["penalty"]), updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 

@@ -4,38 +4,28 @@ The sign of v is the paper's: v tends to -H⁻¹ ∇_y F, so that both direction
 sums, and D_x tends to ∇Φ = ∇_x F - J H⁻¹ ∇_y F.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
+from .._check import Check
 from .._results import RESULTS
+from .._solver.guard import guard
+from .._solver.move import Move, Projection, mover
 from .._solver.solver import Solver
-from .._types import (
-    Params,
-    wide_dtype,
-)
-from .._vector import (
-    all_finite,
-    cast_like,
-    norm,
-    strong,
-)
+from .._types import Params
+from .._vector import all_finite, cast_like, norm, strong, widen
 from ._base import (
     Batch,
     BilevelInfo,
     Objective,
-    Projection,
     batches_of,
-    check_transform,
     check_variables,
-    descend,
-    keep_finite,
     objectives_of,
     relative_residual,
-    residual_of,
     slope_of,
     upper_slopes,
 )
@@ -101,7 +91,7 @@ def soba(
 
     Returns:
         An `ok.Solver`. A batch is shared, or an `ok.bilevel.Batches` whose `upper_x` is
-        F's and whose `lower_x` is g's. `info.residual` is |∇_y g|,
+        F's and whose `lower_x` is g's. `info.residual_norm` is |∇_y g|,
         `info.linear_residual` is |D_v| / |∇_y F|. A step that is not finite keeps x, y
         and v.
 
@@ -127,65 +117,92 @@ def soba(
     Reference:
         Dagréou, Ablin, Vaiter and Moreau 2022, arXiv:2201.13409, section 2.
     """
-    call = "ok.bilevel.soba"
-    objectives = objectives_of(call, upper, lower)
-    linear = inner if linear is None else linear
-    move = mover(call, (outer, inner, linear), (project_x, project_y))
+    check = Check("ok.bilevel.soba")
+    objectives = objectives_of(check, upper, lower)
+    moves = movers(check, outer, inner, linear, project_x, project_y)
 
     def init(x: Params, y: Params) -> SobaState:
-        return start(call, (outer, inner, linear), x, y)
+        return moves.init(check, x, y)
 
     def step(state: SobaState, batch: Batch) -> tuple[SobaState, BilevelInfo]:
         given, _ = batches_of(batch)
         F, F_x, F_y = upper_slopes(objectives[0], state.x, state.y, given.upper_x)
         g, g_y, pull = slope_of(objectives[1], state.x, state.y, given.lower_x)
         J_v, H_v = pull(cast_like(state.v, state.y))
-        along = Directions(
-            jax.tree.map(jnp.add, J_v, F_x),
-            g_y,
-            cast_like(jax.tree.map(jnp.add, H_v, F_y), state.v),
-        )
-        info = BilevelInfo(
-            F,
-            g,
-            norm(along.x),
-            residual_of(g_y, state.y, project_y),
-            jnp.full((), jnp.nan, F.dtype),
-            RESULTS.successful,
-            relative_residual(H_v, jax.tree.map(jnp.negative, F_y)),
-        )
-        after = move(state, along)
-        return keep_finite(state, after, info, is_finite(after, along))
+        along = directions(state, g_y, J_v, H_v, F_x, F_y)
+        after = moves(state, along)
+        info = moves.info(state, along, F, g, H_v, F_y)
+        is_lost = ~is_finite(after, along), RESULTS.nonfinite_gradient
+        always = {"count": after.count}
+        return guard(state, after, info, fatal=(is_lost,), always=always)
 
     return Solver(init, jax.jit(step))
 
 
-def start(call: str, transforms: Any, x: Params, y: Params) -> SobaState:
-    """Starts v at zero, and the transforms."""
-    check_variables(call, x, y)
-    outer, inner, linear = transforms
-    v = jax.tree.map(lambda a: jnp.zeros_like(a, wide_dtype(a)), y)
-    x, y = strong(x), strong(y)
-    memories = outer.init(x), inner.init(y), linear.init(v)
-    return SobaState(x, y, v, *memories, jnp.zeros((), jnp.int32))
+def directions(
+    state: SobaState, g_y: Params, J_v: Params, H_v: Params, F_x: Params, F_y: Params
+) -> Directions:
+    """D_x, D_y and D_v."""
+    D_x = cast_like(jax.tree.map(jnp.add, J_v, F_x), state.x)
+    D_v = cast_like(jax.tree.map(jnp.add, H_v, F_y), state.v)
+    return Directions(D_x, cast_like(g_y, state.y), D_v)
 
 
-def mover(call: str, transforms: Any, projections: Any) -> Any:
-    """The simultaneous update: a function (state, directions) -> state."""
-    outer, inner, linear = transforms
-    project_x, project_y = projections
-    for name, transform in zip(("outer", "inner", "linear"), transforms, strict=True):
-        check_transform(call, name, transform)
+class Moves(NamedTuple):
+    """The simultaneous update of x, y and v."""
 
-    def move(state: SobaState, along: Directions) -> SobaState:
-        x, y, v = state.x, state.y, state.v
-        x, outer_memory = descend(call, "x", outer, along.x, state.outer, x, project_x)
-        y, inner_memory = descend(call, "y", inner, along.y, state.inner, y, project_y)
-        v, linear_memory = descend(call, "v", linear, along.v, state.linear, v, None)
-        memories = outer_memory, inner_memory, linear_memory
-        return SobaState(x, y, v, *memories, state.count + 1)
+    x: Move
+    y: Move
+    v: Move
 
-    return move
+    def init(self, check: Check, x: Params, y: Params) -> SobaState:
+        """Starts v at zero, and the transforms."""
+        check_variables(check, x, y)
+        x, y = strong(x), strong(y)
+        v = jax.tree.map(jnp.zeros_like, widen(y))
+        memories = self.x.init(x), self.y.init(y), self.v.init(v)
+        return SobaState(x, y, v, *memories, jnp.zeros((), jnp.int32))
+
+    def __call__(self, state: SobaState, along: Directions) -> SobaState:
+        """The state after a step."""
+        x, outer = self.x(along.x, state.outer, state.x)
+        y, inner = self.y(along.y, state.inner, state.y)
+        v, linear = self.v(along.v, state.linear, state.v)
+        return SobaState(x, y, v, outer, inner, linear, state.count + 1)
+
+    def info(
+        self,
+        state: SobaState,
+        along: Directions,
+        F: Array,
+        g: Array,
+        H_v: Params,
+        F_y: Params,
+    ) -> BilevelInfo:
+        """How the step went."""
+        return BilevelInfo(
+            F,
+            g,
+            norm(along.x),
+            self.y.residual(along.y, state.y),
+            linear_residual=relative_residual(H_v, jax.tree.map(jnp.negative, F_y)),
+        )
+
+
+def movers(
+    check: Check,
+    outer: optax.GradientTransformation,
+    inner: optax.GradientTransformation,
+    linear: optax.GradientTransformation | None,
+    project_x: Projection | None,
+    project_y: Projection | None,
+) -> Moves:
+    """The three moves."""
+    return Moves(
+        mover(check, "x", project_x, outer=outer),
+        mover(check, "y", project_y, inner=inner),
+        mover(check, "v", linear=inner if linear is None else linear),
+    )
 
 
 def is_finite(after: SobaState, along: Directions) -> Bool[Array, ""]:

@@ -1,12 +1,14 @@
-"""Gradient estimates with recursive momentum, of two lower iterates and of x.
+"""The gradients of the penalty methods: as they are, or estimated with momentum.
 
-An estimate is corrected by the gradient at the point where it was made, on the sample
-of now, so it follows the iterate without lag (STORM). With β = 1 - η the decay,
+Both answer the same two questions: what the lower iterates y and z descend along, and,
+after these have moved, what x descends along. With β the decay, an estimate is
 
-    e_k = ∇(new; ξ_k) + β (e_{k-1} - ∇(old; ξ_k))
+    e_k = ∇(new; ξ_k) + β_k (e_{k-1} - ∇(old; ξ_k))
 
-Where `old` is matters: it is the point at which `new` was a step ago. The gradients by
-x are taken after y and z have moved, so their old point has y and z before the move.
+corrected by the gradient at the point where it was made, on the sample of now, so that
+it follows the iterate without lag (STORM). `old` is where `new` was a step ago: the
+gradients in x are taken after y and z have moved, so their old point has y and z from
+before the move.
 """
 
 from collections.abc import Callable
@@ -16,13 +18,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from .._check import check_decay
-from .._types import (
-    Params,
-    wide_dtype,
-)
-from ._base import Batches
-from ._penalized import Oracles
+from .._check import Check
+from .._types import Params
+from .._vector import axpy, subtract, widen
+from ._base import Batch, Batches, Objective
 
 
 class Point(NamedTuple):
@@ -33,84 +32,118 @@ class Point(NamedTuple):
     z: Params
 
 
-class Estimates(NamedTuple):
-    """One for each gradient, in float32 or wider."""
+class LowerSlopes(NamedTuple):
+    """∇_y f(x, y), ∇_y g(x, y) and ∇_y g(x, z)."""
 
     upper_y: Params
     lower_y: Params
     lower_z: Params
+
+
+class UpperSlopes(NamedTuple):
+    """∇_x f(x, y) and ∇_x [g(x, y) - g(x, z)]."""
+
     upper_x: Params
-    lower_x: Params  # of g(x, y) - g(x, z)
+    lower_x: Params
 
 
-def zero_estimates(x: Params, y: Params) -> Estimates:
-    """What the first step, whose decay is zero, begins with."""
+class Exact(NamedTuple):
+    """The gradients of a batch, as they are. It remembers nothing."""
 
-    def zeros(tree: Params) -> Params:
-        return jax.tree.map(lambda leaf: jnp.zeros_like(leaf, wide_dtype(leaf)), tree)
+    f: Objective
+    g: Objective
 
-    return Estimates(zeros(y), zeros(y), zeros(y), zeros(x), zeros(x))
+    def init(self, point: Point) -> None:
+        """Nothing."""
+
+    def lower(
+        self, memory: Any, count: Any, point: Point, batches: Batches
+    ) -> tuple[LowerSlopes, Any]:
+        """The gradients in y and z."""
+        del count
+        x, y, z = point
+        f_y, g_y = jax.grad(self.f, argnums=1), jax.grad(self.g, argnums=1)
+        slopes = LowerSlopes(
+            f_y(x, y, batches.upper_y),
+            g_y(x, y, batches.lower_y),
+            g_y(x, z, batches.lower_z),
+        )
+        return slopes, memory
+
+    def upper(
+        self, memory: Any, count: Any, before: Point, after: Point, batches: Batches
+    ) -> tuple[Array, Array, UpperSlopes, Any]:
+        """f, g and the gradients in x, with y and z after their move."""
+        del count, before
+        (value, lower), slopes = self._at(after, batches)
+        return value, lower, slopes, memory
+
+    def _at(
+        self, point: Point, batches: Batches
+    ) -> tuple[tuple[Array, Array], UpperSlopes]:
+        x, y, z = point
+
+        # The two lower gradients nearly cancel: one batch, one call of `jax.grad`.
+        def gap(x: Params, batch: Batch) -> tuple[Array, Array]:
+            lower = self.g(x, y, batch)
+            return lower - self.g(x, z, batch), lower
+
+        value, f_x = jax.value_and_grad(self.f)(x, y, batches.upper_x)
+        (_, lower), g_x = jax.value_and_grad(gap, has_aux=True)(x, batches.lower_x)
+        return (value, lower), UpperSlopes(f_x, g_x)
 
 
-def as_decay(call: str, decay: Any) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
+class Memory(NamedTuple):
+    """Where the gradients of the last step were taken, and the estimates."""
+
+    previous: Point
+    lower: LowerSlopes  # in float32 or wider
+    upper: UpperSlopes
+
+
+class Storm(NamedTuple):
+    """The gradients of a batch, corrected by what the last step estimated."""
+
+    exact: Exact
+    decay: Callable[[Int[Array, ""]], Float[Array, ""]]
+
+    def init(self, point: Point) -> Memory:
+        """Zeros, which the first step, of decay 0, does not look at."""
+        x, y, z = jax.tree.map(jnp.zeros_like, widen(point))
+        return Memory(
+            jax.tree.map(jnp.array, point), LowerSlopes(y, y, z), UpperSlopes(x, x)
+        )
+
+    def lower(
+        self, memory: Memory, count: Any, point: Point, batches: Batches
+    ) -> tuple[LowerSlopes, Memory]:
+        """The estimates in y and z, before these move."""
+        new, _ = self.exact.lower(None, count, point, batches)
+        old, _ = self.exact.lower(None, count, memory.previous, batches)
+        slopes = self._follow(count, memory.lower, new, old)
+        return slopes, memory._replace(lower=slopes)
+
+    def upper(
+        self, memory: Memory, count: Any, before: Point, after: Point, batches: Batches
+    ) -> tuple[Array, Array, UpperSlopes, Memory]:
+        """f, g and the estimates in x, after y and z have moved."""
+        values, new = self.exact._at(after, batches)
+        was = before._replace(x=memory.previous.x)
+        _, old = self.exact._at(was, batches)
+        slopes = self._follow(count, memory.upper, new, old)
+        return *values, slopes, Memory(before, memory.lower, slopes)
+
+    def _follow(self, count: Any, estimate: Any, new: Any, old: Any) -> Any:
+        new, old = widen(new), widen(old)
+        return axpy(self.decay(count), subtract(estimate, old), new)
+
+
+def as_decay(check: Check, decay: Any) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
     """β_k of a number or a function of the step, zero in the first two steps."""
-    check_decay(call, "decay", decay)
+    check.decay(decay=decay)
 
     def at(count: Int[Array, ""]) -> Float[Array, ""]:
         value = decay(count) if callable(decay) else decay
         return jnp.where(count <= 1, 0.0, jnp.asarray(value).astype(float))
 
     return at
-
-
-def estimate_lower(
-    grad: Oracles,
-    batches: Batches,
-    decay: Float[Array, ""],
-    estimates: Estimates,
-    new: Point,
-    old: Point,
-) -> Estimates:
-    """The estimates by y and by z, before these move."""
-
-    def follow(estimate: Params, of: Callable[[Point], Params]) -> Params:
-        return _follow(estimate, of(new), of(old), decay)
-
-    return estimates._replace(
-        upper_y=follow(
-            estimates.upper_y, lambda p: grad.upper_y(p.x, p.y, batches.upper_y)
-        ),
-        lower_y=follow(
-            estimates.lower_y, lambda p: grad.lower_y(p.x, p.y, batches.lower_y)
-        ),
-        lower_z=follow(
-            estimates.lower_z, lambda p: grad.lower_y(p.x, p.z, batches.lower_z)
-        ),
-    )
-
-
-def estimate_upper(
-    grad: Oracles,
-    batches: Batches,
-    decay: Float[Array, ""],
-    estimates: Estimates,
-    new: Point,
-    old: Point,
-) -> tuple[Estimates, Array, Array]:
-    """The estimates by x, after y and z have moved, and the two values there."""
-    upper, f_new = grad.upper_x(new.x, new.y, batches.upper_x)
-    lower, g_new = grad.lower_x(*new, batches.lower_x)
-    _, f_old = grad.upper_x(old.x, old.y, batches.upper_x)
-    _, g_old = grad.lower_x(*old, batches.lower_x)
-    estimates = estimates._replace(
-        upper_x=_follow(estimates.upper_x, f_new, f_old, decay),
-        lower_x=_follow(estimates.lower_x, g_new, g_old, decay),
-    )
-    return estimates, upper, lower
-
-
-def _follow(estimate: Params, new: Params, old: Params, decay: Array) -> Params:
-    def one(e: Array, n: Array, o: Array) -> Array:
-        return n.astype(e.dtype) + decay.astype(e.dtype) * (e - o.astype(e.dtype))
-
-    return jax.tree.map(one, estimate, new, old)

@@ -5,13 +5,9 @@ upper and of the lower variable. Which exponents are best depends on what is noi
 """
 
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from .._check import (
-    check_non_negative,
-    check_positive,
-    check_positive_int,
-)
+from .._check import Check
 from ._schedules import PenaltySchedule
 
 
@@ -78,9 +74,10 @@ def f2sa_schedule(
     Reference:
         Kwon et al. 2023, arXiv:2301.10945.
     """
-    mu, l_g, l_f, l_F = _checked("ok.bilevel.f2sa_schedule", constants)
-    check_positive_int("ok.bilevel.f2sa_schedule", "inner_steps", inner_steps)
-    check_positive("ok.bilevel.f2sa_schedule", "ratio", ratio)
+    check = Check("ok.bilevel.f2sa_schedule")
+    check.count(inner_steps=inner_steps)
+    check.positive(ratio=ratio)
+    mu, l_g, l_f, l_F = _checked(check, constants)
     T, xi = inner_steps, ratio
     a, c = _exponents(noisy_upper, noisy_lower, _F2SA)
     k0 = 4 / mu * max(xi * l_F / 2, T * l_g, l_f)
@@ -140,8 +137,9 @@ def f3sa_schedule(
     Reference:
         Kwon et al. 2023, arXiv:2301.10945.
     """
-    mu, l_g, l_f, l_F = _checked("ok.bilevel.f3sa_schedule", constants)
-    check_positive("ok.bilevel.f3sa_schedule", "ratio", ratio)
+    check = Check("ok.bilevel.f3sa_schedule")
+    check.positive(ratio=ratio)
+    mu, l_g, l_f, l_F = _checked(check, constants)
     xi = ratio
     a, c = _exponents(noisy_upper, noisy_lower, _F3SA)
     penalty = 2 * l_f / mu
@@ -183,11 +181,9 @@ def _exponents(
     return float(a), float(c)
 
 
-def _checked(call: str, constants: Constants) -> tuple[float, float, float, float]:
-    if not isinstance(constants, Constants):
-        raise TypeError(f"`{call}` needs an `ok.bilevel.Constants`, got {constants!r}.")
-    for name in ("convexity", "lower", "upper"):
-        check_positive(call, name, getattr(constants, name))
-    check_non_negative(call, "total", constants.total)
-    mu, l_g, l_f, l_F = map(float, constants)
-    return mu, l_g, l_f, l_F
+def _checked(check: Check, constants: Any) -> tuple[float, float, float, float]:
+    check.instance(Constants, "an `ok.bilevel.Constants`", constants=constants)
+    mu, l_g, l_f, l_F = constants
+    check.positive(convexity=mu, lower=l_g, upper=l_f)
+    check.non_negative(total=l_F)
+    return float(mu), float(l_g), float(l_f), float(l_F)

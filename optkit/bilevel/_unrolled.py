@@ -19,31 +19,12 @@ import optax
 from jax import lax
 from jaxtyping import Array, PyTree
 
-from .._check import check_positive_int
-from .._results import RESULTS
+from .._check import Check
+from .._solver.move import Projection, mover, residual
 from .._types import Params
-from .._vector import (
-    dot,
-    from_vector,
-    structure_of,
-    to_vector,
-)
-from ._base import (
-    Batch,
-    Batches,
-    Objective,
-    Projection,
-    check_leading,
-    check_transform,
-    descend,
-    repeat,
-    residual_of,
-    upper_slopes,
-)
-from ._hypergradient import (
-    AbstractHypergradient,
-    HypergradientInfo,
-)
+from .._vector import dot, from_vector, structure_of, to_vector
+from ._base import Batch, Batches, Objective, check_leading, repeat, upper_slopes
+from ._hypergradient import AbstractHypergradient, HypergradientInfo
 
 
 class Unrolled(AbstractHypergradient):
@@ -105,16 +86,11 @@ class Unrolled(AbstractHypergradient):
         project_y: Projection | None = None,
         checkpoint: int = 1,
     ) -> None:
-        check_positive_int("ok.bilevel.Unrolled", "num_steps", num_steps)
-        check_transform("ok.bilevel.Unrolled", "inner", inner)
-        check_positive_int("ok.bilevel.Unrolled", "checkpoint", checkpoint)
-        if truncate is not None:
-            check_positive_int("ok.bilevel.Unrolled", "truncate", truncate)
-            if truncate > num_steps:
-                raise ValueError(
-                    f"`ok.bilevel.Unrolled` got truncate={truncate} for {num_steps} steps. "
-                    f"Lower it, or leave it None to differentiate all."
-                )
+        check = Check("ok.bilevel.Unrolled")
+        check.count(num_steps=num_steps, checkpoint=checkpoint)
+        check.optional.count(truncate=truncate)
+        check.at_most(num_steps, "the number of steps", truncate=truncate or 1)
+        check.transform(inner=inner)
         self.num_steps, self.inner, self.project_y = num_steps, inner, project_y
         self.truncate, self.checkpoint = truncate or num_steps, checkpoint
 
@@ -158,7 +134,9 @@ class Unrolled(AbstractHypergradient):
         return jax.tree.map(jnp.add, F_x, through), info, memory
 
     def _step(self, lower: Objective, x: Params) -> Any:
-        return _inner_step("ok.bilevel.Unrolled", lower, x, self.inner, self.project_y)
+        return _inner_step(
+            Check("ok.bilevel.Unrolled"), lower, x, self.inner, self.project_y
+        )
 
     def _unroll(self, step: Any, carry: PyTree, batches: Batch, is_shared: bool) -> Any:
         """K steps of which reverse mode keeps the carry, or every c-th of it."""
@@ -229,10 +207,10 @@ class ForwardMode(AbstractHypergradient):
         project_y: Projection | None = None,
         chunk: int | None = None,
     ) -> None:
-        check_positive_int("ok.bilevel.ForwardMode", "num_steps", num_steps)
-        check_transform("ok.bilevel.ForwardMode", "inner", inner)
-        if chunk is not None:
-            check_positive_int("ok.bilevel.ForwardMode", "chunk", chunk)
+        check = Check("ok.bilevel.ForwardMode")
+        check.count(num_steps=num_steps)
+        check.optional.count(chunk=chunk)
+        check.transform(inner=inner)
         self.num_steps, self.inner = num_steps, inner
         self.project_y, self.chunk = project_y, chunk
 
@@ -258,7 +236,11 @@ class ForwardMode(AbstractHypergradient):
 
         def arrive(x: Params) -> Params:
             step = _inner_step(
-                "ok.bilevel.ForwardMode", objectives[1], x, self.inner, self.project_y
+                Check("ok.bilevel.ForwardMode"),
+                objectives[1],
+                x,
+                self.inner,
+                self.project_y,
             )
             T = self.num_steps
             return repeat(step, start, given.lower_y, num_steps=T, is_shared=is_shared)[
@@ -282,18 +264,18 @@ class ForwardMode(AbstractHypergradient):
 
 
 def _inner_step(
-    call: str,
+    check: Check,
     lower: Objective,
     x: Params,
     inner: optax.GradientTransformation,
     project_y: Projection | None,
 ) -> Any:
     """Ξ: the carry of y and the transform's state, one step on."""
+    move = mover(check, "y", project_y, inner=inner)
 
     def step(carry: PyTree, batch: Batch) -> PyTree:
         y, memory = carry
-        g_y = jax.grad(lower, argnums=1)(x, y, batch)
-        return descend(call, "y", inner, g_y, memory, y, project_y)
+        return move(jax.grad(lower, argnums=1)(x, y, batch), memory, y)
 
     return step
 
@@ -319,6 +301,4 @@ def _info(
     if not is_shared:
         last = jax.tree.map(lambda a: a[-1], last)
     g, g_y = jax.value_and_grad(lower, argnums=1)(x, y, last)
-    residual = residual_of(g_y, y, project_y)
-    nothing = jnp.full((), jnp.nan, residual.dtype)
-    return HypergradientInfo(F, g, y, F_x, residual, nothing, RESULTS.successful)
+    return HypergradientInfo(F, g, y, F_x, residual(g_y, y, project_y))

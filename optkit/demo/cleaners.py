@@ -6,10 +6,7 @@ import optax
 
 import optkit as ok
 
-from .cleaning import (
-    lower,
-    upper,
-)
+from .cleaning import lower, upper
 
 
 class Cleaner(NamedTuple):

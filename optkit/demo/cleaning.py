@@ -21,18 +21,8 @@ from jaxtyping import Array, Bool, Float, Float32, Int32, Key
 
 import optkit as ok
 
-from .data import (
-    NUM_CLASSES,
-    NUM_PIXELS,
-    Batch,
-    Digits,
-)
-from .models import (
-    Layer,
-    accuracy,
-    logits,
-    loss,
-)
+from .data import NUM_CLASSES, NUM_PIXELS, Batch, Digits
+from .models import Layer, accuracy, logits, loss
 
 NUM_TRAIN = 3000
 DECAY = 5e-3

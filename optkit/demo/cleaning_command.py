@@ -15,14 +15,7 @@ from jaxtyping import Array, Bool
 from rich.console import Console
 
 from .cleaners import CLEANERS
-from .cleaning import (
-    NUM_TRAIN,
-    Cleaning,
-    Task,
-    clean,
-    corrupted,
-    judge,
-)
+from .cleaning import NUM_TRAIN, Cleaning, Task, clean, corrupted, judge
 from .cleaning_results import (
     CSV_NAME,
     DEFAULT_FOLDER,
@@ -31,14 +24,8 @@ from .cleaning_results import (
     save,
     summarize,
 )
-from .data import (
-    Digits,
-    digits,
-)
-from .progress import (
-    add_bar,
-    progress_bar,
-)
+from .data import Digits, digits
+from .progress import add_bar, progress_bar
 from .results import claim_folder
 
 SEEDS, QUICK_SEEDS, QUICK_STEPS = 3, 2, 3

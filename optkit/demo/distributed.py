@@ -21,10 +21,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from .hlo import (
-    Collective,
-    total_bytes,
-)
+from .hlo import Collective, total_bytes
 
 STEPS = 50
 TIMEOUT = 900

@@ -20,11 +20,7 @@ from jaxtyping import Array, PyTree
 import optkit as ok
 
 from .data import Batch
-from .models import (
-    Layer,
-    Mlp,
-    loss as loss_of,
-)
+from .models import Layer, Mlp, loss as loss_of
 
 WIDTHS = (32, 64, 8)
 NUM_EXAMPLES = 512

@@ -13,11 +13,7 @@ import jax.random as jr
 import optax
 from jaxtyping import Array, Float32, Key
 
-from .data import (
-    NUM_CLASSES,
-    NUM_PIXELS,
-    Batch,
-)
+from .data import NUM_CLASSES, NUM_PIXELS, Batch
 
 
 class Layer(NamedTuple):

@@ -20,17 +20,8 @@ from jaxtyping import Array, PyTree
 
 import optkit as ok
 
-from .hlo import (
-    Collective,
-    collectives,
-    total_bytes,
-)
-from .jobs import (
-    Halves,
-    Job,
-    by_diagonal,
-    by_gradient,
-)
+from .hlo import Collective, collectives, total_bytes
+from .jobs import Halves, Job, by_diagonal, by_gradient
 
 BILLION = (60, 4096)  # layers and width: 1.0e9 weights
 TEN_MILLION = (10, 1024)

@@ -7,10 +7,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from .._diagnostics.plot import curves
-from .._diagnostics.style import (
-    COLORS as COLORS,
-    style,
-)
+from .._diagnostics.style import COLORS as COLORS, style
 from .training import Run
 
 

@@ -12,10 +12,7 @@ import numpy as np
 from rich.table import Table
 
 from .plots import learning_curves
-from .training import (
-    Run,
-    mean_and_std,
-)
+from .training import Run, mean_and_std
 
 DEFAULT_FOLDER = "optkit-demo"
 CSV_NAME = "results.csv"

@@ -16,15 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Float32, Int, Key, PyTree
 
-from .data import (
-    Batch,
-    Digits,
-)
-from .models import (
-    accuracy,
-    init_mlp,
-    loss,
-)
+from .data import Batch, Digits
+from .models import accuracy, init_mlp, loss
 
 NUM_POINTS = 50
 """Points of a learning curve after the one at step 0."""

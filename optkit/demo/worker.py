@@ -15,15 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from .hlo import collectives
-from .jobs import (
-    JOBS,
-    Job,
-    first_params,
-    make_batches,
-    probe_sum,
-    step_key,
-    whole_mesh,
-)
+from .jobs import JOBS, Job, first_params, make_batches, probe_sum, step_key, whole_mesh
 
 
 def main(argv: Sequence[str] | None = None) -> int:

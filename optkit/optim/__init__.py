@@ -1,9 +1,6 @@
 """Optimizers as optax transforms: one algorithm, one file."""
 
-from ._accumulate import (
-    AccumulateState as AccumulateState,
-    accumulate as accumulate,
-)
+from ._accumulate import AccumulateState as AccumulateState, accumulate as accumulate
 from ._adahessian import (
     AdaHessianState as AdaHessianState,
     adahessian as adahessian,
@@ -28,11 +25,7 @@ from ._hutchinson import (
     HutchinsonState as HutchinsonState,
     with_hutchinson as with_hutchinson,
 )
-from ._mfac import (
-    MfacState as MfacState,
-    mfac as mfac,
-    scale_by_mfac as scale_by_mfac,
-)
+from ._mfac import MfacState as MfacState, mfac as mfac, scale_by_mfac as scale_by_mfac
 from ._sophia import (
     SophiaState as SophiaState,
     scale_by_sophia as scale_by_sophia,

@@ -12,20 +12,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int
 
-from .._check import (
-    check_inexact,
-    check_like,
-    check_positive_int,
-    check_transform,
-)
-from .._types import (
-    Params,
-    wide_dtype,
-)
-from ._base import (
-    accumulated_in,
-    checked_diag,
-)
+from .._check import Check
+from .._types import Params
+from .._vector import cast_like
+from ._base import WIDE, check_gradients, checked_diag
 
 
 class AccumulateState(NamedTuple):
@@ -92,19 +82,16 @@ def accumulate(
         [0.]
         [-2.]
     """
-    call = "ok.optim.accumulate"
-    check_transform(call, "tx", tx)
+    check = Check("ok.optim.accumulate")
+    check.transform(tx=tx)
+    check.count(every=every)
     inner = optax.with_extra_args_support(tx)
-    check_positive_int(call, "every", every)
 
     def init(params: Params) -> AccumulateState:
-        check_inexact(call, params)
-
-        def zeros() -> Params:
-            return jax.tree.map(lambda p: jnp.zeros_like(p, wide_dtype(p)), params)
-
-        count, diag = jnp.zeros([], jnp.int32), zeros() if hessian_diag else None
-        return AccumulateState(count, zeros(), diag, inner.init(params))
+        check.inexact(params=params)
+        count, zeros = jnp.zeros([], jnp.int32), WIDE.like(params)
+        diag = WIDE.like(params) if hessian_diag else None
+        return AccumulateState(count, zeros, diag, inner.init(params))
 
     def update(
         updates: Params,
@@ -112,25 +99,22 @@ def accumulate(
         params: Params | None = None,
         **extra_args: Any,
     ) -> tuple[Params, AccumulateState]:
-        check_like(call, "gradients", updates, state.grads, accumulated_in)
-        h = extra_args.pop("hessian_diag", None)
-        has_diag = h is not None
-        if has_diag and state.hessian_diag is None:
-            raise ValueError(
-                f"`{call}` got hessian_diag= and its state has no room for it. Make it "
-                f"with `ok.optim.accumulate(tx, every, hessian_diag=True)`, the default."
+        check_gradients(check, updates, state.grads)
+        sums, terms = {"grads": state.grads}, {"grads": updates}
+        if (h := extra_args.pop("hessian_diag", None)) is not None:
+            check.that(
+                state.hessian_diag is not None,
+                "got hessian_diag= and its state has no room for it. Make it with "
+                "`ok.optim.accumulate(tx, every, hessian_diag=True)`, the default.",
             )
-        grads, diag = jax.tree.map(_add, state.grads, updates), state.hessian_diag
-        if has_diag:
-            h = checked_diag(call, h, updates, state.grads)
-            diag = jax.tree.map(_add, diag, h)
+            sums["hessian_diag"] = state.hessian_diag
+            terms["hessian_diag"] = checked_diag(check, h, updates, state.grads)
+        sums = jax.tree.map(_add, sums, terms)
 
         def emit() -> tuple[Params, Any]:
-            extra = extra_args
-            if has_diag:
-                extra = extra | {"hessian_diag": _mean(diag, h, every)}
-            mean = _mean(grads, updates, every)
-            return inner.update(mean, state.inner_state, params, **extra)
+            means = cast_like(jax.tree.map(lambda s: s / every, sums), terms)
+            grads = means.pop("grads")
+            return inner.update(grads, state.inner_state, params, **extra_args, **means)
 
         if every == 1:
             updates, inner_state = emit()
@@ -146,18 +130,12 @@ def accumulate(
         is_last = state.count == every - 1
         updates, inner_state = lax.cond(is_last, emit, wait)
         # Selected, not multiplied by zero: a NaN must not outlive its window.
-        grads, diag = jax.tree.map(
-            lambda x: jnp.where(is_last, jnp.zeros_like(x), x), (grads, diag)
-        )
+        sums = jax.tree.map(lambda x: jnp.where(is_last, jnp.zeros_like(x), x), sums)
         count = jnp.where(is_last, 0, state.count + 1)
-        return updates, AccumulateState(count, grads, diag, inner_state)
+        return updates, state._replace(count=count, inner_state=inner_state, **sums)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _add(total: Any, x: Any) -> Array:
     return total + jnp.asarray(x, total.dtype)
-
-
-def _mean(total: Params, like: Params, num: int) -> Params:
-    return jax.tree.map(lambda s, x: (s / num).astype(jnp.result_type(x)), total, like)

@@ -8,29 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import optax
 from jaxtyping import Array, Int
 
-from .._check import (
-    check_decay,
-    check_like,
-    check_non_negative,
-    check_real_params,
-    check_state_dtype,
-)
-from .._types import (
-    MaskOrFn,
-    Params,
-    ScalarOrSchedule,
-    wide_dtype,
-)
-from ._base import (
-    Average,
-    accumulated_in,
-    checked_diag,
-)
-from ._decay import is_zero
+from .._check import Check
+from .._types import MaskOrFn, Params, ScalarOrSchedule, wide_dtype
+from ._averages import Average
+from ._base import WIDE, descent, leafwise, stored_in
 
 
 class AdaHessianState(NamedTuple):
@@ -124,70 +108,52 @@ def scale_by_adahessian(
     Reference:
         Yao et al. 2021, arXiv:2006.00719, and its official code.
     """
-    call = "ok.optim.scale_by_adahessian"
-    check_decay(call, "b1", b1)
-    check_decay(call, "b2", b2)
-    check_non_negative(call, "eps", eps)
-    check_non_negative(call, "hessian_power", hessian_power)
-    check_state_dtype(call, state_dtype)
+    check = Check("ok.optim.scale_by_adahessian")
+    return _scale(check, b1, b2, eps, hessian_power, average, state_dtype)
+
+
+def _scale(
+    check: Check,
+    b1: Any,
+    b2: Any,
+    eps: Any,
+    hessian_power: Any,
+    average: Average | None,
+    state_dtype: Any,
+) -> optax.GradientTransformationExtraArgs:
+    check.decay(b1=b1, b2=b2)
+    check.non_negative(eps=eps, hessian_power=hessian_power)
+    check.optional.dtype(state_dtype=state_dtype)
+    check.optional.function(average=average)
     is_plain = isinstance(hessian_power, int | float) and hessian_power == 1
 
-    def init(params: Params) -> AdaHessianState:
-        check_real_params(call, params)
+    def rule(
+        g: Any, h: Any, s: Any, t: Any, β1: Any, β2: Any, ε: Any, k: Any
+    ) -> tuple[Any, Any]:
+        h = h if average is None else average(h)
+        m = β1 * s.m + (1 - β1) * g
+        v = β2 * s.v + (1 - β2) * h**2
+        # The root is of 1 where v is 0: there it has no derivative.
+        root = jnp.sqrt(jnp.where(v > 0, v, 1)) / jnp.sqrt(1 - β2**t)
+        power = jnp.where(v > 0, root if is_plain else root**k, 0**k)
+        u = m / (1 - β1**t) / (power + ε)
+        return u, s._replace(m=m, v=v)
+
+    def accepts(params: Params) -> None:
+        check.real(params=params)
         if average is not None:
-            _check_average(call, average, params)
+            _check_average(check, average, params)
 
-        def zeros(dtype: Any) -> Params:
-            return jax.tree.map(
-                lambda p: jnp.zeros_like(p, dtype or wide_dtype(p)), params
-            )
-
-        count = jnp.zeros([], jnp.int32)
-        return AdaHessianState(count, zeros(state_dtype), zeros(None))
-
-    def update(
-        updates: Params,
-        state: Any,
-        params: Params | None = None,
-        *,
-        hessian_diag: Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[Params, AdaHessianState]:
-        del params, extra_args
-        check_like(call, "gradients", updates, state.v, accumulated_in)
-        diag = checked_diag(call, hessian_diag, updates, state.v)
-        t = jnp.asarray(optax.safe_increment(state.count))
-
-        def mean_gradient(g: Any, m: Any) -> Array:
-            dtype = wide_dtype(g)
-            β1 = jnp.asarray(b1, dtype)
-            return β1 * m.astype(dtype) + (1 - β1) * jnp.asarray(g, dtype)
-
-        def mean_square(h: Any, v: Any) -> Array:
-            h, β2 = jnp.asarray(h, v.dtype), jnp.asarray(b2, v.dtype)
-            h = h if average is None else average(h)
-            return β2 * v + (1 - β2) * h**2
-
-        def rescale(g: Any, m: Any, v: Any) -> Array:
-            β1, β2, ε, k = (
-                jnp.asarray(x, v.dtype) for x in (b1, b2, eps, hessian_power)
-            )
-            c1, c2 = (1 - β ** t.astype(v.dtype) for β in (β1, β2))
-            # Of the root of 0, its power, and no derivative, which it does not have.
-            root = jnp.sqrt(jnp.where(v > 0, v, 1)) / jnp.sqrt(c2)
-            power = root if is_plain else root**k
-            u = m / c1 / (jnp.where(v > 0, power, 0**k) + ε)
-            # A square that overflowed would freeze its entry, with nothing to see.
-            u = jnp.where(jnp.isfinite(v), u, jnp.nan)
-            return u.astype(jnp.result_type(g))
-
-        m = jax.tree.map(mean_gradient, updates, state.m)
-        v = jax.tree.map(mean_square, diag, state.v)
-        u = jax.tree.map(rescale, updates, m, v)
-        m = jax.tree.map(lambda m, old: m.astype(old.dtype), m, state.m)
-        return u, AdaHessianState(t, m, v)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return leafwise(
+        check,
+        rule,
+        AdaHessianState,
+        moments={"v": WIDE, "m": stored_in(state_dtype)},
+        hyper=(b1, b2, eps, hessian_power),
+        reads="hessian_diag",
+        guard=("v",),
+        accepts=accepts,
+    )
 
 
 def adahessian(
@@ -252,25 +218,16 @@ def adahessian(
     Reference:
         Yao et al. 2021, arXiv:2006.00719, and its official code.
     """
-    check_non_negative("ok.optim.adahessian", "learning_rate", learning_rate)
-    check_non_negative("ok.optim.adahessian", "weight_decay", weight_decay)
-    moments = scale_by_adahessian(
-        b1, b2, eps, hessian_power, average=average, state_dtype=state_dtype
-    )
-    step = optax.scale_by_learning_rate(learning_rate)
-    if is_zero(weight_decay):
-        return optax.chain(moments, step)
-    return optax.chain(moments, optax.add_decayed_weights(weight_decay, mask), step)
+    check = Check("ok.optim.adahessian")
+    scale = _scale(check, b1, b2, eps, hessian_power, average, state_dtype)
+    return descent(check, scale, learning_rate, weight_decay, mask)
 
 
-def _check_average(call: str, average: Average, params: Params) -> None:
+def _check_average(check: Check, average: Average, params: Params) -> None:
     """Raises unless `average` keeps the shape of every leaf."""
-    for path, leaf in jtu.tree_leaves_with_path(params):
-        wide = jax.ShapeDtypeStruct(jnp.shape(leaf), wide_dtype(leaf))
-        got = jax.eval_shape(average, wide)
-        if got.shape != wide.shape or got.dtype != wide.dtype:
-            raise ValueError(
-                f"`{call}` needs an average that keeps shape and dtype, got {got} from "
-                f"{wide} at params{jtu.keystr(path)}. Broadcast the mean back, as "
-                f"`ok.optim.average_rows` does."
-            )
+    wide = jax.tree.map(
+        lambda p: jax.ShapeDtypeStruct(jnp.shape(p), wide_dtype(p)), params
+    )
+    got = jax.tree.map(lambda leaf: jax.eval_shape(average, leaf), wide)
+    advice = "Broadcast the mean back, as `ok.optim.average_rows` does."
+    check.like("the average", got, wide, "its leaf", advice)

@@ -11,23 +11,10 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from .._check import (
-    check_decay,
-    check_inexact,
-    check_like,
-    check_non_negative,
-)
-from .._types import (
-    MaskOrFn,
-    Params,
-    ScalarOrSchedule,
-    real_dtype,
-    wide_dtype,
-)
-from ._decay import (
-    is_zero,
-    proximal_weight_decay,
-)
+from .._check import Check
+from .._types import MaskOrFn, Params, ScalarOrSchedule
+from ._base import OWN, REAL, descent, is_zero, leafwise, safe_sqrt, stored_in
+from ._decay import proximal_weight_decay
 
 State = TypeVar("State")
 
@@ -57,7 +44,7 @@ def scale_by_adan(
     eps: Any = 1e-8,
     *,
     state_dtype: Any = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Rescales updates by Adan's Nesterov moments, as the authors' code does.
 
     b1, b2, b3 are decays of the old value; the paper's betas are 1 - b.
@@ -116,73 +103,36 @@ def scale_by_adan(
     Reference:
         Xie et al. 2022, arXiv:2208.06677v4, Algorithm 1, and its official code.
     """
-    call = "ok.optim.scale_by_adan"
-    for name, decay in (("b1", b1), ("b2", b2), ("b3", b3)):
-        check_decay(call, name, decay)
-    check_non_negative(call, "eps", eps)
-    if state_dtype is not None and not jnp.issubdtype(state_dtype, jnp.floating):
-        raise TypeError(
-            f"`{call}` needs a floating state_dtype, got {state_dtype!r}. Pass None "
-            f"for the params' own, widen to float32, or for example jnp.float32."
-        )
+    check = Check("ok.optim.scale_by_adan")
+    return _scale(check, b1, b2, b3, eps, state_dtype)
 
-    def init(params: Params) -> AdanState:
-        check_inexact(call, params)
 
-        def zeros(dtype_of: Any) -> Params:
-            return jax.tree.map(lambda p: jnp.zeros_like(p, dtype_of(p)), params)
+def _scale(
+    check: Check, b1: Any, b2: Any, b3: Any, eps: Any, state_dtype: Any
+) -> optax.GradientTransformationExtraArgs:
+    check.decay(b1=b1, b2=b2, b3=b3)
+    check.non_negative(eps=eps)
+    check.optional.dtype(state_dtype=state_dtype)
 
-        return AdanState(
-            count=jnp.zeros([], jnp.int32),
-            m=zeros(lambda p: _moment_dtype(p, state_dtype)),
-            v=zeros(lambda p: _moment_dtype(p, state_dtype)),
-            n=zeros(real_dtype),
-            prev_grad=zeros(jnp.result_type),
-        )
+    def rule(g: Any, s: Any, t: Any, β1: Any, β2: Any, β3: Any, ε: Any) -> Any:
+        d = jnp.where(t == 1, 0, g - s.prev_grad)
+        m = β1 * s.m + (1 - β1) * g
+        v = β2 * s.v + (1 - β2) * d
+        n = β3 * s.n + (1 - β3) * _abs_sq(g + β2 * d)
+        # The scalars are divided first: one division an entry instead of four.
+        a1, a2, a3 = 1 / (1 - β1**t), β2 / (1 - β2**t), 1 / jnp.sqrt(1 - β3**t)
+        u = (a1 * m + a2 * v) / (a3 * safe_sqrt(n) + ε)
+        return u, s._replace(m=m, v=v, n=n, prev_grad=g)
 
-    def update(
-        updates: Params, state: Any, params: Params | None = None
-    ) -> tuple[Params, AdanState]:
-        del params
-        check_like(call, "gradients", updates, state.prev_grad)
-        t = jnp.asarray(optax.safe_increment(state.count))
-
-        def step(grad: Any, m: Any, v: Any, n: Any, prev: Any) -> tuple[Any, ...]:
-            wide, real = wide_dtype(grad), real_dtype(grad)
-            g, m_, v_ = (jnp.asarray(x, wide) for x in (grad, m, v))
-            β1, β2, β3, ε = (jnp.asarray(x, real) for x in (b1, b2, b3, eps))
-            c1, c2, c3 = (1 - β ** t.astype(real) for β in (β1, β2, β3))
-            # The scalars are divided first: one division an entry instead of four.
-            a1, a2, a3 = 1 / c1, β2 / c2, 1 / jnp.sqrt(c3)
-            β1, β2, a1, a2 = (x.astype(wide) for x in (β1, β2, a1, a2))
-            d = jnp.where(t == 1, jnp.zeros_like(g), g - jnp.asarray(prev, wide))
-            m_ = β1 * m_ + (1 - β1) * g
-            v_ = β2 * v_ + (1 - β2) * d
-            n = β3 * n + (1 - β3) * _abs_sq(g + β2 * d)
-            # The root of 0 has no derivative, which u does not need: m = v = 0 there.
-            root = jnp.where(n > 0, jnp.sqrt(jnp.where(n > 0, n, 1)), 0)
-            u = (a1 * m_ + a2 * v_) / (root * a3 + ε).astype(wide)
-            # A square that overflowed would freeze its entry, with nothing to see.
-            u = jnp.where(jnp.isfinite(n), u, jnp.nan)
-            dtype = jnp.result_type(grad)
-            # t > 0: the gradient, in a new array, as the caller may donate it. Where
-            # XLA chooses shardings it now takes that of prev, and not the gradient's.
-            kept = jnp.where(t == 0, prev, jnp.asarray(grad, dtype))
-            return (
-                u.astype(dtype),
-                m_.astype(m.dtype),
-                v_.astype(v.dtype),
-                n,
-                kept,
-            )
-
-        stepped = jax.tree.map(
-            step, updates, state.m, state.v, state.n, state.prev_grad
-        )
-        u, m, v, n, prev_grad = _unzip(updates, stepped, 5)
-        return u, AdanState(t, m, v, n, prev_grad)
-
-    return optax.GradientTransformation(init, update)
+    moment = stored_in(state_dtype)
+    return leafwise(
+        check,
+        rule,
+        AdanState,
+        moments={"prev_grad": OWN, "m": moment, "v": moment, "n": REAL},
+        hyper=(b1, b2, b3, eps),
+        guard=("n",),
+    )
 
 
 def adan(
@@ -196,7 +146,7 @@ def adan(
     proximal: bool = True,
     mask: MaskOrFn = None,
     state_dtype: Any = None,
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """Adan with weight decay, as its authors run it.
 
     b1, b2, b3 are decays of the old value; the paper's betas are 1 - b.
@@ -244,16 +194,12 @@ def adan(
     Reference:
         Xie et al. 2022, arXiv:2208.06677v4, and its official code.
     """
-    check_non_negative("ok.optim.adan", "learning_rate", learning_rate)
-    check_non_negative("ok.optim.adan", "weight_decay", weight_decay)
-    moments = scale_by_adan(b1, b2, b3, eps, state_dtype=state_dtype)
-    step = optax.scale_by_learning_rate(learning_rate)
-    if is_zero(weight_decay):
-        return optax.chain(moments, step)
-    if proximal:
-        shrink = proximal_weight_decay(learning_rate, weight_decay, mask)
-        return optax.chain(moments, step, shrink)
-    return optax.chain(moments, optax.add_decayed_weights(weight_decay, mask), step)
+    check = Check("ok.optim.adan")
+    scale = _scale(check, b1, b2, b3, eps, state_dtype)
+    if not proximal or is_zero(weight_decay):
+        return descent(check, scale, learning_rate, weight_decay, mask)
+    shrink = proximal_weight_decay(learning_rate, weight_decay, mask)
+    return optax.chain(descent(check, scale, learning_rate), shrink)
 
 
 def restart_adan(state: State) -> State:
@@ -292,29 +238,15 @@ def restart_adan(state: State) -> State:
         zeros = jax.tree.map(jnp.zeros_like, node)
         return zeros._replace(prev_grad=node.prev_grad)
 
-    if not any(map(is_adan, jax.tree.leaves(state, is_leaf=is_adan))):
-        raise TypeError(
-            f"`ok.optim.restart_adan` needs the state of an optimizer that contains Adan, "
-            f"got {type(state).__name__} without an `ok.optim.AdanState` in it. Pass what "
-            f"`tx.init` or `tx.update` of `ok.optim.adan` returned."
-        )
+    check = Check("ok.optim.restart_adan")
+    check.that(
+        any(map(is_adan, jax.tree.leaves(state, is_leaf=is_adan))),
+        f"needs the state of an optimizer that contains Adan, got "
+        f"{type(state).__name__} without an `ok.optim.AdanState` in it. Pass what "
+        f"`tx.init` or `tx.update` of `ok.optim.adan` returned.",
+        TypeError,
+    )
     return jax.tree.map(restart, state, is_leaf=is_adan)
-
-
-def _unzip(outer: PyTree, tree: PyTree, width: int) -> list[PyTree]:
-    """A tree like `outer` whose leaves are tuples, as `width` trees like `outer`."""
-    treedef = jax.tree.structure(outer)
-    tuples = treedef.flatten_up_to(tree)
-    return [treedef.unflatten([leaf[i] for leaf in tuples]) for i in range(width)]
-
-
-def _moment_dtype(leaf: Any, state_dtype: Any) -> Any:
-    """What m and v are stored in: complex where the leaf is."""
-    if state_dtype is None:
-        return wide_dtype(leaf)
-    if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
-        return jnp.dtype(complex if jnp.finfo(state_dtype).bits > 32 else jnp.complex64)
-    return jnp.dtype(state_dtype)
 
 
 def _abs_sq(x: Array) -> Array:

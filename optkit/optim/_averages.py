@@ -4,11 +4,16 @@ Each is for one leaf, to be given to `ok.optim.adahessian(average=...)`. The aut
 averages |h|, so that curvatures of both signs add; their paper h, so that they cancel.
 """
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from .._check import check_positive_int
-from ._base import Average
+from .._check import Check
+
+Average: TypeAlias = Callable[[Array], Array]
+"""From a leaf of the diagonal to an array of its shape."""
 
 Leaf = Float[Array, "..."]
 
@@ -94,17 +99,18 @@ def average_blocks(size: int, *, signed: bool = False) -> Average:
     Reference:
         `transformer/fairseq/optim/adahessian.py` of the authors' code.
     """
-    check_positive_int("ok.optim.average_blocks", "size", size)
+    check = Check("ok.optim.average_blocks")
+    check.count(size=size)
 
     def average(diag: Leaf) -> Leaf:
         if diag.ndim < 2 or not diag.size:
             return diag
-        if diag.size % size:
-            raise ValueError(
-                f"`ok.optim.average_blocks` needs a size that divides the entries of each "
-                f"leaf with two or more axes, got size={size} and shape {diag.shape}. "
-                f"Take a divisor of {diag.size}, or `optax.partition` such leaves."
-            )
+        check.that(
+            diag.size % size == 0,
+            f"needs a size that divides the entries of each leaf with two or more "
+            f"axes, got size={size} and shape {diag.shape}. Take a divisor of "
+            f"{diag.size}, or `optax.partition` such leaves.",
+        )
         whole = diag.shape[-1] % size == 0  # blocks end where the last axis does
         blocks = diag.reshape(*(diag.shape[:-1] if whole else ()), -1, size)
         return _mean(blocks, (-1,), signed).reshape(diag.shape)

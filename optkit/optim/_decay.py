@@ -2,24 +2,12 @@
 
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
-from .._check import (
-    check_inexact,
-    check_non_negative,
-    check_pair,
-    check_params,
-)
-from .._types import (
-    MaskOrFn,
-    Params,
-    ScalarOrSchedule,
-    real_dtype,
-    wide_dtype,
-)
+from .._check import Check
+from .._types import MaskOrFn, ScalarOrSchedule
+from ._base import leafwise
 
 
 class ProximalDecayState(NamedTuple):
@@ -69,36 +57,18 @@ def proximal_weight_decay(
         Xie et al. 2022, arXiv:2208.06677v4, Algorithm 1, last line; Zhuang et al.
         2022, arXiv:2202.00089.
     """
-    call = "ok.optim.proximal_weight_decay"
-    check_non_negative(call, "learning_rate", learning_rate)
-    check_non_negative(call, "weight_decay", weight_decay)
+    check = Check("ok.optim.proximal_weight_decay")
+    check.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
 
-    def init(params: Params) -> ProximalDecayState:
-        check_inexact(call, params)
-        return ProximalDecayState(jnp.zeros([], jnp.int32))
+    def rule(u: Any, θ: Any, s: Any, t: Any, η: Any, λ: Any) -> Any:
+        return (u - η * λ * θ) / (1 + η * λ), s
 
-    def update(
-        updates: Params, state: Any, params: Params | None = None
-    ) -> tuple[Params, ProximalDecayState]:
-        check_params(call, params)
-        check_pair(call, updates, params)
-        eta, decay = (
-            x(state.count) if callable(x) else x for x in (learning_rate, weight_decay)
-        )
-
-        def shrink(u: Any, p: Any) -> Array:
-            wide, real = wide_dtype(u), real_dtype(u)
-            c = jnp.asarray(eta, real) * jnp.asarray(decay, real)
-            shrunk = (jnp.asarray(u, wide) - c * jnp.asarray(p, wide)) / (1 + c)
-            return shrunk.astype(jnp.result_type(u))
-
-        count = jnp.asarray(optax.safe_increment(state.count))
-        return jax.tree.map(shrink, updates, params), ProximalDecayState(count)
-
-    tx = optax.GradientTransformation(init, update)
+    tx = leafwise(
+        check,
+        rule,
+        ProximalDecayState,
+        moments={},
+        hyper=(learning_rate, weight_decay),
+        reads="params",
+    )
     return tx if mask is None else optax.masked(tx, mask)
-
-
-def is_zero(weight_decay: Any) -> bool:
-    """Whether weight decay is the number 0, known without a device: then left out."""
-    return isinstance(weight_decay, int | float) and weight_decay == 0

@@ -16,21 +16,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Int, UInt32
 
-from .._check import (
-    check_function,
-    check_key,
-    check_params,
-    check_positive_int,
-    check_real_params,
-    check_scalar,
-    check_transform,
-)
+from .._check import Check
 from .._curvature.diagonal import value_grad_and_diag
-from .._types import (
-    Params,
-    wide_dtype,
-)
-from ._base import is_masked
+from .._types import Params, wide_dtype
+from ._base import OWN, is_masked, required_params
 
 
 class HutchinsonState(NamedTuple):
@@ -121,30 +110,26 @@ def with_hutchinson(
     Reference:
         Yao et al. 2021, arXiv:2006.00719; Bekas, Kokiopoulou and Saad 2007.
     """
-    call = "ok.optim.with_hutchinson"
-    check_transform(call, "tx", tx)
+    check = Check("ok.optim.with_hutchinson")
+    check.transform(tx=tx)
+    check.count(update_interval=update_interval, num_probes=num_probes)
+    check.key(key)
+    impl, root = _copied_key(key)
     inner = optax.with_extra_args_support(tx)
-    check_positive_int(call, "update_interval", update_interval)
-    check_positive_int(call, "num_probes", num_probes)
-    impl, root = _copied_key(call, key)
 
     def init(params: Params) -> HutchinsonState:
-        if any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))):
-            raise ValueError(
-                f"`{call}` needs whole params to call the objective, got params that "
-                f"`optax.masked` or `optax.partition` has hidden in part. Put it "
-                f"outside: `ok.optim.with_hutchinson(optax.masked(tx, mask), key=key)`."
-            )
-        check_real_params(call, params)
-
-        def zeros(p: Any) -> Array:
-            return jnp.zeros_like(p, jnp.result_type(p))
-
+        check.that(
+            not any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))),
+            "needs whole params to call the objective, got params that `optax.masked` "
+            "or `optax.partition` has hidden in part. Put it outside: "
+            "`ok.optim.with_hutchinson(optax.masked(tx, mask), key=key)`.",
+        )
+        check.real(params=params)
         own_key = jr.fold_in(jr.wrap_key_data(root, impl=impl), _bits(params))
         return HutchinsonState(
             count=jnp.zeros([], jnp.int32),
             key_data=jr.key_data(own_key),
-            hessian_diag=None if update_interval == 1 else jax.tree.map(zeros, params),
+            hessian_diag=None if update_interval == 1 else OWN.like(params),
             inner_state=inner.init(params),
         )
 
@@ -154,8 +139,8 @@ def with_hutchinson(
         params: Params | None = None,
         **extra_args: Any,
     ) -> tuple[Params, HutchinsonState]:
-        check_params(call, params)
-        objective = _objective(call, extra_args)
+        required_params(check, updates, params)
+        objective = _objective(check, extra_args)
 
         def estimate() -> Params:
             own_key = jr.wrap_key_data(state.key_data, impl=impl)
@@ -177,9 +162,8 @@ def with_hutchinson(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _copied_key(call: str, key: Any) -> tuple[Any, Array]:
+def _copied_key(key: Array) -> tuple[Any, Array]:
     """A random key's implementation, and a copy of its data that nobody can donate."""
-    check_key(call, key)
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     typed = key if is_typed else jr.wrap_key_data(key)
     return jr.key_impl(typed), jnp.array(jr.key_data(typed), copy=True)
@@ -197,29 +181,21 @@ def _bits(params: Params) -> Array:
     return total
 
 
-def _objective(call: str, extra_args: dict[str, Any]) -> Callable[[Params], Array]:
+def _objective(check: Check, extra_args: dict[str, Any]) -> Callable[[Params], Array]:
     """The function of the params alone whose Hessian is wanted."""
     given = [extra_args.get(name) for name in ("value_fn", "obj_fn")]
     fns = [fn for fn in given if fn is not None]
-    if len(fns) != 1:
-        raise ValueError(
-            f"`{call}` needs the objective as one of `value_fn=` and `obj_fn=`, got "
-            f"{'both' if fns else 'neither'}. Pass `tx.update(grads, state, params, "
-            f"value_fn=loss)`, and beside it what else the loss takes, by name."
-        )
-    if "hessian_diag" in extra_args:
-        raise ValueError(
-            f"`{call}` estimates hessian_diag, and got one. Leave out the argument, or "
-            f"leave out the wrapper."
-        )
-    (fn,) = fns
-    check_function(call, "`value_fn=`", fn)
-    names = list(inspect.signature(fn).parameters)[1:]
+    check.that(
+        len(fns) == 1,
+        f"needs the objective as one of `value_fn=` and `obj_fn=`, got "
+        f"{'both' if fns else 'neither'}. Pass `tx.update(grads, state, params, "
+        f"value_fn=loss)`, and with it what else the loss takes, by name.",
+    )
+    check.that(
+        "hessian_diag" not in extra_args,
+        "estimates hessian_diag, and got one. Leave out the argument, or the wrapper.",
+    )
+    fn = check.scalar(fns[0], "value_fn")
+    names = list(inspect.signature(fns[0]).parameters)[1:]
     kwargs = {name: x for name, x in extra_args.items() if name in names}
-
-    def objective(params: Params) -> Array:
-        value = fn(params, **kwargs)
-        check_scalar(call, value)
-        return value
-
-    return objective
+    return lambda params: fn(params, **kwargs)

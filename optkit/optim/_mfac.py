@@ -12,22 +12,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._check import (
-    check_decay,
-    check_like,
-    check_non_negative,
-    check_positive,
-    check_positive_int,
-    check_real,
-)
+from .._check import Check
 from .._inverse.columns import small_dtype
-from .._types import (
-    MaskOrFn,
-    Params,
-    ScalarOrSchedule,
-    wide_dtype,
-)
-from ._decay import is_zero
+from .._types import MaskOrFn, Params, ScalarOrSchedule
+from .._vector import cast_like, structure_of
+from ._base import WIDE, check_gradients, descent, is_zero, leafwise
 from ._mfac_solve import write_and_solve
 
 
@@ -50,6 +39,7 @@ class MfacState(NamedTuple):
 class MeanState(NamedTuple):
     """The decaying mean of the updates, not corrected for its start at zero."""
 
+    count: Int[Array, ""]
     mean: Params
 
 
@@ -120,17 +110,19 @@ def scale_by_mfac(
     Reference:
         Frantar, Kurtic and Alistarh 2021, arXiv:2107.03356, section 3.2.
     """
-    call = "ok.optim.scale_by_mfac"
-    check_positive_int(call, "window", window)
-    check_positive(call, "damping", damping)
-    if window_dtype is not None and not jnp.issubdtype(window_dtype, jnp.floating):
-        raise TypeError(
-            f"`{call}` needs a floating window_dtype, got {window_dtype!r}. Pass None "
-            f"for the params' own, or for example jnp.bfloat16."
-        )
+    check = Check("ok.optim.scale_by_mfac")
+    return _scale(check, window, damping, count_filled, window_dtype)
+
+
+def _scale(
+    check: Check, window: int, damping: Any, count_filled: bool, window_dtype: Any
+) -> optax.GradientTransformationExtraArgs:
+    check.count(window=window)
+    check.positive(damping=damping)
+    check.optional.dtype(window_dtype=window_dtype)
 
     def init(params: Params) -> MfacState:
-        check_real(call, "params", params)
+        check.real(params=params)
 
         def rows(p: Any) -> Array:
             zeros = jnp.zeros_like(p, window_dtype or jnp.result_type(p))
@@ -144,30 +136,33 @@ def scale_by_mfac(
         )
 
     def update(
-        updates: Params, state: Any, params: Params | None = None
+        updates: Params, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Params, MfacState]:
-        del params
-        first = jax.tree.map(lambda rows: _shape_of_row(rows), state.window)
-        given = updates
-        if window_dtype is not None:
-            check_real(call, "gradients", updates)
-            given = jax.tree.map(lambda g: _shape_of(g, window_dtype), updates)
-        check_like(call, "gradients", given, first)
-
+        del params, extra
+        check_gradients(check, updates, structure_of(state.window, 1), _row_dtype)
         num_filled = jnp.minimum(state.num_filled + 1, window)
         count = num_filled if count_filled else jnp.asarray(window, jnp.int32)
-        g = jax.tree.map(
-            lambda x, rows: jnp.asarray(x).astype(rows.dtype), updates, state.window
-        )
-        λ = jnp.asarray(damping, state.gram.dtype)
         u, rows, gram = write_and_solve(
-            state.window, g, state.gram, state.pointer, count, λ
+            state.window,
+            cast_like(updates, state.window),
+            state.gram,
+            state.pointer,
+            count,
+            jnp.asarray(damping, state.gram.dtype),
         )
-        u = jax.tree.map(lambda x, g: x.astype(jnp.result_type(g)), u, updates)
         pointer = (state.pointer + 1) % window
-        return u, MfacState(pointer, num_filled, rows, gram)
+        state = MfacState(pointer, num_filled, rows, gram)
+        return cast_like(u, updates), state
 
-    return optax.GradientTransformation(init, update)
+    def _row_dtype(leaf: Any) -> Any:
+        is_real = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
+        return (
+            jnp.dtype(window_dtype)
+            if window_dtype and is_real
+            else jnp.result_type(leaf)
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def mfac(
@@ -228,48 +223,23 @@ def mfac(
     Reference:
         Frantar, Kurtic and Alistarh 2021, arXiv:2107.03356, and its official code.
     """
-    check_non_negative("ok.optim.mfac", "learning_rate", learning_rate)
-    check_decay("ok.optim.mfac", "momentum", momentum)
-    check_non_negative("ok.optim.mfac", "weight_decay", weight_decay)
-    links = [
-        scale_by_mfac(
-            window, damping, count_filled=count_filled, window_dtype=window_dtype
-        )
-    ]
+    check = Check("ok.optim.mfac")
+    check.non_negative(weight_decay=weight_decay)
+    links = [_scale(check, window, damping, count_filled, window_dtype)]
     if not is_zero(weight_decay):
         links.insert(0, optax.add_decayed_weights(weight_decay, mask))
     if not is_zero(momentum):
-        links.append(_mean(momentum))
-    return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
+        links.append(_mean(check, momentum))
+    return descent(check, optax.chain(*links), learning_rate)
 
 
-def _mean(decay: Any) -> optax.GradientTransformation:
-    """The mean v <- beta v + (1 - beta) u, in float32 or wider, unlike `optax.ema`."""
+def _mean(check: Check, decay: Any) -> optax.GradientTransformationExtraArgs:
+    """The mean v <- β v + (1 - β) u, in float32 or wider, unlike `optax.ema`."""
+    check.decay(momentum=decay)
 
-    def init(params: Params) -> MeanState:
-        return MeanState(
-            jax.tree.map(lambda p: jnp.zeros_like(p, wide_dtype(p)), params)
-        )
+    def rule(u: Any, s: Any, t: Any, β: Any) -> Any:
+        v = β * s.mean + (1 - β) * u
+        return v, s._replace(mean=v)
 
-    def update(
-        updates: Params, state: Any, params: Params | None = None
-    ) -> tuple[Params, MeanState]:
-        del params
-
-        def step(u: Array, v: Array) -> Array:
-            β = jnp.asarray(decay, v.dtype)
-            return β * v + (1 - β) * u.astype(v.dtype)
-
-        mean = jax.tree.map(step, updates, state.mean)
-        u = jax.tree.map(lambda v, u: v.astype(u.dtype), mean, updates)
-        return u, MeanState(mean)
-
-    return optax.GradientTransformation(init, update)
-
-
-def _shape_of_row(rows: Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(rows.shape[1:], rows.dtype)
-
-
-def _shape_of(leaf: Any, dtype: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), dtype)
+    moments = {"mean": WIDE}
+    return leafwise(check, rule, MeanState, moments=moments, hyper=(decay,))

@@ -16,16 +16,8 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Array, PyTree
 
 from .._inverse.base import with_derivative_of
-from .._inverse.woodbury import (
-    damped_gram,
-    decompose,
-)
-from .._vector import (
-    combine_blocks,
-    common_dtype,
-    dot,
-    project_blocks,
-)
+from .._inverse.woodbury import damped_gram, decompose
+from .._vector import combine_blocks, common_dtype, dot, project_blocks
 
 _MAX_REFINE = 6
 _TOLERANCE = 0.1  # of half the digits: 3e-5 in float32

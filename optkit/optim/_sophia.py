@@ -11,26 +11,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-from .._check import (
-    check_decay,
-    check_like,
-    check_non_negative,
-    check_positive,
-    check_positive_int,
-    check_real_params,
-    check_state_dtype,
-)
-from .._types import (
-    MaskOrFn,
-    Params,
-    ScalarOrSchedule,
-    wide_dtype,
-)
-from ._base import (
-    accumulated_in,
-    checked_diag,
-)
-from ._decay import is_zero
+from .._check import Check
+from .._types import MaskOrFn, Params, ScalarOrSchedule
+from ._base import WIDE, descent, leafwise, stored_in
 
 
 class SophiaState(NamedTuple):
@@ -117,65 +100,45 @@ def scale_by_sophia(
     Reference:
         Liu et al. 2023, arXiv:2305.14342, Algorithm 3, and its official code.
     """
-    call = "ok.optim.scale_by_sophia"
-    check_decay(call, "b1", b1)
-    check_decay(call, "b2", b2)
-    check_positive(call, "gamma", gamma)
-    check_positive(call, "eps", eps)
-    if not isinstance(update_interval, jax.Array):  # `optax.inject_hyperparams`'s
-        check_positive_int(call, "update_interval", update_interval)
-    check_state_dtype(call, state_dtype)
+    check = Check("ok.optim.scale_by_sophia")
+    return _scale(check, b1, b2, gamma, eps, update_interval, state_dtype)
 
-    def init(params: Params) -> SophiaState:
-        check_real_params(call, params)
 
-        def zeros(dtype: Any) -> Params:
-            return jax.tree.map(
-                lambda p: jnp.zeros_like(p, dtype or wide_dtype(p)), params
-            )
+def _scale(
+    check: Check,
+    b1: Any,
+    b2: Any,
+    gamma: Any,
+    eps: Any,
+    update_interval: Any,
+    state_dtype: Any,
+) -> optax.GradientTransformationExtraArgs:
+    check.decay(b1=b1, b2=b2)
+    check.positive(gamma=gamma, eps=eps)
+    check.optional.dtype(state_dtype=state_dtype)
+    if not isinstance(update_interval, jax.Array):  # as `optax.inject_hyperparams`'s
+        check.count(update_interval=update_interval)
 
-        count, win_rate = jnp.zeros([], jnp.int32), jnp.zeros([], jnp.float32)
-        return SophiaState(count, zeros(state_dtype), zeros(None), win_rate)
+    def rule(
+        g: Any, d: Any, s: Any, t: Any, β1: Any, β2: Any, γ: Any, ε: Any
+    ) -> tuple[Any, Any]:
+        is_due = s.count % jnp.asarray(update_interval, jnp.int32) == 0
+        m = β1 * s.m + (1 - β1) * g
+        h = jnp.where(is_due, β2 * s.h + (1 - β2) * d, s.h)
+        u = jnp.clip(m / jnp.maximum(γ * h, ε), -1, 1)
+        return u, s._replace(m=m, h=h)
 
-    def update(
-        updates: Params,
-        state: Any,
-        params: Params | None = None,
-        *,
-        hessian_diag: Params | None = None,
-        **extra_args: Any,
-    ) -> tuple[Params, SophiaState]:
-        del params, extra_args
-        check_like(call, "gradients", updates, state.h, accumulated_in)
-        diag = checked_diag(call, hessian_diag, updates, state.h)
-        is_due = state.count % jnp.asarray(update_interval, jnp.int32) == 0
-
-        def mean_gradient(g: Any, m: Any) -> Array:
-            dtype = wide_dtype(g)
-            β1 = jnp.asarray(b1, dtype)
-            return β1 * m.astype(dtype) + (1 - β1) * jnp.asarray(g, dtype)
-
-        def mean_diag(d: Any, h: Any) -> Array:
-            d, β2 = jnp.asarray(d, h.dtype), jnp.asarray(b2, h.dtype)
-            return jnp.where(is_due, β2 * h + (1 - β2) * d, h)
-
-        def ratio(m: Any, h: Any) -> Array:
-            γ, ε = jnp.asarray(gamma, h.dtype), jnp.asarray(eps, h.dtype)
-            # Clipping would hide an infinite m or h, of which the state keeps its own.
-            is_fine = jnp.isfinite(m) & jnp.isfinite(h)
-            return jnp.where(is_fine, m / jnp.maximum(γ * h, ε), jnp.nan)
-
-        m = jax.tree.map(mean_gradient, updates, state.m)
-        h = jax.tree.map(mean_diag, diag, state.h)
-        ratios = jax.tree.map(ratio, m, h)
-        u = jax.tree.map(
-            lambda r, g: jnp.clip(r, -1, 1).astype(jnp.result_type(g)), ratios, updates
-        )
-        m = jax.tree.map(lambda m, old: m.astype(old.dtype), m, state.m)
-        t = jnp.asarray(optax.safe_increment(state.count))
-        return u, SophiaState(t, m, h, _win_rate(ratios))
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return leafwise(
+        check,
+        rule,
+        SophiaState,
+        moments={"h": WIDE, "m": stored_in(state_dtype)},
+        hyper=(b1, b2, gamma, eps),
+        reads="hessian_diag",
+        guard=("m", "h"),
+        totals={"win_rate": _win_rate},
+        accepts=check.real,
+    )
 
 
 def sophia(
@@ -240,22 +203,16 @@ def sophia(
     Reference:
         Liu et al. 2023, arXiv:2305.14342.
     """
-    check_non_negative("ok.optim.sophia", "learning_rate", learning_rate)
-    check_non_negative("ok.optim.sophia", "weight_decay", weight_decay)
-    moments = scale_by_sophia(
-        b1, b2, gamma, eps, update_interval=update_interval, state_dtype=state_dtype
-    )
-    step = optax.scale_by_learning_rate(learning_rate)
-    if is_zero(weight_decay):
-        return optax.chain(moments, step)
-    return optax.chain(moments, optax.add_decayed_weights(weight_decay, mask), step)
+    check = Check("ok.optim.sophia")
+    scale = _scale(check, b1, b2, gamma, eps, update_interval, state_dtype)
+    return descent(check, scale, learning_rate, weight_decay, mask)
 
 
-def _win_rate(ratios: Params) -> Float[Array, ""]:
+def _win_rate(u: Params) -> Float[Array, ""]:
     """The fraction of entries below 1; of no entries, 0."""
-    leaves = [r for r in jax.tree.leaves(ratios) if r.size]
-    size = sum(r.size for r in leaves)
+    leaves = [x for x in jax.tree.leaves(u) if x.size]
+    size = sum(x.size for x in leaves)
     wins = [
-        jnp.mean(jnp.abs(r) < 1, dtype=jnp.float32) * (r.size / size) for r in leaves
+        jnp.mean(jnp.abs(x) < 1, dtype=jnp.float32) * (x.size / size) for x in leaves
     ]
     return sum(wins, jnp.zeros([], jnp.float32))

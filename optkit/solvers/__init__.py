@@ -1,6 +1,3 @@
 """Solvers of deterministic equations and minimisation problems."""
 
-from ._anderson import (
-    AndersonInfo as AndersonInfo,
-    anderson as anderson,
-)
+from ._anderson import AndersonInfo as AndersonInfo, anderson as anderson

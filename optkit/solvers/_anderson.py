@@ -8,17 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from .._check import (
-    check_function,
-    check_non_negative,
-    check_positive,
-    check_positive_int,
-    check_real,
-)
-from .._results import (
-    RESULTS,
-    first_failure,
-)
+from .._check import Check
+from .._results import RESULTS, first_failure
 from .._types import wide_dtype
 from .._vector import (
     axpy,
@@ -29,6 +20,8 @@ from .._vector import (
     normalised,
     project,
     safe_norm,
+    subtract,
+    where,
     widen,
 )
 
@@ -132,16 +125,14 @@ def anderson(
         constrained problem through its Gram matrix, which is kept up to date one row a
         step; (2) a ridge that does not depend on the scale of y.
     """
-    call = "ok.solvers.anderson"
-    check_function(call, "mapping", mapping)
-    check_real(call, "y0", y0)
-    check_positive_int(call, "history", history)
-    check_positive_int(call, "max_steps", max_steps)
-    check_positive(call, "mixing", mixing)
-    check_non_negative(call, "rtol", 0.0 if rtol is None else rtol)
-    check_non_negative(call, "atol", atol)
-    if not jax.tree.leaves(y0):
-        raise ValueError(f"`{call}` needs a y0 with an array in it, got {y0!r}.")
+    check = Check("ok.solvers.anderson")
+    check.function(mapping=mapping)
+    check.real(y0=y0)
+    check.count(history=history, max_steps=max_steps)
+    check.positive(mixing=mixing)
+    check.non_negative(atol=atol)
+    check.optional.non_negative(rtol=rtol, ridge=ridge)
+    check.that(jax.tree.leaves(y0), f"needs a y0 with an array in it, got {y0!r}.")
     y0 = jax.tree.map(jnp.asarray, y0)
     dtype = common_dtype(y0)
     if rtol is None:
@@ -151,21 +142,20 @@ def anderson(
         # Of the widest leaf it would be too small for the rounding of the others.
         eps = [float(jnp.finfo(wide_dtype(leaf)).eps) for leaf in jax.tree.leaves(y0)]
         ridge = 10 * history * max(eps)
-    check_non_negative(call, "ridge", ridge)
     beta, delta, rtol, atol = (
         jnp.asarray(value, dtype) for value in (mixing, ridge, rtol, atol)
     )
 
     def step(state: _State) -> _State:
         y = state.y
-        f = widen(_like(call, mapping(cast_like(y, y0), args), y0))
-        r = jax.tree.map(jnp.subtract, f, y)
+        f = widen(_like(check, mapping(cast_like(y, y0), args), y0))
+        r = subtract(f, y)
         size, (unit, norm) = safe_norm(f), normalised(r)
         norm = jnp.where(dot(unit, unit) == 0, 0, norm)
         error = norm / jnp.where(size > 0, size, 1)
         is_done = norm <= rtol * size + atol
         is_better = is_done | (error < state.best_error)
-        best = jax.tree.map(lambda a, b: jnp.where(is_better, a, b), y, state.best)
+        best = where(is_better, y, state.best)
         slot = state.num_steps % history
         ys, units = _written(state.ys, slot, y), _written(state.units, slot, unit)
         norms = state.norms.at[slot].set(norm)
@@ -234,14 +224,9 @@ def _weights(
     return u / jnp.where(total != 0, total, 1)
 
 
-def _like(call: str, tree: PyTree, y: PyTree) -> PyTree:
+def _like(check: Check, tree: PyTree, y: PyTree) -> PyTree:
     """What the mapping returned, after checking structure and shapes."""
-    shapes = jax.tree.map(jnp.shape, tree), jax.tree.map(jnp.shape, y)
-    if jax.tree.structure(tree) != jax.tree.structure(y) or shapes[0] != shapes[1]:
-        raise ValueError(
-            f"`{call}` needs a mapping that returns a tree like y, got another "
-            f"structure or shape.\n  mapping(y, args): {shapes[0]}\n  y: {shapes[1]}"
-        )
+    check.like("mapping(y, args)", tree, y, "y", dtype_of=None)
     return jax.tree.map(jnp.asarray, tree)
 
 

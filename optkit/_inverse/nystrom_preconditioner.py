@@ -1,0 +1,93 @@
+"""A Nyström approximation as a preconditioner for conjugate gradients."""
+
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .._check import Check
+from .._curvature.base import AbstractCurvature
+from .._curvature.damped import split_damping
+from .._results import RESULTS, first_failure
+from .._types import Params
+from .._vector import all_finite, structure_of
+from .inverse import Inverse, check_inverse
+from .nystrom import Nystrom, diagonal_of_update, update
+
+
+class NystromPreconditioner(AbstractCurvature):
+    """(Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU: `ok.nystrom_preconditioner` makes it."""
+
+    vectors: PyTree
+    weights: Float[Array, " r"]
+    maker: ClassVar[str] = "ok.nystrom_preconditioner"
+
+    @property
+    def is_psd(self) -> bool:
+        """True."""
+        return True
+
+    def product(self, vector: Params) -> Params:
+        """The difference x - Uᵀ(w ∘ Ux)."""
+        one = jnp.ones((), self.weights.dtype)
+        return update(self.vectors, self.weights, one, vector)
+
+    def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
+        """The structure of the params."""
+        return structure_of(self.vectors, drop=1)
+
+    def diagonal(self) -> Params:
+        """One, less the weighted squares of the columns of U."""
+        one = jnp.ones((), self.weights.dtype)
+        return diagonal_of_update(self.vectors, self.weights, one)
+
+
+def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
+    """What an `ok.Nystrom` inverse makes of conjugate gradients' condition number.
+
+    M = (Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU, with Λ_r the smallest of the eigenvalues in
+    Λ. The r leading ones of C + λI become Λ_r + λ, the others stay, so the condition
+    number is about (Λ_r + λ) / (λ_min + λ).
+
+    Args:
+        inverse: `ok.invert(C, ok.Nystrom(...), damping=λ)`.
+
+    Returns:
+        An operator for `ok.CG(preconditioner=...)`.
+
+    Raises:
+        ValueError: for an inverse by another method.
+        TypeError: for what is no `ok.Inverse`.
+        RuntimeError: at run time, for a C that is not finite or not positive
+            semidefinite.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optkit as ok
+        >>> C = ok.LowRank(jnp.diag(jnp.array([30.0, 20.0, 1.0, 0.1])))
+        >>> P = ok.invert(C, ok.Nystrom(2, key=jax.random.key(0)), damping=0.1)
+        >>> fast = ok.CG(preconditioner=ok.nystrom_preconditioner(P))
+        >>> print([f"{x:.3f}" for x in ok.invert(C, fast, damping=0.1).mv(jnp.ones(4))])
+        ['0.001', '0.002', '0.909', '9.091']
+
+    Reference:
+        Frangella, Tropp and Udell 2023, arXiv:2110.02820, equation 1.3.
+    """
+    check = Check("ok.nystrom_preconditioner")
+    check_inverse(check, inverse)
+    check.that(
+        isinstance(inverse.solver, Nystrom),
+        f"needs an inverse by `ok.Nystrom`, got one by "
+        f"`{type(inverse.solver).__name__}`. Make it by `ok.invert(C, ok.Nystrom(rank, "
+        f"key=key), damping=...)`.",
+    )
+    factor = inverse.factor
+    _, damping = split_damping(inverse.operator)
+    values = factor.values + damping.astype(factor.values.dtype)
+    outcome = first_failure(
+        (~all_finite(factor), RESULTS.nonfinite_operator),
+        (factor.is_indefinite, RESULTS.indefinite),
+    )
+    weights = values[0] / values - 1
+    weights = outcome.error_if(weights, outcome != RESULTS.successful)
+    return NystromPreconditioner(factor.vectors, weights)
