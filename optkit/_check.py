@@ -63,7 +63,7 @@ class Check(NamedTuple):
         wanted = "needs a finite {name} > 0, got {name}={value!r}."
         self._numbers(values, lambda x: 0.0 < x < math.inf, wanted)
 
-    def at_most(self, limit: float, reason: str, **values: Any) -> None:
+    def at_most(self, limit: Any, reason: str, **values: Any) -> None:
         """Numbers that a limit bounds, for the reason that stands behind it."""
         wanted = f"needs {{name}} <= {limit}, {reason}, got {{name}}={{value!r}}."
         self._numbers(values, lambda x: x <= limit, wanted)
@@ -284,12 +284,12 @@ class Check(NamedTuple):
             shape = f"shape {jnp.shape(value)}" if is_array else type(value).__name__
             self.that(
                 is_array and jnp.shape(value) == (),
-                f"needs a {name} that returns one real scalar, got {shape}. Reduce it, "
-                f"for example with `jnp.mean`, and return nothing else.",
+                f"needs {name} to return one real scalar, got {shape}. Reduce it, for "
+                f"example with `jnp.mean`, and return nothing else.",
             )
             self.that(
                 jnp.issubdtype(jnp.result_type(value), jnp.floating),
-                f"needs a {name} that returns a real floating scalar, got "
+                f"needs {name} to return a real floating scalar, got "
                 f"{jnp.result_type(value)}.",
                 TypeError,
             )

@@ -44,7 +44,7 @@ class Adapted(AbstractInverse):
         solver = self.solver.value
         b, size = normalised(vector)
         x, result, stats = solver.compute(factor.value, cast_like(b, vector), {})
-        residual = norm(subtract(b, widen(operator.mv(x))))
+        residual = norm(subtract(b, widen(operator.mv(cast_like(x, vector)))))
         outcome = first_failure(
             (~jnp.isfinite(size), RESULTS.nonfinite_input),
             (~all_finite(x), RESULTS.singular_jacobian),

@@ -10,6 +10,8 @@ from .._check import Check
 from .._types import Params
 from .._vector import norm, subtract
 
+_ADVICE = "A step must return what it was given, so that it compiles once."
+
 Projection: TypeAlias = Callable[[Params], Params]
 """From a variable to the nearest point of its set, as in `optax.projections`."""
 
@@ -38,15 +40,10 @@ class Move(NamedTuple):
     ) -> tuple[Params, PyTree]:
         """The variable after a step, and the transform's state."""
         updates, following = self.tx.update(gradient, memory, variable, **extra)
-        advice = "A step must return what it was given, so that it compiles once."
-        what, owner = f"the optax transform's state of {self.name}", "the one before"
-        self.check.like(what, following, memory, owner, advice)
+        what = f"the state that the transform of {self.name} returns"
+        self.check.like(what, following, memory, "the one it was given", _ADVICE)
         moved: Params = optax.apply_updates(variable, updates)
-        if self.project is not None:
-            moved = self.project(moved)
-            what = f"project_{self.name}({self.name})"
-            self.check.like(what, moved, variable, self.name, advice)
-        return moved, following
+        return moved if self.project is None else self.project(moved), following
 
     def residual(self, gradient: Params, variable: Params) -> Float[Array, ""]:
         """|∇g|, or with a constraint |y - project(y - ∇g)|: zero where stationary."""
@@ -60,7 +57,14 @@ def mover(
     check.transform(**tx)
     check.optional.function(**{f"project_{name}": project})
     (transform,) = tx.values()
-    return Move(check, name, optax.with_extra_args_support(transform), project)
+
+    def projected(variable: Params) -> Params:
+        moved = project(variable)  # pyright: ignore  # not called where it is None
+        check.like(f"project_{name}({name})", moved, variable, name, _ADVICE)
+        return moved
+
+    inner = optax.with_extra_args_support(transform)
+    return Move(check, name, inner, None if project is None else projected)
 
 
 def residual(

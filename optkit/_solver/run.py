@@ -84,7 +84,7 @@ def run(
         >>> solver = ok.bilevel.soba(upper, lower, outer=optax.sgd(0.2), inner=optax.sgd(0.5))
         >>> state = solver.init(jnp.zeros(2), jnp.zeros(2))
         >>> state, history = ok.run(solver, state, lambda k: None, 100)
-        >>> print(state.x.round(4), history.upper.shape)
+        >>> print(state.x.round(4), history.value.shape)
         [0.5 0.5] (100,)
     """
     check = Check("ok.run")

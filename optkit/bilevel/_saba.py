@@ -73,6 +73,11 @@ class SabaState(NamedTuple):
         return self.variables.y
 
     @property
+    def v(self) -> Params:
+        """Towards -H⁻¹ ∇_y F."""
+        return self.variables.v
+
+    @property
     def count(self) -> Array:
         """The number of calls."""
         return self.variables.count  # pyright: ignore  # hides tuple's
@@ -205,7 +210,8 @@ def _terms(
     def checked(name: str, term: Term, num: int) -> Term:
         index = check.index(f"{name}.index", term.index, num)
         if index.ndim:
-            check.vector(**{f"{name}.index": index.astype(float)})
+            shape = (jnp.shape(index)[0],)
+            check.shapes("An index is () or (b,).", **{f"{name}.index": (index, shape)})
             check.batch(**{f"{name}.batch": (index, term.batch)})
         return Term(index, term.batch)
 

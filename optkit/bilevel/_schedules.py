@@ -209,8 +209,7 @@ def as_sigma(check: Check, sigma: Any) -> Penalty:
 
 def _descent(step_size: Callable[[Any, Any], Any]) -> Any:
     """Gradient descent with a step size from the k and λ of the solver's state."""
-    return _scale(
-        "ok.bilevel.PenaltySchedule", lambda k, penalty: -step_size(k, penalty)
+    return _scale(Check("ok.bilevel.PenaltySchedule"), lambda k, penalty: -step_size(k, penalty)
     )
 
 

@@ -117,7 +117,7 @@ def by_penalty() -> Job:
     def step(state: PyTree, batch: Halves, key: Array) -> tuple[PyTree, Array]:
         del key
         state, info = solver.step(state, batch)
-        return state, info.upper
+        return state, info.value
 
     return Job(init, step)
 

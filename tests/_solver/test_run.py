@@ -73,7 +73,7 @@ def test_function_and_iterable_take_the_same_steps():
         assert_allclose(getattr(by_function.history, name), expected, rtol=1e-12)
     next(stream)  # the run took no more than it needed
     short = ok.run(SOLVER, start(), [batches(0)] * 4, 10)
-    assert short.history.upper.shape == (4,)
+    assert short.history.value.shape == (4,)
 
 
 def test_report_sees_every_chunk_and_the_end():
@@ -85,10 +85,10 @@ def test_report_sees_every_chunk_and_the_end():
         batches,
         25,
         every=10,
-        report=lambda step, info: calls.append((step, float(info.upper))),
+        report=lambda step, info: calls.append((step, float(info.value))),
     )
     assert [step for step, _ in calls] == [10, 20, 25]
-    np.testing.assert_array_equal([u for _, u in calls], history.upper[[9, 19, 24]])
+    np.testing.assert_array_equal([u for _, u in calls], history.value[[9, 19, 24]])
     ok.run(SOLVER, state, batches, 5, report=lambda step, info: calls.append(step))
     assert calls[-1] == 30
 
@@ -131,7 +131,7 @@ def test_seeds_run_side_by_side():
     many = ok.Solver(jax.vmap(SOLVER.init), jax.vmap(SOLVER.step, in_axes=(0, None)))
     x = jnp.stack([jnp.zeros(2), jnp.ones(2)])
     states, history = ok.run(many, many.init(x, x), batches, 6)
-    assert history.upper.shape == (6, 2)
+    assert history.value.shape == (6, 2)
     one, _ = ok.run(SOLVER, SOLVER.init(x[1], x[1]), batches, 6)
     assert_allclose(states.x[1], one.x, rtol=1e-13)
 

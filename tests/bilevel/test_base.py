@@ -96,7 +96,7 @@ def test_a_step_compiles_once_scans_and_vmaps(make):
     assert_allclose(end.y["w"][0], state.y["w"], rtol=1e-12)
     assert_allclose(end.x["decay"][0], state.x["decay"], rtol=1e-12)
     assert not np.allclose(end.x["decay"][0], end.x["decay"][1])
-    assert info.upper.shape == (3, 2)
+    assert info.value.shape == (3, 2)
 
 
 def test_a_batch_of_nan_changes_nothing_and_the_next_one_goes_on(make):

@@ -48,7 +48,7 @@ def test_reaches_the_minimiser(method):
     assert_allclose(state.x, Q2_MINIMISER, rtol=2e-7)
     assert_allclose(state.y, q2_solution(state.x), rtol=1e-8)
     assert history.hypergradient_norm[-1] < 100 * SMALL
-    assert history.residual[-1] < 100 * SMALL
+    assert history.residual_norm[-1] < 100 * SMALL
     assert np.all(history.result == ok.RESULTS.successful)
 
 

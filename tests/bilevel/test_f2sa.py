@@ -65,8 +65,8 @@ def test_hypergradient_at_a_fixed_penalty_is_biased_by_one_over_it(penalty, expe
         info.hypergradient_norm, np.linalg.norm(state.outer[0].trace), rtol=1e-12
     )
     assert info.penalty == penalty
-    assert info.residual < (1e-12 if X64 else 1e-5)
-    assert_allclose(info.upper, q2_upper(Q2_X, state.y), rtol=1e-14)
+    assert info.residual_norm < (1e-12 if X64 else 1e-5)
+    assert_allclose(info.value, q2_upper(Q2_X, state.y), rtol=1e-14)
     assert_allclose(info.lower, q2_lower(Q2_X, state.y), rtol=1e-14)
 
 
@@ -208,4 +208,4 @@ def test_projections_hold_both_variables_at_their_bounds():
     state, info = scan(solver, solver.init(jnp.ones(2), jnp.zeros(2)), 30)
     np.testing.assert_array_equal(state.x, 0.5)
     np.testing.assert_array_equal((state.y, state.z), jnp.asarray(0.2))
-    assert info.residual[-1] == 0
+    assert info.residual_norm[-1] == 0

@@ -89,8 +89,8 @@ def test_methods_that_solve_are_exact_at_a_minimum(solver):
     assert_allclose(gradient, q2_hypergradient(Q2_X), rtol=1e-10)
     assert_allclose(gradient, (3.5557142857, 1.8008163265), rtol=1e-9)
     assert_allclose(info.direct, Q2_RHO * Q2_X, rtol=1e-15)
-    assert_allclose(info.upper, 1.6692346938775504, rtol=1e-14)
-    assert info.residual < (1e-14 if X64 else 1e-6)
+    assert_allclose(info.value, 1.6692346938775504, rtol=1e-14)
+    assert info.residual_norm < (1e-14 if X64 else 1e-6)
     assert info.linear_residual < 100 * LEAST
     assert info.result == ok.RESULTS.successful
 
@@ -134,7 +134,7 @@ def test_pytrees_and_independent_batches_equal_the_dense_formula(key):
     expected = dense_hypergradient(x, y, batch, jnp.linalg.inv)
     assert jax.tree.structure(gradient) == jax.tree.structure(x)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-9), gradient, expected)
-    assert_allclose(info.upper, validation(x, y, batch.upper_x), rtol=1e-12)
+    assert_allclose(info.value, validation(x, y, batch.upper_x), rtol=1e-12)
     assert_allclose(info.lower, decayed(x, y, batch.lower_x), rtol=1e-12)
 
 
@@ -208,7 +208,7 @@ def test_bfloat16_variables_keep_their_dtype(solver):
     with jax.numpy_dtype_promotion("standard"):  # as Lineax's factorisations need
         gradient, info = jax.jit(estimate)(x, 2 * x, None)
     assert gradient.dtype == jnp.bfloat16
-    assert info.residual.dtype == jnp.float32
+    assert info.residual_norm.dtype == jnp.float32
     assert_allclose(gradient.astype(jnp.float32), [4.0, -2.0], rtol=2**-7)
 
 
@@ -251,7 +251,7 @@ def test_active_bounds_take_their_coordinates_out(solver):
     gradient, info = estimate(x, y, None)
     v = (y[0] - 2.0) / A3[0, 0]
     assert_allclose(gradient, x + B3[0] * v, rtol=1e-9)
-    assert info.residual < 100 * LEAST
+    assert info.residual_norm < 100 * LEAST
     assert info.linear_residual < 1000 * LEAST
     assert info.result == ok.RESULTS.successful
 

@@ -83,7 +83,7 @@ def test_constraint_that_is_active_stops_the_hypergradient():
     )
     assert got == 0
     assert state.y == state.z == 0
-    assert info.residual[-1] == 0
+    assert info.residual_norm[-1] == 0
     # The projection belongs into each inner step: with x at 0.2 it is not active.
     free, _, _ = hypergradient(
         wants_one,

@@ -75,7 +75,7 @@ def test_fixed_point_is_the_minimum_and_info_says_so(problem):
     )
     assert_allclose(hypergradient(problem, state.x), np.zeros(5), atol=1e-12)
     assert np.all(history.result == ok.RESULTS.successful)
-    assert history.residual[-1] < least
+    assert history.residual_norm[-1] < least
     assert history.linear_residual[-1] < least
     assert history.hypergradient_norm[-1] < least
     g, f = problem.lower, problem.upper
@@ -119,7 +119,7 @@ def test_both_constraint_sets_hold_after_every_step(problem):
         state, info = solver.step(state, batch)
     assert_allclose(jnp.max(jnp.abs(state.x)), 0.01, rtol=0, atol=0)
     assert_allclose(jnp.max(jnp.abs(state.y)), 0.02, rtol=0, atol=0)
-    assert info.residual < 1  # of the projected step
+    assert info.residual_norm < 1  # of the projected step
 
 
 def test_memory_is_three_variables():

@@ -37,7 +37,7 @@ def test_three_steps_from_zero(method):
         y = y - 0.4 * Q2_A @ (y - q2_solution(Q2_X))
     assert_allclose(info.y, y, rtol=1e-12)
     slope = Q2_A @ (y - q2_solution(Q2_X))
-    assert_allclose(info.residual, np.linalg.norm(slope), rtol=1e-12)
+    assert_allclose(info.residual_norm, np.linalg.norm(slope), rtol=1e-12)
     assert np.isnan(info.linear_residual)
 
 
@@ -106,8 +106,8 @@ def test_every_mode_is_the_derivative_of_the_loop(key, method, is_shared):
     gradient, info = estimate(method, X, Y, upper, lower, batch)
     expected = jax.grad(value)(X)
     jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-12), gradient, expected)
-    assert_allclose(info.upper, value(X), rtol=1e-12)
-    assert_allclose(info.direct["decay"], 0.1 * info.upper, rtol=1e-12)
+    assert_allclose(info.value, value(X), rtol=1e-12)
+    assert_allclose(info.direct["decay"], 0.1 * info.value, rtol=1e-12)
 
 
 def test_truncation_with_batches_of_their_own_differentiates_the_last_ones(key):
