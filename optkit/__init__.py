@@ -61,14 +61,13 @@ from ._inverse.nystrom_preconditioner import (
 from ._inverse.one_step import OneStep as OneStep
 from ._inverse.rows import solve_rows as solve_rows
 from ._inverse.woodbury import Woodbury as Woodbury
-from ._pruning import (
+from ._pruning.base import obs_saliency as obs_saliency
+from ._pruning.prune import (
     Pruned as Pruned,
-    obs_joint as obs_joint,
     obs_prune as obs_prune,
     obs_prune_gradually as obs_prune_gradually,
-    obs_saliency as obs_saliency,
-    obs_summed as obs_summed,
 )
+from ._pruning.update import obs_joint as obs_joint, obs_summed as obs_summed
 from ._results import RESULTS as RESULTS
 from ._solver.run import Run as Run, run as run
 from ._solver.solver import Solver as Solver

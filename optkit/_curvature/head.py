@@ -120,12 +120,9 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
         """The mean over b of the negative log-probability of label b."""
         check = Check("ok.SoftmaxCrossEntropy")
         check.shapes(_SHAPES, labels=(labels, outputs.shape[:-1]))
-        check.that(
-            jnp.issubdtype(jnp.result_type(labels), jnp.integer),
-            f"needs integer labels, got {jnp.result_type(labels)}. Cast them, or use "
-            f"another loss for targets that are probabilities.",
-            TypeError,
-        )
+        text = f"needs integer labels, got {jnp.result_type(labels)}. Cast them."
+        is_integer = jnp.issubdtype(jnp.result_type(labels), jnp.integer)
+        check.that(is_integer, text, TypeError)
         weight = _weight(check, outputs, 1, where)
         logits = _less_what_is_left_out(outputs.astype(weight.dtype), weight, where)
         log_p = jax.nn.log_softmax(logits)
@@ -194,11 +191,9 @@ def _weight(check: Check, outputs: Array, num_kept: int, where: Any) -> Array:
         count = max(1, math.prod(shape))
         return jnp.full([1] * outputs.ndim, 1.0 / count, dtype)
     where = jnp.asarray(where)
-    check.that(
-        where.shape == shape and where.dtype == bool,
-        f"needs a `where` of booleans of shape {shape} for these outputs, got "
-        f"{where.dtype} of shape {where.shape}. Compare, such as `weights > 0`.",
-    )
+    got = f"{where.dtype} of shape {where.shape}"
+    text = f"needs a `where` of booleans of shape {shape}, got {got}."
+    check.that(where.shape == shape and where.dtype == bool, text)
     kept = where.reshape(*shape, *[1] * num_kept)
     return kept.astype(dtype) / jnp.maximum(jnp.sum(kept), 1).astype(dtype)
 

@@ -237,11 +237,8 @@ def _check_rows(check: Check, rows: PyTree) -> None:
     check.real(rows=rows)
     shapes = [jnp.shape(row) for row in jax.tree.leaves(rows)]
     lengths = {shape[:1] for shape in shapes}
-    check.that(
-        len(lengths) <= 1 and () not in lengths,
-        f"needs rows whose leaves share a leading axis, got shapes {shapes}. Stack "
-        f"them: `jax.tree.map(lambda *g: jnp.stack(g), *grads)`.",
-    )
+    text = f"needs rows whose leaves share a leading axis, got shapes {shapes}."
+    check.that(len(lengths) <= 1 and () not in lengths, text)
 
 
 def _column_squares(rows: PyTree) -> Params:

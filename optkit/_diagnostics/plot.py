@@ -61,11 +61,8 @@ def curves(
     check = Check("ok.plot.curves")
     values = _numbers(check, values)
     rows = values[:, None] if values.ndim == 1 else values
-    check.that(
-        rows.ndim == 2 and rows.size,
-        f"needs values of shape (points, seeds), at least one of each, got "
-        f"{values.shape}. Move the seeds to the last axis.",
-    )
+    text = f"needs values of shape (points, seeds), at least one, got {values.shape}."
+    check.that(rows.ndim == 2 and rows.size, text)
     steps = np.arange(len(rows)) if steps is None else _numbers(check, steps)
     check.shapes("Pass one for each row of the values.", steps=(steps, (len(rows),)))
     axes = _axes(check, ax)
@@ -115,11 +112,8 @@ def spectrum(
     check.instance(Spectrum, "what `ok.spectrum(...)` returns", spectrum=spectrum)
     check.optional.positive(width=width)
     nodes = np.asarray(spectrum.nodes)
-    check.that(
-        np.all(np.isfinite(nodes)),
-        "needs a finite spectrum. Look at the params and the batch of the curvature: a "
-        "product with it is not finite.",
-    )
+    text = "needs a finite spectrum. Look at the params and batch of the curvature."
+    check.that(np.all(np.isfinite(nodes)), text)
     low, high = float(nodes.min()), float(nodes.max())
     width = (high - low) / 100 or 1.0 if width is None else width
     # As fine as the bumps are wide, around each node, whatever the range is.
@@ -226,25 +220,17 @@ def _numbers(check: Check, values: Any) -> np.ndarray:
     except (TypeError, ValueError):  # ragged lists, random keys
         array = np.asarray(None)
     is_floating = jax.numpy.issubdtype(array.dtype, np.floating)  # bfloat16, too
-    check.that(
-        is_floating or array.dtype.kind in "iub",
-        f"needs arrays of real numbers, got {type(values).__name__}: "
-        f"{str(values)[:60]}. Take the modulus or the parts of complex ones, and leave "
-        f"out what is not a number.",
-        TypeError,
-    )
+    got = f"{type(values).__name__}: {str(values)[:60]}"
+    text = f"needs arrays of real numbers, got {got}. Leave out, or convert, the rest."
+    check.that(is_floating or array.dtype.kind in "iub", text, TypeError)
     return array.astype(np.float64)
 
 
 def _axes(check: Check, ax: "Axes | None") -> Any:
     """The Axes to draw into."""
     if ax is not None:
-        check.that(
-            hasattr(ax, "plot"),
-            f"needs Axes of matplotlib's for `ax`, got {type(ax).__name__}. Of an array "
-            f"of them, take one: `axes[0]`.",
-            TypeError,
-        )
+        text = f"needs matplotlib's Axes for `ax`, got {type(ax).__name__}. Pass one."
+        check.that(hasattr(ax, "plot"), text, TypeError)
         return ax
     try:
         pyplot = importlib.import_module("matplotlib.pyplot")

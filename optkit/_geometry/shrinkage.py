@@ -79,11 +79,8 @@ def nuclear(v: PyTree, strength: Strength, step_size: ArrayLike = 1.0) -> PyTree
          [0. 0.]]
     """
     check = Check("ok.prox.nuclear")
-    check.that(
-        all(jnp.ndim(leaf) >= 2 for leaf in jax.tree.leaves(v)),
-        "needs matrices, got a leaf with fewer than two axes. Give such leaves another "
-        "prox, for example with `ok.optimality.block_proximal_gradient`.",
-    )
+    is_matrix = all(jnp.ndim(leaf) >= 2 for leaf in jax.tree.leaves(v))
+    check.that(is_matrix, "needs matrices, got a leaf with fewer than two axes.")
 
     def one(v: Array, t: Array, strength: Array) -> Array:
         tau = jnp.broadcast_to(t * strength, v.shape[:-2])

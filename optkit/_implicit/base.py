@@ -88,11 +88,8 @@ class ImplicitSolve(eqx.Module):
         args = jax.tree.map(_as_array, args)
         out = self.solve(constant(y0), constant(args))
         if self.has_aux:
-            check.that(
-                isinstance(out, tuple) and len(out) == 2,
-                f"with has_aux=True needs a solver that returns a pair (y, aux), got "
-                f"{jax.tree.structure(out)}. Return `(y, aux)`, or leave has_aux out.",
-            )
+            text = f"needs a solver that returns (y, aux), got {type(out).__name__}."
+            check.that(isinstance(out, tuple) and len(out) == 2, text)
         y, aux = constant(out if self.has_aux else (out, 0))
         y = jax.tree.map(jnp.asarray, y)
         check.real(y=y)
@@ -185,14 +182,8 @@ def linearised(
 
 def check_like_solution(maker: str, name: str, value: PyTree, y: Params) -> None:
     """Raises unless a function of (y, args) returned a pytree like y."""
-    Check(maker).like(
-        f"{name}(y, args)",
-        value,
-        y,
-        "the solution y",
-        "There must be one equation for each unknown; where dtypes differ, cast, as by "
-        "`jnp.asarray(y, dtype)` in the solver.",
-    )
+    advice = "There must be one equation for each unknown, in its dtype."
+    Check(maker).like(f"{name}(y, args)", value, y, "the solution y", advice)
 
 
 def _as_array(leaf: Any) -> Any:

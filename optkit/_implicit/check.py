@@ -88,11 +88,8 @@ def check_implicit(
     check.optional.positive(step=step, rtol=rtol)
     args = jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, float) else x, args)
     theta, rest = eqx.partition(args, eqx.is_inexact_array)
-    check.that(
-        jax.tree.leaves(theta),
-        "needs a floating array in args, got none: there is nothing to differentiate "
-        "with respect to. Pass parameters as arrays in args.",
-    )
+    text = "needs a floating array in args to differentiate with respect to, got none."
+    check.that(jax.tree.leaves(theta), text)
     eps = max([float(jnp.finfo(x).eps) for x in jax.tree.leaves(theta)])
     h = eps ** (1 / 3) if step is None else step
     rtol = (1e-2 if eps > 1e-10 else 1e-5) if rtol is None else rtol

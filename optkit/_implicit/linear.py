@@ -17,6 +17,15 @@ from .._types import Params
 from .._vector import axpy
 
 _FACTORISING = (lx.LU, lx.QR, lx.SVD, lx.Cholesky)
+_NARROW = (
+    "needs float32 or wider, and y is narrower. Return it in float32, or use "
+    "`ok.GMRES()` or `ok.CG()`."
+)
+_NOT_SYMMETRIC = (
+    "needs a method for Jacobians that are not symmetric, got `ok.{name}`. If this is "
+    "the Hessian of an objective, pass that to `ok.implicit_minimum`; else use "
+    "`ok.GMRES()`, `lx.LU()` or `lx.Normal(ok.{name}(...))`."
+)
 
 
 def for_general(check: Check, solver: Any, step_size: float | None) -> Any:
@@ -32,19 +41,12 @@ def for_general(check: Check, solver: Any, step_size: float | None) -> Any:
     """
     check.method(solver=solver)
     if isinstance(solver, Neumann) and solver.step_size is None:
-        check.that(
-            step_size is not None,
-            f"needs a step size for the Neumann series of a Jacobian that is not "
-            f"symmetric: `ok.Neumann({solver.num_terms}, step_size=...)`.",
-        )
+        text = f"needs a step size: `ok.Neumann({solver.num_terms}, step_size=...)`."
+        check.that(step_size is not None, text)
         return Neumann(solver.num_terms, step_size)
     name = type(solver).__name__
-    check.that(
-        not (isinstance(solver, AbstractInverse) and solver.needs_symmetric),
-        f"needs a method for Jacobians that are not symmetric, got `ok.{name}`. If the "
-        f"Jacobian is the Hessian of an objective, pass that to `ok.implicit_minimum`; "
-        f"else use `ok.GMRES()`, `lx.LU()` or `lx.Normal(ok.{name}(...))`.",
-    )
+    is_general = not (isinstance(solver, AbstractInverse) and solver.needs_symmetric)
+    check.that(is_general, _NOT_SYMMETRIC.format(name=name))
     return solver
 
 
@@ -79,12 +81,8 @@ def solve_or_raise(
     """
     name = type(solver).__name__
     bits = [jnp.finfo(leaf).bits for leaf in jax.tree.leaves(vector)]
-    Check(f"lx.{name}").that(
-        not isinstance(solver, _FACTORISING) or max(bits) >= 32,
-        "factorises no dtype narrower than float32, and y is. Return it in float32, or "
-        "use `ok.GMRES()` or `ok.CG()`.",
-        TypeError,
-    )
+    is_fine = not isinstance(solver, _FACTORISING) or max(bits) >= 32
+    Check(f"lx.{name}").that(is_fine, _NARROW, TypeError)
 
     def method(operator: lx.AbstractLinearOperator) -> Any:
         def solve(_: Any, b: Params) -> Params:

@@ -69,11 +69,8 @@ class AbstractInverse(lx.AbstractLinearSolver):
     ) -> tuple[lx.AbstractLinearOperator, PyTree]:
         """Lineax's name for `factorise`, after checks."""
         check = Check(f"ok.{type(self).__name__}")
-        check.that(
-            not options,
-            f"takes no Lineax options, got {sorted(options)}. Pass what it needs to "
-            f"its constructor, such as `ok.CG(preconditioner=...)`.",
-        )
+        text = f"takes its options in its constructor, got {sorted(options)}."
+        check.that(not options, text)
         if self.needs_symmetric:
             check.symmetric(operator)
         else:

@@ -75,12 +75,9 @@ def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
     """
     check = Check("ok.nystrom_preconditioner")
     check_inverse(check, inverse)
-    check.that(
-        isinstance(inverse.solver, Nystrom),
-        f"needs an inverse by `ok.Nystrom`, got one by "
-        f"`{type(inverse.solver).__name__}`. Make it by `ok.invert(C, ok.Nystrom(rank, "
-        f"key=key), damping=...)`.",
-    )
+    got = type(inverse.solver).__name__
+    text = f"needs an inverse by `ok.Nystrom(rank, key=key)`, got one by `{got}`."
+    check.that(isinstance(inverse.solver, Nystrom), text)
     factor = inverse.factor
     _, damping = split_damping(inverse.operator)
     values = factor.values + damping.astype(factor.values.dtype)

@@ -56,12 +56,9 @@ def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
     check_inverse(check, inverse)
     curvature, damping = split_damping(inverse.operator)
     factor = inverse.factor
-    check.that(
-        isinstance(factor, GramFactor),
-        f"needs an inverse of a `LowRank` curvature by `ok.Woodbury`, got one of "
-        f"`{type(curvature).__name__}` by `{type(inverse.solver).__name__}`. Use "
-        f"`P.mv`.",
-    )
+    pair = f"`{type(curvature).__name__}` by `{type(inverse.solver).__name__}`"
+    text = f"needs an inverse of `LowRank` by `ok.Woodbury`, got {pair}. Use `P.mv`."
+    check.that(isinstance(factor, GramFactor), text)
     advice = "Pass one for each row; for many, `jax.vmap` it."
     check.shapes(advice, coefficients=(coefficients, factor.values.shape))
     known = _solve_rows(curvature.rows, factor, damping, coefficients)

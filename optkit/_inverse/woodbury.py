@@ -90,11 +90,9 @@ class Woodbury(AbstractExplicitInverse):
         curvature, damping = _split(operator)
         if isinstance(curvature, BlockLowRank):
             return factor_blocks(curvature, damping)
-        Check("ok.Woodbury").that(
-            isinstance(curvature, LowRank),
-            f"needs a `LowRank` curvature, got `{type(curvature).__name__}`. Sketch one "
-            f"with `ok.Nystrom(rank=...)`, or use `ok.CG(...)`.",
-        )
+        got = f"`{type(curvature).__name__}`. Use `ok.Nystrom(...)` or `ok.CG(...)`"
+        text = f"needs a `LowRank` curvature, got {got}."
+        Check("ok.Woodbury").that(isinstance(curvature, LowRank), text)
         vectors, values = decompose(accurate_gram(curvature.rows))
         whitened = None
         if self.store_whitened:

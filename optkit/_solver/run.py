@@ -93,13 +93,8 @@ def run(
     check.count(num_steps=num_steps, every=every)
     start = int(np.ravel(state.count)[0]) if first is None else first
     if callable(batches):
-        check.that(
-            _is_hashable(batches),
-            f"compiles once for a function of batches, and needs one that can be "
-            f"hashed, got `{type(batches).__name__}`. Pass a plain function, `lambda "
-            f"step: batches(step)`.",
-            TypeError,
-        )
+        text = "needs batches that can be hashed. Pass `lambda step: batches(step)`."
+        check.that(_is_hashable(batches), text, TypeError)
         chunks = _compiled(solver, batches, state, (start, start + num_steps, every))
     else:
         wanted = "a function of the step (`lambda step: batch`), or an iterable,"

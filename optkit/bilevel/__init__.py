@@ -7,6 +7,7 @@ from ._descent import (
 )
 from ._f2sa import f2sa as f2sa
 from ._f3sa import f3sa as f3sa
+from ._forward_mode import ForwardMode as ForwardMode
 from ._hypergradient import (
     AbstractHypergradient as AbstractHypergradient,
     HypergradientInfo as HypergradientInfo,
@@ -33,4 +34,4 @@ from ._theory import (
     f2sa_schedule as f2sa_schedule,
     f3sa_schedule as f3sa_schedule,
 )
-from ._unrolled import ForwardMode as ForwardMode, Unrolled as Unrolled
+from ._unrolled import Unrolled as Unrolled

@@ -112,12 +112,9 @@ def repeat(
 def check_leading(batches: PyTree, num_steps: int) -> None:
     """Raises a `ValueError` unless there is a batch for each inner step."""
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batches)]
-    Check("ok.bilevel.Batches").that(
-        all(shape[:1] == (num_steps,) for shape in shapes),
-        f"needs a leading axis of {num_steps}, one batch for each inner step, got "
-        f"arrays of shapes {shapes}. Stack that many batches, or pass one shared batch "
-        f"that is not an `ok.bilevel.Batches`.",
-    )
+    text = f"needs a leading axis of {num_steps}, one batch for each inner step"
+    is_fine = all(shape[:1] == (num_steps,) for shape in shapes)
+    Check("ok.bilevel.Batches").that(is_fine, f"{text}, got shapes {shapes}.")
 
 
 def slope_of(

@@ -24,7 +24,7 @@ from ._base import (
     objectives_of,
     repeat,
 )
-from ._hypergradient import AbstractHypergradient, check_method
+from ._hypergradient import AbstractHypergradient, HypergradientInfo, check_method
 
 
 class DescentState(NamedTuple):
@@ -141,25 +141,28 @@ def hypergradient_descent(
             objectives, state.x, y, (given, is_shared), state.memory
         )
         x, memory_x = move_x(gradient, state.outer, state.x)
-        info = BilevelInfo(
-            found.value,
-            found.lower,
-            norm(gradient),
-            found.residual_norm,
-            linear_residual=found.linear_residual,
-        )
         count = state.count + 1
         after = DescentState(x, found.y, memory_x, memory_y, memory, count)
         return guard(
             state,
             after,
-            info,
+            _info_of(found, gradient),
             fatal=((~all_finite(after), RESULTS.nonfinite_gradient),),
             doubtful=((found.result != RESULTS.successful, found.result),),
             always={"count": count},
         )
 
     return Solver(init, jax.jit(step))
+
+
+def _info_of(found: HypergradientInfo, gradient: Params) -> BilevelInfo:
+    return BilevelInfo(
+        found.value,
+        found.lower,
+        norm(gradient),
+        found.residual_norm,
+        linear_residual=found.linear_residual,
+    )
 
 
 def _inner_mover(
@@ -172,14 +175,10 @@ def _inner_mover(
     """How y moves, or None where the method moves it itself."""
     name = f"ok.bilevel.{type(method).__name__}"
     if method.moves_y:
-        check.that(
-            inner is None and inner_steps == 1 and project_y is None,
-            f"got inner, inner_steps or project_y, and `{name}` takes the steps of y "
-            f"itself. Pass them to `{name}(num_steps, inner, project_y=...)` alone.",
-        )
+        is_free = inner is None and inner_steps == 1 and project_y is None
+        text = "got inner, inner_steps or project_y. Pass them to `{name}` alone, which"
+        check.that(is_free, f"{text} takes the steps of y itself.".format(name=name))
         return None
-    check.that(
-        inner is not None,
-        f"needs `inner=`, an optax transform that moves y: `{name}` does not.",
-    )
+    text = f"needs `inner=`, an optax transform that moves y: `{name}` does not."
+    check.that(inner is not None, text)
     return mover(check, "y", project_y, inner=inner)

@@ -13,10 +13,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
+import optax
 from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
 from .._results import RESULTS
+from .._solver.move import Projection, mover, residual
 from .._types import Params
 from ._base import Batch, Batches, Objective, batches_of, check_variables, objectives_of
 
@@ -132,3 +135,35 @@ def check_method(check: Check, method: Any) -> None:
     """Raises a `TypeError` unless this is a method for hypergradients."""
     wanted = "a method such as `ok.bilevel.Implicit(ok.CG())`"
     check.instance(AbstractHypergradient, wanted, method=method)
+
+
+def inner_step(
+    check: Check,
+    lower: Objective,
+    x: Params,
+    inner: optax.GradientTransformation,
+    project_y: Projection | None,
+) -> Any:
+    """Ξ: the carry of y and the transform's state, one step on."""
+    move = mover(check, "y", project_y, inner=inner)
+
+    def step(carry: PyTree, batch: Batch) -> PyTree:
+        y, memory = carry
+        return move(jax.grad(lower, argnums=1)(x, y, batch), memory, y)
+
+    return step
+
+
+def unrolled_info(
+    lower: Objective,
+    where: tuple[Params, Params, Array, Params],
+    batches: tuple[Batches, bool],
+    project_y: Projection | None,
+) -> HypergradientInfo:
+    x, y, F, F_x = where
+    given, is_shared = batches
+    last = given.lower_y
+    if not is_shared:
+        last = jax.tree.map(lambda a: a[-1], last)
+    g, g_y = jax.value_and_grad(lower, argnums=1)(x, y, last)
+    return HypergradientInfo(F, g, y, F_x, residual(g_y, y, project_y))

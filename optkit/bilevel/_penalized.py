@@ -10,6 +10,7 @@ without a second derivative. The methods differ in how they take the gradients, 
 or with momentum, and in whether y and z are pulled to centres that follow them.
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from .._check import Check
 from .._results import RESULTS
 from .._solver.guard import guard
-from .._solver.move import Projection, mover
+from .._solver.move import Move, Projection, mover
 from .._solver.solver import Solver
 from .._types import Params, wide_dtype
 from .._vector import all_finite, axpy, cast_like, common_dtype, norm, strong, subtract
@@ -86,87 +87,108 @@ def penalized(
 ) -> Solver:
     """The solver, of a double loop with `inner_steps`, or of one loop with `decay`."""
     proximal.check(check)
-    slopes: Any = Exact(*objectives_of(check, upper, lower))
-    if decay is not None:
-        slopes = Storm(slopes, as_decay(check, decay))
     check.optional.count(inner_steps=inner_steps)
-    move_x = mover(check, "x", project_x, outer=outer)
-    move_z = mover(check, "y", project_y, inner=inner)
-    move_y = mover(check, "y", project_y, inner_y=inner if inner_y is None else inner_y)
+    slopes: Any = Exact(*objectives_of(check, upper, lower))
+    method = PenaltyMethod(
+        slopes if decay is None else Storm(slopes, as_decay(check, decay)),
+        penalty,
+        proximal,
+        inner_steps,
+        mover(check, "x", project_x, outer=outer),
+        mover(check, "y", project_y, inner_y=inner if inner_y is None else inner_y),
+        mover(check, "y", project_y, inner=inner),
+    )
 
     def init(x: Params, y: Params) -> PenaltyState:
         check_variables(check, x, y)
+        return method.init(x, y)
+
+    return Solver(init, jax.jit(lambda state, batch: method.step(state, batch)))
+
+
+class PenaltyMethod(NamedTuple):
+    """What a penalty method is made of, and its step."""
+
+    slopes: Any  # `Exact` or `Storm`
+    penalty: Penalty
+    proximal: Proximal
+    inner_steps: int | None
+    move_x: Move
+    move_y: Move
+    move_z: Move
+
+    def init(self, x: Params, y: Params) -> PenaltyState:
+        """The state before the first step."""
         x, y, z = strong(x), strong(y), strong(y)
+        has_centers = self.proximal.has_centers
         return PenaltyState(
             count=jnp.zeros([], jnp.int32),
             x=x,
             y=y,
             z=z,
-            centers=(strong(y), strong(z)) if proximal.has_centers else None,
-            memory=slopes.init(Point(x, y, z)),
-            penalty=penalty.initial(),
-            outer=move_x.init(x),
-            inner_y=move_y.init(y),
-            inner_z=move_z.init(z),
+            centers=(strong(y), strong(z)) if has_centers else None,
+            memory=self.slopes.init(Point(x, y, z)),
+            penalty=self.penalty.initial(),
+            outer=self.move_x.init(x),
+            inner_y=self.move_y.init(y),
+            inner_z=self.move_z.init(z),
         )
 
-    def step(state: PenaltyState, batch: Batch) -> tuple[PenaltyState, BilevelInfo]:
+    def step(
+        self, state: PenaltyState, batch: Batch
+    ) -> tuple[PenaltyState, BilevelInfo]:
+        """The inner steps, then one of x."""
         batches, is_shared = batches_of(batch)
         x, k, λ = state.x, state.count, state.penalty
         centers = state.centers or (state.y, state.z)
         # A double loop starts at the centers, a single one goes on where it was.
-        start = (state.y, state.z) if inner_steps is None else centers
-        extra = {"penalty": λ, "count": k}
-
-        def inner_step(carry: PyTree, batch: PyTree) -> PyTree:
-            y, z, memory_y, memory_z, memory, _ = carry
-            given = Batches(upper_y=batch[0], lower_y=batch[1], lower_z=batch[2])
-            s, memory = slopes.lower(memory, k, Point(x, y, z), given)
-            d_z = proximal.pull(cast_like(s.lower_z, z), z, centers[1])
-            h_y = cast_like(axpy(1 / λ, s.upper_y, s.lower_y), y)
-            d_y = proximal.pull(h_y, y, centers[0])
-            residual = move_z.residual(d_z, z)
-            z, memory_z = move_z(d_z, memory_z, z, **extra)
-            y, memory_y = move_y(d_y, memory_y, y, **extra)
-            return y, z, memory_y, memory_z, memory, residual
-
+        start = (state.y, state.z) if self.inner_steps is None else centers
         carry = *start, state.inner_y, state.inner_z, state.memory
         carry = *carry, jnp.zeros([], common_dtype(state.z))
-        lower_batches = batches.upper_y, batches.lower_y, batches.lower_z
-        if inner_steps is None:
-            carry = inner_step(carry, lower_batches)
+        inner_step = partial(self._inner_step, x, k, λ, centers)
+        given = batches.upper_y, batches.lower_y, batches.lower_z
+        if self.inner_steps is None:
+            carry = inner_step(carry, given)
         else:
-            carry = repeat(
-                inner_step,
-                carry,
-                lower_batches,
-                num_steps=inner_steps,
-                is_shared=is_shared,
-            )
+            num = self.inner_steps
+            carry = repeat(inner_step, carry, given, num_steps=num, is_shared=is_shared)
         y, z, memory_y, memory_z, memory, residual = carry
         points = Point(x, *start), Point(x, y, z)
-        value, below, s, memory = slopes.upper(memory, k, *points, batches)
+        value, below, s, memory = self.slopes.upper(memory, k, *points, batches)
         d_x = cast_like(axpy(λ, s.lower_x, s.upper_x), x)
-        x, memory_x = move_x(d_x, state.outer, x, **extra)
-        if state.centers is not None:
-            pairs = zip(centers, (y, z), strict=True)
-            centers = tuple(proximal.average(*pair) for pair in pairs)
-        after = PenaltyState(
-            count=k,
+        x, memory_x = self.move_x(d_x, state.outer, x, penalty=λ, count=k)
+        after = (
+            state
+            if state.centers is None
+            else state._replace(
+                centers=tuple(map(self.proximal.average, centers, (y, z)))
+            )
+        )
+        after = after._replace(
             x=x,
             y=y,
             z=z,
-            centers=None if state.centers is None else centers,
             memory=memory,
-            penalty=λ,
             outer=memory_x,
             inner_y=memory_y,
             inner_z=memory_z,
         )
         info = BilevelInfo(value, below, norm(d_x), residual, λ)
-        return _concluded(penalty, state, after, info)
+        return _concluded(self.penalty, state, after, info)
 
-    return Solver(init, jax.jit(step))
+    def _inner_step(
+        self, x: Params, k: Array, λ: Array, centers: Any, carry: PyTree, batch: PyTree
+    ) -> PyTree:
+        y, z, memory_y, memory_z, memory, _ = carry
+        given = Batches(upper_y=batch[0], lower_y=batch[1], lower_z=batch[2])
+        s, memory = self.slopes.lower(memory, k, Point(x, y, z), given)
+        d_z = self.proximal.pull(cast_like(s.lower_z, z), z, centers[1])
+        h_y = cast_like(axpy(1 / λ, s.upper_y, s.lower_y), y)
+        d_y = self.proximal.pull(h_y, y, centers[0])
+        residual, extra = self.move_z.residual(d_z, z), {"penalty": λ, "count": k}
+        z, memory_z = self.move_z(d_z, memory_z, z, **extra)
+        y, memory_y = self.move_y(d_y, memory_y, y, **extra)
+        return y, z, memory_y, memory_z, memory, residual
 
 
 def _concluded(

@@ -197,15 +197,9 @@ def _terms(
     check: Check, batch: Any, num_upper: int, num_lower: int
 ) -> tuple[Term, Term]:
     """Those of the upper and of the lower level; an index has shape () or (b,)."""
-    check.that(
-        isinstance(batch, Batches)
-        and isinstance(batch.upper_x, Term)
-        and isinstance(batch.lower_x, Term),
-        f"needs to know which terms a batch holds, got {type(batch).__name__}. Pass "
-        f"`ok.bilevel.Batches(upper_x=ok.bilevel.Term(i, batch_i), "
-        f"lower_x=ok.bilevel.Term(j, batch_j))`.",
-        TypeError,
-    )
+    wanted = "`ok.bilevel.Batches(upper_x=Term(i, ...), lower_x=Term(j, ...))`"
+    check.instance(Batches, wanted, batch=batch)
+    check.instance(Term, wanted, upper_x=batch.upper_x, lower_x=batch.lower_x)
 
     def checked(name: str, term: Term, num: int) -> Term:
         index = check.index(f"{name}.index", term.index, num)

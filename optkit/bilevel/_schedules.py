@@ -209,19 +209,16 @@ def as_sigma(check: Check, sigma: Any) -> Penalty:
 
 def _descent(step_size: Callable[[Any, Any], Any]) -> Any:
     """Gradient descent with a step size from the k and λ of the solver's state."""
-    return _scale(Check("ok.bilevel.PenaltySchedule"), lambda k, penalty: -step_size(k, penalty)
+    return _scale(
+        Check("ok.bilevel.PenaltySchedule"), lambda k, penalty: -step_size(k, penalty)
     )
 
 
 def _scale(check: Check, factor: Callable[[Any, Any], Any]) -> Any:
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
         del params
-        check.that(
-            "penalty" in extra,
-            "makes a transform that reads the penalty, and got none. Use it in "
-            "`ok.bilevel.f2sa(...)`, or pass `penalty=` to `update`.",
-            TypeError,
-        )
+        text = "needs `penalty=` in `update`, as `ok.bilevel.f2sa` passes it."
+        check.that("penalty" in extra, text, TypeError)
         return scale(factor(extra.get("count", 0), extra["penalty"]), updates), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -102,11 +102,8 @@ def accumulate(
         check_gradients(check, updates, state.grads)
         sums, terms = {"grads": state.grads}, {"grads": updates}
         if (h := extra_args.pop("hessian_diag", None)) is not None:
-            check.that(
-                state.hessian_diag is not None,
-                "got hessian_diag= and its state has no room for it. Make it with "
-                "`ok.optim.accumulate(tx, every, hessian_diag=True)`, the default.",
-            )
+            text = "got hessian_diag=, and was made with hessian_diag=False. Leave one."
+            check.that(state.hessian_diag is not None, text)
             sums["hessian_diag"] = state.hessian_diag
             terms["hessian_diag"] = checked_diag(check, h, updates, state.grads)
         sums = jax.tree.map(_add, sums, terms)

@@ -238,14 +238,12 @@ def restart_adan(state: State) -> State:
         zeros = jax.tree.map(jnp.zeros_like, node)
         return zeros._replace(prev_grad=node.prev_grad)
 
-    check = Check("ok.optim.restart_adan")
-    check.that(
-        any(map(is_adan, jax.tree.leaves(state, is_leaf=is_adan))),
-        f"needs the state of an optimizer that contains Adan, got "
-        f"{type(state).__name__} without an `ok.optim.AdanState` in it. Pass what "
-        f"`tx.init` or `tx.update` of `ok.optim.adan` returned.",
-        TypeError,
+    check, nodes = (
+        Check("ok.optim.restart_adan"),
+        jax.tree.leaves(state, is_leaf=is_adan),
     )
+    text = f"needs a state with an `AdanState` in it, got {type(state).__name__}."
+    check.that(any(map(is_adan, nodes)), text, TypeError)
     return jax.tree.map(restart, state, is_leaf=is_adan)
 
 

@@ -105,12 +105,8 @@ def average_blocks(size: int, *, signed: bool = False) -> Average:
     def average(diag: Leaf) -> Leaf:
         if diag.ndim < 2 or not diag.size:
             return diag
-        check.that(
-            diag.size % size == 0,
-            f"needs a size that divides the entries of each leaf with two or more "
-            f"axes, got size={size} and shape {diag.shape}. Take a divisor of "
-            f"{diag.size}, or `optax.partition` such leaves.",
-        )
+        text = f"needs a size that divides {diag.size}, of shape {diag.shape}: {size}."
+        check.that(diag.size % size == 0, text)
         whole = diag.shape[-1] % size == 0  # blocks end where the last axis does
         blocks = diag.reshape(*(diag.shape[:-1] if whole else ()), -1, size)
         return _mean(blocks, (-1,), signed).reshape(diag.shape)

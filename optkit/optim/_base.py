@@ -5,7 +5,7 @@ optax transform of that rule; `descent` puts learning rate and weight decay behi
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,14 @@ from jaxtyping import Array, PyTree
 from .._check import Check
 from .._types import MaskOrFn, Params, ScalarOrSchedule, real_dtype, wide_dtype
 
-State = TypeVar("State")
+_OWNER = "the params given to `init`"
+_AGAIN = "Call `init` again with the params that the gradients belong to."
+_NO_DIAGONAL = (
+    "needs the diagonal of the Hessian, got hessian_diag=None. Compute it with the "
+    "gradient, `value, grads, diag = ok.value_grad_and_diag(loss)(params, batch, "
+    "key=key)`, and pass `tx.update(grads, state, params, hessian_diag=diag)`; or let "
+    "`ok.optim.with_hutchinson(tx, key=key)` estimate it, and pass `value_fn=loss`."
+)
 
 
 class Zeros(NamedTuple):
@@ -173,25 +180,14 @@ def check_gradients(
     check: Check, updates: Params, like: Params, dtype_of: Any = accumulated_in
 ) -> None:
     """Raises unless gradients are like the params that the state was made for."""
-    check.like(
-        "gradients",
-        updates,
-        like,
-        "the params given to `init`",
-        "Call `init` again with the params that the gradients belong to.",
-        dtype_of=dtype_of,
-    )
+    check.like("gradients", updates, like, _OWNER, _AGAIN, dtype_of=dtype_of)
 
 
 def required_params(check: Check, updates: Params, params: Params | None) -> Params:
     """The params, which a transform reads, and which must be like the updates."""
-    check.that(
-        params is not None,
-        "reads the parameters, got params=None. Pass them: `tx.update(grads, state, "
-        "params)`.",
-    )
-    advice = "Pass the params that the updates are for."
-    check.like("updates", updates, params, "the params", advice, dtype_of=None)
+    text = "needs params, got None. Pass them: `tx.update(grads, state, params)`."
+    check.that(params is not None, text)
+    check.like("updates", updates, params, "the params", dtype_of=None)
     return params
 
 
@@ -209,17 +205,9 @@ def checked_diag(
     Returns:
         The diagonal, a tree like `updates`.
     """
-    check.that(
-        diag is not None,
-        "reads the diagonal of the Hessian, got hessian_diag=None. Compute it with the "
-        "gradient, `value, grads, diag = ok.value_grad_and_diag(loss)(params, batch, "
-        "key=key)`, and pass `tx.update(grads, state, params, hessian_diag=diag)`; or "
-        "let `ok.optim.with_hutchinson(tx, key=key)` estimate it, and pass "
-        "`tx.update(grads, state, params, value_fn=loss)`.",
-    )
+    check.that(diag is not None, _NO_DIAGONAL)
     visible = mask_like(diag, updates)
-    owner = "the params given to `init`"
-    check.like("hessian_diag", visible, like, owner, dtype_of=accumulated_in)
+    check.like("hessian_diag", visible, like, _OWNER, dtype_of=accumulated_in)
     return visible
 
 

@@ -21,6 +21,16 @@ from .._curvature.diagonal import value_grad_and_diag
 from .._types import Params, wide_dtype
 from ._base import OWN, is_masked, required_params
 
+_MASKED = (
+    "needs whole params to call the objective, got params that `optax.masked` or "
+    "`optax.partition` has hidden in part. Put it outside: "
+    "`ok.optim.with_hutchinson(optax.masked(tx, mask), key=key)`."
+)
+_NO_OBJECTIVE = (
+    "needs the objective, as one of `value_fn=` and `obj_fn=`. Pass `tx.update(grads, "
+    "state, params, value_fn=loss)`, and by name what else the loss takes."
+)
+
 
 class HutchinsonState(NamedTuple):
     """What the next estimate needs.
@@ -118,12 +128,8 @@ def with_hutchinson(
     inner = optax.with_extra_args_support(tx)
 
     def init(params: Params) -> HutchinsonState:
-        check.that(
-            not any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked))),
-            "needs whole params to call the objective, got params that `optax.masked` "
-            "or `optax.partition` has hidden in part. Put it outside: "
-            "`ok.optim.with_hutchinson(optax.masked(tx, mask), key=key)`.",
-        )
+        is_hidden = any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked)))
+        check.that(not is_hidden, _MASKED)
         check.real(params=params)
         own_key = jr.fold_in(jr.wrap_key_data(root, impl=impl), _bits(params))
         return HutchinsonState(
@@ -185,16 +191,9 @@ def _objective(check: Check, extra_args: dict[str, Any]) -> Callable[[Params], A
     """The function of the params alone whose Hessian is wanted."""
     given = [extra_args.get(name) for name in ("value_fn", "obj_fn")]
     fns = [fn for fn in given if fn is not None]
-    check.that(
-        len(fns) == 1,
-        f"needs the objective as one of `value_fn=` and `obj_fn=`, got "
-        f"{'both' if fns else 'neither'}. Pass `tx.update(grads, state, params, "
-        f"value_fn=loss)`, and with it what else the loss takes, by name.",
-    )
-    check.that(
-        "hessian_diag" not in extra_args,
-        "estimates hessian_diag, and got one. Leave out the argument, or the wrapper.",
-    )
+    check.that(len(fns) == 1, _NO_OBJECTIVE)
+    text = "estimates hessian_diag, and got one. Leave out the argument or the wrapper."
+    check.that("hessian_diag" not in extra_args, text)
     fn = check.scalar(fns[0], "value_fn")
     names = list(inspect.signature(fns[0]).parameters)[1:]
     kwargs = {name: x for name, x in extra_args.items() if name in names}

@@ -147,35 +147,8 @@ def anderson(
     )
 
     def step(state: _State) -> _State:
-        y = state.y
-        f = widen(_like(check, mapping(cast_like(y, y0), args), y0))
-        r = subtract(f, y)
-        size, (unit, norm) = safe_norm(f), normalised(r)
-        norm = jnp.where(dot(unit, unit) == 0, 0, norm)
-        error = norm / jnp.where(size > 0, size, 1)
-        is_done = norm <= rtol * size + atol
-        is_better = is_done | (error < state.best_error)
-        best = where(is_better, y, state.best)
-        slot = state.num_steps % history
-        ys, units = _written(state.ys, slot, y), _written(state.units, slot, unit)
-        norms = state.norms.at[slot].set(norm)
-        row = project(units, unit)
-        gram = state.gram.at[slot].set(row).at[:, slot].set(row)
-        is_held = jnp.arange(history, dtype=jnp.int32) <= state.num_steps
-        alpha = _weights(gram, norms, is_held, delta)
-        new = axpy(beta, combine(alpha * norms, units), combine(alpha, ys))
-        return _State(
-            new,
-            ys,
-            units,
-            norms,
-            gram,
-            best,
-            jnp.where(is_better, error, state.best_error),
-            state.num_steps + 1,
-            is_done,
-            ~jnp.isfinite(norm),
-        )
+        f = widen(_like(check, mapping(cast_like(state.y, y0), args), y0))
+        return _step(state, f, beta, delta, (rtol, atol))
 
     def goes_on(state: _State) -> Array:
         return ~state.is_done & ~state.is_broken & (state.num_steps < max_steps)
@@ -187,6 +160,38 @@ def anderson(
     )
     info = AndersonInfo(end.num_steps, end.best_error, result)
     return cast_like(end.best, y0), info
+
+
+def _step(
+    state: _State, f: PyTree, beta: Array, delta: Array, goals: tuple[Array, Array]
+) -> _State:
+    """The next iterate, from f(y) and the window."""
+    y, m = state.y, state.norms.size
+    (rtol, atol), r = goals, subtract(f, y)
+    size, (unit, norm) = safe_norm(f), normalised(r)
+    norm = jnp.where(dot(unit, unit) == 0, 0, norm)
+    error = norm / jnp.where(size > 0, size, 1)
+    is_done = norm <= rtol * size + atol
+    is_better = is_done | (error < state.best_error)
+    slot = state.num_steps % m
+    ys, units = _written(state.ys, slot, y), _written(state.units, slot, unit)
+    norms = state.norms.at[slot].set(norm)
+    row = project(units, unit)
+    gram = state.gram.at[slot].set(row).at[:, slot].set(row)
+    is_held = jnp.arange(m, dtype=jnp.int32) <= state.num_steps
+    alpha = _weights(gram, norms, is_held, delta)
+    return _State(
+        axpy(beta, combine(alpha * norms, units), combine(alpha, ys)),
+        ys,
+        units,
+        norms,
+        gram,
+        where(is_better, y, state.best),
+        jnp.where(is_better, error, state.best_error),
+        state.num_steps + 1,
+        is_done,
+        ~jnp.isfinite(norm),
+    )
 
 
 def _start(y: PyTree, m: int, dtype: Any) -> _State:

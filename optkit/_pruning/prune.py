@@ -14,13 +14,11 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
-from ._check import Check
-from ._curvature.base import diagonal_of
-from ._curvature.masked import Masked
-from ._inverse.cg import CG
-from ._inverse.inverse import invert
-from ._types import Params
-from ._vector import all_finite, smallest
+from .._check import Check
+from .._types import Params
+from .._vector import all_finite, smallest
+from .base import check_inverse, obs_saliency, only
+from .update import obs_summed
 
 
 class Pruned(NamedTuple):
@@ -32,111 +30,6 @@ class Pruned(NamedTuple):
 
 UpdateRule = Callable[[Params, lx.AbstractLinearOperator, PyTree], Params]
 """From params, P and the mask of what is removed to the new params."""
-
-
-def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
-    """What removing each weight costs, were it removed alone.
-
-    With P the inverse of the curvature of the mean loss,
-
-        s_i = w_i² / (2 P_ii)
-
-    is the second-order increase of the loss when weight i is set to zero and all the
-    others take their best step.
-
-    Args:
-        params: the weights w of a trained model.
-        inverse: P, with a known diagonal: `ok.invert(..., ok.Woodbury(), damping)`.
-
-    Returns:
-        A pytree like the params, in units of the loss.
-
-    Raises:
-        ValueError: for an inverse on other params.
-        TypeError: for params of another dtype than the inverse's.
-        NotImplementedError: for a P whose diagonal is not known, as of `ok.CG()`.
-
-    Example:
-        >>> import jax.numpy as jnp, optkit as ok
-        >>> C = ok.LowRank(jnp.array([[3.0, 0.0], [0.0, 0.5]]))
-        >>> P = ok.invert(C, ok.Woodbury(), damping=0.01)
-        >>> ok.obs_saliency(jnp.array([1.0, 1.0]), P).round(2)
-        Array([4.5 , 0.13], dtype=float32)
-
-    Reference:
-        Hassibi and Stork 1992; Frantar et al. 2021, arXiv:2107.03356 (M-FAC).
-    """
-    _check_inverse(Check("ok.obs_saliency"), params, inverse)
-    return jax.tree.map(lambda w, p: w**2 / (2 * p), params, diagonal_of(inverse))
-
-
-def obs_summed(
-    params: Params, inverse: lx.AbstractLinearOperator, removed: PyTree
-) -> Params:
-    """The sum of the single-weight updates, M-FAC's rule for many weights at once.
-
-        w <- w - P Σ_{i in S} e_i w_i / P_ii,   then w_S = 0
-
-    One product with P. Interactions within S are ignored, so remove few at a time:
-    `ok.obs_prune_gradually`.
-
-    Args:
-        params: the weights w.
-        inverse: P, with a known diagonal.
-        removed: S, a pytree of boolean arrays like the params.
-
-    Returns:
-        The new params, zero in S.
-
-    Raises:
-        ValueError: for an inverse or a `removed` unlike the params.
-        TypeError: for a `removed` that is not boolean.
-        NotImplementedError: for a P whose diagonal is not known, as of `ok.CG()`.
-
-    Reference:
-        Frantar et al. 2021, arXiv:2107.03356, and the authors' code.
-    """
-    check = Check("ok.obs_summed")
-    _check_inverse(check, params, inverse)
-    removed = check.booleans("removed", removed, params, "the params")
-    ratio = jax.tree.map(jnp.divide, params, diagonal_of(inverse))
-    return _removed(params, inverse.mv(_only(removed, ratio)), removed)
-
-
-def obs_joint(
-    params: Params, inverse: lx.AbstractLinearOperator, removed: PyTree
-) -> Params:
-    """The best update that zeroes all of S together.
-
-        w <- w - P E (Eᵀ P E)⁻¹ Eᵀ w,   E the columns of the identity in S,
-
-    minimises the second-order loss over all w with w_S = 0. The inner system is
-    solved by conjugate gradients, |S| products with P at most in exact arithmetic:
-    for small sets.
-
-    Args:
-        params: the weights w.
-        inverse: P.
-        removed: S, a pytree of boolean arrays like the params.
-
-    Returns:
-        The new params, zero in S.
-
-    Raises:
-        ValueError: for an inverse or a `removed` unlike the params.
-        TypeError: for a `removed` that is not boolean.
-
-    Reference:
-        The equality-constrained quadratic program; Singh and Alistarh 2020,
-        arXiv:2004.14340, appendix on joint removal.
-    """
-    check = Check("ok.obs_joint")
-    _check_inverse(check, params, inverse)
-    removed = check.booleans("removed", removed, params, "the params")
-    rtol = 1e3 * max(jnp.finfo(w.dtype).eps for w in jax.tree.leaves(params))
-    inner = invert(Masked(inverse, removed), CG(rtol=float(rtol)))
-    multipliers = inner.mv(_only(removed, params))
-    return _removed(params, inverse.mv(_only(removed, multipliers)), removed)
 
 
 def obs_prune(
@@ -199,7 +92,7 @@ def _prune(
     """One round, after its checks."""
     _check_sparsity(check, sparsity)
     check.function(update=update)
-    _check_inverse(check, params, inverse)
+    check_inverse(check, params, inverse)
     kept = check.booleans("kept", True if kept is None else kept, params, "the params")
     may = _spread(check.booleans("mask", mask, params, "the params"), params)
     count = np.asarray(round(sparsity * _num_true(may)))
@@ -224,10 +117,10 @@ def _round(
         f"`{check.call}` got weights that are NaN or infinite, which have no saliency. "
         f"Check the training that they come from.",
     )
-    saliency = _only(kept, obs_saliency(params, inverse))
+    saliency = only(kept, obs_saliency(params, inverse))
     removed = smallest(count, saliency, may)
     kept = jax.tree.map(lambda k, r: k & ~r, kept, removed)
-    return Pruned(_only(kept, update(params, inverse, removed)), kept)
+    return Pruned(only(kept, update(params, inverse, removed)), kept)
 
 
 def obs_prune_gradually(
@@ -290,7 +183,7 @@ def obs_prune_gradually(
     check.count(num_rounds=num_rounds)
     kept = check.booleans("kept", True if kept is None else kept, params, "the params")
     kept = jax.tree.map(jnp.asarray, _spread(kept, params))
-    pruned = Pruned(_only(kept, params), kept)
+    pruned = Pruned(only(kept, params), kept)
     may = _spread(check.booleans("mask", mask, params, "the params"), params)
     alive = _num_true(jax.tree.map(jnp.logical_and, kept, may))
     start = 1 - alive / max(_num_true(may), 1)
@@ -304,22 +197,11 @@ def obs_prune_gradually(
     return pruned
 
 
-def _check_inverse(
-    check: Check, params: Params, inverse: lx.AbstractLinearOperator
-) -> None:
-    """Raises unless the inverse is a symmetric operator on the params."""
-    check.symmetric(inverse)
-    check.like("params", params, inverse.in_structure(), "the inverse's params")
-
-
 def _check_sparsity(check: Check, sparsity: float) -> None:
     """Raises unless this is a number in [0, 1)."""
     is_number = isinstance(sparsity, int | float | np.number)
-    check.that(
-        is_number and 0.0 <= sparsity < 1.0,
-        f"needs 0 <= sparsity < 1, got {sparsity!r}: the fraction of weights that are "
-        f"zero afterwards.",
-    )
+    text = f"needs 0 <= sparsity < 1, the fraction of zeros, got {sparsity!r}."
+    check.that(is_number and 0.0 <= sparsity < 1.0, text)
 
 
 def _spread(mask: PyTree, params: Params) -> PyTree:
@@ -334,15 +216,3 @@ def _spread(mask: PyTree, params: Params) -> PyTree:
 
 def _num_true(mask: PyTree) -> int:
     return sum(int(m.sum()) for m in jax.tree.leaves(mask))
-
-
-def _removed(params: Params, step: Params, removed: PyTree) -> Params:
-    """The new w, w - step, zero where removed."""
-    return jax.tree.map(
-        lambda w, s, r: jnp.where(r, jnp.zeros_like(w), w - s), params, step, removed
-    )
-
-
-def _only(mask: PyTree, tree: Params) -> Params:
-    """The entries where the mask is true, zero elsewhere."""
-    return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), mask, tree)

@@ -1,0 +1,1 @@
+"""Prune weights by the optimal brain surgeon."""

@@ -1,0 +1,59 @@
+"""What removing a weight costs, and what all ways of pruning share."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import PyTree
+
+from .._check import Check
+from .._curvature.base import diagonal_of
+from .._types import Params
+
+
+def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
+    """What removing each weight costs, were it removed alone.
+
+    With P the inverse of the curvature of the mean loss,
+
+        s_i = w_i² / (2 P_ii)
+
+    is the second-order increase of the loss when weight i is set to zero and all the
+    others take their best step.
+
+    Args:
+        params: the weights w of a trained model.
+        inverse: P, with a known diagonal: `ok.invert(..., ok.Woodbury(), damping)`.
+
+    Returns:
+        A pytree like the params, in units of the loss.
+
+    Raises:
+        ValueError: for an inverse on other params.
+        TypeError: for params of another dtype than the inverse's.
+        NotImplementedError: for a P whose diagonal is not known, as of `ok.CG()`.
+
+    Example:
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> C = ok.LowRank(jnp.array([[3.0, 0.0], [0.0, 0.5]]))
+        >>> P = ok.invert(C, ok.Woodbury(), damping=0.01)
+        >>> ok.obs_saliency(jnp.array([1.0, 1.0]), P).round(2)
+        Array([4.5 , 0.13], dtype=float32)
+
+    Reference:
+        Hassibi and Stork 1992; Frantar et al. 2021, arXiv:2107.03356 (M-FAC).
+    """
+    check_inverse(Check("ok.obs_saliency"), params, inverse)
+    return jax.tree.map(lambda w, p: w**2 / (2 * p), params, diagonal_of(inverse))
+
+
+def check_inverse(
+    check: Check, params: Params, inverse: lx.AbstractLinearOperator
+) -> None:
+    """Raises unless the inverse is a symmetric operator on the params."""
+    check.symmetric(inverse)
+    check.like("params", params, inverse.in_structure(), "the inverse's params")
+
+
+def only(mask: PyTree, tree: Params) -> Params:
+    """The entries where the mask is true, zero elsewhere."""
+    return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), mask, tree)
