@@ -1,7 +1,7 @@
-"""Argument checks: one object for each public call, one style of message.
+"""Argument checks: one `Check` object per public call.
 
-A message names the call in backticks, says what arrived, and what to do next. Checks
-look at static facts only (structure, shape, dtype, Python numbers), so they cost
+A message names the call in backticks, then says what arrived and what to do next.
+Checks read static facts only (structure, shape, dtype, Python numbers), so they cost
 nothing inside `jax.jit` and never wait for a device.
 """
 
@@ -25,11 +25,11 @@ _REAL = (
 
 
 class Check(NamedTuple):
-    """The checks of one public call, whose name every message starts with.
+    """The checks of one public call; every message starts with its name.
 
-    Methods take what they check by keyword, so that a message can name it:
-    `Check("ok.optim.adan").decay(b1=b1, b2=b2)`. They raise, or return nothing unless
-    they say otherwise. `check.optional` has the same methods and lets None pass.
+    Arguments are passed by keyword, so that the message can name them:
+    `Check("ok.optim.adan").decay(b1=b1, b2=b2)`. A failed check raises.
+    `check.optional` is the same, except that numbers and objects may be None.
     """
 
     call: str
@@ -37,19 +37,19 @@ class Check(NamedTuple):
 
     @property
     def optional(self) -> "Check":
-        """The same checks, for arguments that may be None."""
+        """The same checks, but None passes."""
         return self._replace(allows_none=True)
 
     def that(self, holds: Any, text: str, error: type[Exception] = ValueError) -> None:
-        """Raises an error whose message is the call's name and a text, if it must."""
+        """Raises `error` with the call's name and `text` unless `holds` is true."""
         if not holds:
-            raise error(f"`{self.call}` {text}")
+            raise error(f"`{self.call}` {text}".rstrip())
 
-    # Numbers. Arrays pass unseen: reading one may wait for a device.
+    # Numbers. Arrays are not read: that may wait for a device.
 
     def decay(self, **values: Any) -> None:
-        """Numbers in [0, 1), the decay of an old value."""
-        advice = "It decays the old value: 1 - beta, where beta weighs the new one."
+        """Numbers in [0, 1) that decay an old value."""
+        advice = "It decays the old value. If beta weighs the new one, pass 1 - beta."
         self._numbers(values, lambda x: 0 <= x < 1, "0 <= {name} < 1", advice)
 
     def non_negative(self, **values: Any) -> None:
@@ -61,13 +61,13 @@ class Check(NamedTuple):
         self._numbers(values, lambda x: 0 < x < math.inf, "a finite {name} > 0")
 
     def at_most(self, limit: Any, reason: str, **values: Any) -> None:
-        """Numbers that a limit bounds, for a reason."""
+        """Numbers <= `limit`; `reason` says what the limit is."""
         self._numbers(values, lambda x: x <= limit, f"{{name}} <= {limit}, {reason}")
 
     def count(self, **values: Any) -> None:
-        """Integers >= 1, not traced."""
+        """Static integers >= 1."""
 
-        def is_count(x: Any) -> bool:
+        def is_count(x: Any) -> Any:
             is_integer = isinstance(x, int | np.integer) and not isinstance(x, bool)
             return is_integer and x >= 1
 
@@ -76,16 +76,16 @@ class Check(NamedTuple):
     # Objects.
 
     def instance(self, kinds: Any, wanted: str, **values: Any) -> None:
-        """Instances of a class, described in `wanted` with an example."""
+        """Instances of `kinds`; `wanted` describes them by example."""
         self._each(values, lambda x: isinstance(x, kinds), f"{wanted} for {{name}}")
 
     def function(self, **functions: Any) -> None:
-        """What can be called."""
+        """Callables."""
         advice = "Pass the function itself, not its value."
         self._each(functions, callable, "a function for {name}", TypeError, advice)
 
     def transform(self, **transforms: Any) -> None:
-        """Optax transforms, or what has their two functions, as `optax.MultiSteps`."""
+        """Objects with `init` and `update`, such as `optax.MultiSteps`."""
 
         def is_transform(tx: Any) -> bool:
             return all(callable(getattr(tx, f, None)) for f in ("init", "update"))
@@ -106,19 +106,19 @@ class Check(NamedTuple):
         self._each({"key": key}, is_key, "one random {name}", TypeError, advice)
 
     def method(self, **solvers: Any) -> None:
-        """Methods for linear systems: Lineax solvers, and ours among them."""
+        """Lineax solvers, which the methods of `ok` are too."""
         wanted = "a method such as `ok.CG()` or `lx.LU()`"
         self.instance(lx.AbstractLinearSolver, wanted, **solvers)
 
     def symmetric(self, operator: Any) -> None:
-        """A symmetric Lineax operator on real floating leaves."""
+        """A symmetric Lineax operator with real floating leaves."""
         wanted = "a Lineax operator such as `ok.hessian(...)`"
         self.instance(lx.AbstractLinearOperator, wanted, operator=operator)
         self.that(
             lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator),
             f"needs an operator known to be symmetric, got `{type(operator).__name__}`."
-            f" Tag it, `lx.TaggedLinearOperator(operator, lx.symmetric_tag)` (`tags=` "
-            f"in Optimistix); if it is not, use `ok.GMRES()` or `lx.Normal(ok.CG())`.",
+            " If it is, tag it with `lx.symmetric_tag` (`tags=` in Optimistix). If not,"
+            " use `ok.GMRES()` or `lx.Normal(ok.CG())`.",
         )
         self.real(params=operator.in_structure())
 
@@ -126,17 +126,16 @@ class Check(NamedTuple):
 
     def dtype(self, **dtypes: Any) -> None:
         """Floating dtypes."""
-        advice = "Pass None for the params' own, or for example jnp.float32."
-        is_floating = lambda dtype: jnp.issubdtype(dtype, jnp.floating)  # noqa: E731
-        self._each(dtypes, is_floating, "a floating {name}", TypeError, advice)
+        advice = "Pass None for that of the params, or a dtype such as jnp.float32."
+        self._each(dtypes, _is_floating, "a floating {name}", TypeError, advice)
 
     def inexact(self, **trees: PyTree) -> None:
-        """Leaves that are floating or complex."""
+        """Trees with floating or complex leaves."""
         advice = "Leave such leaves out with `optax.masked` or `optax.partition`."
         self._dtypes(trees, jnp.inexact, "floating or complex", advice)
 
     def real(self, **trees: PyTree) -> None:
-        """Leaves that are floating."""
+        """Trees with real floating leaves."""
         self._dtypes(trees, jnp.floating, "real floating", _REAL)
 
     def like(
@@ -149,23 +148,23 @@ class Check(NamedTuple):
         *,
         dtype_of: Callable[[Any], Any] | None = jnp.result_type,
     ) -> None:
-        """A tree, called `name`, in the structure, shapes and dtypes of another.
+        """A tree, called `name`, with the structure, shapes and dtypes of `reference`.
 
-        `owner` is what the reference is to the user, such as "the params"; `dtype_of`
-        is the dtype that a leaf should have, None for any.
+        `owner` is what the user calls the reference, such as "the params". `dtype_of`
+        maps a leaf to the dtype to compare; None allows any dtype.
         """
         if (found := first_difference(tree, reference, dtype_of)) is None:
             return
         kind, where, got, want = found
-        text = f"needs {name} in the {kind} of {owner}"
         if kind == "structure":
-            text = f"{text}. {advice}\n  {name}: {got}\n  {owner}: {want}"
+            text = f". {advice}\n  {name}: {got}\n  {owner}: {want}"
         else:
-            text = f"{text}, got {got} at {name}{where}, not {want}. {advice}"
-        self.that(False, text, TypeError if kind == "dtype" else ValueError)
+            text = f", got {got} at {name}{where}, not {want}. {advice}"
+        error = TypeError if kind == "dtype" else ValueError
+        self.that(False, f"needs {name} in the {kind} of {owner}{text}", error)
 
     def shapes(self, advice: str = "", **pairs: tuple[Any, tuple[int, ...]]) -> None:
-        """Arrays of given shapes: name=(array, shape)."""
+        """Arrays with the given shapes: name=(array, shape)."""
         for name, (x, shape) in pairs.items():
             text = f"needs {name} of shape {shape}, got {jnp.shape(x)}. {advice}"
             self.that(jnp.shape(x) == shape, text)
@@ -178,20 +177,20 @@ class Check(NamedTuple):
             self.that(jnp.ndim(x) == 1, text)
 
     def batch(self, **batches: PyTree) -> None:
-        """Leaves that all have the examples along their first axis, at least one."""
+        """Trees whose leaves share a leading axis of at least one example."""
         for name, batch in batches.items():
             shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
             sizes = {shape[0] if shape else 0 for shape in shapes}
             self.that(
                 len(sizes) == 1 and 0 not in sizes,
-                f"needs {name} with the examples along the first axis of all leaves, "
-                f"at least one, got shapes {shapes}. Close over what examples share.",
+                f"needs at least one example along the first axis of all leaves of "
+                f"{name}, got shapes {shapes}. Close over what examples share.",
             )
 
-    # What is handed back.
+    # Checks that return a value.
 
     def prefix(self, name: str, prefix: PyTree, tree: PyTree, owner: str) -> PyTree:
-        """A prefix of a tree, spread: its leaf stands at each leaf below it."""
+        """Broadcasts a prefix of a tree: each of its leaves to all leaves below it."""
         try:
             return jax.tree.broadcast(prefix, tree)
         except ValueError as error:
@@ -202,21 +201,20 @@ class Check(NamedTuple):
             ) from error
 
     def booleans(self, name: str, mask: PyTree, tree: PyTree, owner: str) -> PyTree:
-        """A mask, spread over a tree: a boolean, or one for each entry, at each leaf."""
+        """Broadcasts a mask: one boolean per leaf of the tree, or one per entry."""
 
         def one(m: Any, leaf: Any) -> Any:
-            dtype, shape = jnp.result_type(m), jnp.shape(m)
-            advice = "Compare, for example `weights != 0`."
-            text = f"needs booleans in {name}, got {dtype}. {advice}"
+            dtype, shape, want = jnp.result_type(m), jnp.shape(m), jnp.shape(leaf)
+            text = f"needs booleans in {name}, got {dtype}. Compare: `weights != 0`."
             self.that(dtype == jnp.bool_, text, TypeError)
-            text = f"needs {name} of shape {jnp.shape(leaf)} or (), got {shape}."
-            self.that(shape in {(), jnp.shape(leaf)}, text)
+            text = f"needs {name} of shape () or {want}, got {shape}."
+            self.that(shape in {(), want}, text)
             return m
 
         return jax.tree.map(one, self.prefix(name, mask, tree, owner), tree)
 
     def index(self, name: str, index: Any, size: int) -> jax.Array:
-        """An integer array of coordinates; what is not traced must be in range."""
+        """Returns integers as an array; those that are not traced must be in range."""
         dtype = jnp.result_type(index)
         text = f"needs integers for {name}, got {dtype}."
         self.that(jnp.issubdtype(dtype, jnp.integer), text, TypeError)
@@ -227,7 +225,7 @@ class Check(NamedTuple):
         return jnp.asarray(index)
 
     def scalar(self, loss: Any, name: str = "loss") -> Callable[..., Any]:
-        """The loss, which raises when called unless it returns one real scalar."""
+        """Wraps a loss so that it raises unless it returns one real scalar."""
         self.function(**{name: loss})
 
         def checked(*args: Any, **kwargs: Any) -> Any:
@@ -239,12 +237,12 @@ class Check(NamedTuple):
             self.that(is_array and jnp.shape(value) == (), text)
             dtype = jnp.result_type(value)
             text = f"needs {name} to return a real floating scalar, got {dtype}."
-            self.that(jnp.issubdtype(dtype, jnp.floating), text, TypeError)
+            self.that(_is_floating(dtype), text, TypeError)
             return value
 
         return checked
 
-    # How.
+    # Messages are made only when a check fails: `repr` of an array waits for a device.
 
     def _each(
         self,
@@ -255,10 +253,9 @@ class Check(NamedTuple):
         advice: str = "",
     ) -> None:
         for name, value in values.items():
-            if value is None and self.allows_none:
-                continue
-            text = f"needs {wanted.format(name=name)}, got {_short(value)}. {advice}"
-            self.that(holds(value), text.strip(), error)
+            if not (value is None and self.allows_none) and not holds(value):
+                text = f"needs {wanted.format(name=name)}, got {_short(value)}."
+                self.that(False, f"{text} {advice}", error)
 
     def _numbers(
         self,
@@ -267,26 +264,27 @@ class Check(NamedTuple):
         wanted: str,
         advice: str = "",
     ) -> None:
-        # A schedule, or an array, traced or not, is not looked at.
-        known = {
-            name: x
-            for name, x in values.items()
-            if not (callable(x) or isinstance(x, jax.Array))
-        }
-        self._each(known, _is_number, "a number or a scalar array for {name}")
-        shown = f"{wanted}, got {{name}}={{value!r}}. {advice}"
-        for name, value in known.items():
-            text = f"needs {shown.format(name=name, value=value)}".strip()
-            self.that(value is None or holds(float(value)), text)
+        for name, x in values.items():
+            if callable(x) or isinstance(x, jax.Array):  # schedules, traced or not
+                continue
+            self._each({name: x}, _is_number, "a number or a scalar array for {name}")
+            if x is not None and not holds(float(x)):
+                text = f"needs {wanted.format(name=name)}, got {name}={x!r}."
+                self.that(False, f"{text} {advice}")
 
     def _dtypes(
         self, trees: dict[str, PyTree], kind: Any, wanted: str, advice: str
     ) -> None:
         for name, tree in trees.items():
             for path, leaf in jtu.tree_leaves_with_path(tree):
-                dtype, where = jnp.result_type(leaf), f"{name}{jtu.keystr(path)}"
-                text = f"needs {wanted} leaves, got {dtype} at {where}. {advice}"
-                self.that(jnp.issubdtype(dtype, kind), text, TypeError)
+                if not jnp.issubdtype(dtype := jnp.result_type(leaf), kind):
+                    got = f"{dtype} at {name}{jtu.keystr(path)}"
+                    text = f"needs {wanted} leaves, got {got}. {advice}"
+                    self.that(False, text, TypeError)
+
+
+def _is_floating(dtype: Any) -> Any:
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _is_number(value: Any) -> bool:
@@ -296,6 +294,6 @@ def _is_number(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-    """The value as an error shows it: one line, not too long."""
+    """The value as an error message shows it, in one short line."""
     text = repr(value)
     return text if len(text) < 80 and "\n" not in text else type(value).__name__
