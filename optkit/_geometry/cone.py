@@ -13,9 +13,9 @@ class Cone(NamedTuple):
     """The sizes of a product of cones, in the order of the rows of A.
 
     Attributes:
-        zero: rows that are equations, s = 0.
-        non_negative: rows with s >= 0.
-        second_order: the sizes of the blocks s = (t, v) with |v| <= t.
+        zero: number of equations, s = 0.
+        non_negative: number of rows with s >= 0.
+        second_order: sizes of the blocks s = (t, v) with |v| <= t.
     """
 
     zero: int = 0

@@ -1,4 +1,4 @@
-"""Functions of each entry of a tree and of weights that are a prefix of it."""
+"""Functions of each entry of a tree, and of weights in a prefix of the tree."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,16 +15,21 @@ Strength = Any
 
 
 def map_entries(
-    check: Check,
+    name: str,
     one: Callable[..., Array],
     v: PyTree,
     step_size: ArrayLike,
     **strengths: Strength,
 ) -> PyTree:
     """Maps `one(v, t, *strengths)` over the leaves, in float32 or wider."""
+    check = Check(f"ok.prox.{name}")
     check.real(v=v)
     check.non_negative(step_size=step_size)
-    full = [_spread(check, name, x, v) for name, x in strengths.items()]
+    for key, strength in strengths.items():
+        for leaf in jax.tree.leaves(strength):
+            if jnp.ndim(leaf) == 0:
+                check.non_negative(**{key: leaf})
+    spread = [check.prefix(key, x, v, "v") for key, x in strengths.items()]
 
     def wide(x: Array, *weights: Any) -> Array:
         dtype = wide_dtype(x)
@@ -34,12 +39,4 @@ def map_entries(
         check.shapes(advice, **{"the result": (y, jnp.shape(x))})
         return y.astype(jnp.result_type(x))
 
-    return jax.tree.map(wide, v, *full)
-
-
-def _spread(check: Check, name: str, strength: Strength, v: PyTree) -> PyTree:
-    """The strength as a tree like v."""
-    for leaf in jax.tree.leaves(strength):
-        if jnp.ndim(leaf) == 0:
-            check.non_negative(**{name: leaf})
-    return check.prefix(name, strength, v, "v")
+    return jax.tree.map(wide, v, *spread)

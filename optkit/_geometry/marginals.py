@@ -1,13 +1,13 @@
 """Newton's method for matrices with given row and column sums.
 
-With dual variables α for the rows and β for the columns, and ϕ(z) = ½ max(z, 0)² for
-the Euclidean and ϕ(z) = exp(z) for the Kullback-Leibler projection of x,
+α are dual variables of the rows and β of the columns. With ϕ(z) = ½ max(z, 0)² for the
+Euclidean projection of x, and ϕ(z) = exp(z) for the Kullback-Leibler projection,
 
     P = ϕ'(Y),  Y = x + α 1ᵀ + 1 βᵀ
     (α, β) = argmin  Σ ϕ(Y) - rᵀα - cᵀβ
 
-a convex problem of a + b unknowns for an (a, b) matrix. The iterations keep Y, not α
-and β: so P is made without cancellation, however large x is beside the sums.
+which is a convex problem of a + b unknowns for an (a, b) matrix. The iterations keep Y,
+not α and β, so P has no cancellation, however large x is beside the sums.
 """
 
 import math
@@ -24,7 +24,7 @@ _MAX_HALVINGS = 100
 
 
 class _Potential(NamedTuple):
-    """ϕ' and ϕ''; a ridge for ϕ'' from the error; where to start; a line search."""
+    """ϕ' and ϕ'', a ridge for ϕ'' from the error, the first Y, and a line search."""
 
     slope: Callable[[Array], Array]
     curvature: Callable[[Array], Array]
@@ -34,17 +34,16 @@ class _Potential(NamedTuple):
 
 
 def _rows_first(x: Array, r: Array, c: Array) -> Array:
-    """α ample for one entry of each row."""
+    """An α large enough for one entry of each row."""
     del c
     return x - jnp.max(x, axis=1, keepdims=True) + r[:, None]
 
 
-# Along Y + t E the dual's slope Σ max(Y + t E, 0) E - (rᵀdα + cᵀdβ) grows with t,
-# linearly between the t at which an entry is 0: bisection finds the piece. Where the
-# Hessian is singular, only the minimum itself is a good length: a direction may be
-# long without ascending.
+# Along Y + t E the dual's slope, Σ max(Y + t E, 0) E - (rᵀdα + cᵀdβ), grows with t,
+# linearly between the t at which an entry is 0. Bisection finds the piece. If the
+# Hessian is singular, a direction may be long, so only the exact minimum is safe.
 def _to_the_minimum(Y: Array, E: Array, linear: Array, r: Array, c: Array) -> Array:
-    """The line search, exact, of the piecewise quadratic dual."""
+    """The exact line search of the piecewise quadratic dual."""
     del r, c
     is_moving = E != 0
     t = jnp.where(is_moving, -Y / jnp.where(is_moving, E, 1), -1).ravel()
@@ -69,13 +68,13 @@ def _to_the_minimum(Y: Array, E: Array, linear: Array, r: Array, c: Array) -> Ar
 
 
 def _sinkhorn(Y: Array, r: Array, c: Array) -> Array:
-    """β from α, then α from β: exact in each, so it never ascends."""
+    """β from α, then α from β. Each is an exact minimum, so the dual never rises."""
     Y = Y + jnp.log(c) - jax.nn.logsumexp(Y, axis=0)
     return Y + (jnp.log(r) - jax.nn.logsumexp(Y, axis=1))[:, None]
 
 
 def _halve_and_sweep(Y: Array, E: Array, linear: Array, r: Array, c: Array) -> Array:
-    """A length that descends, then `_sinkhorn`."""
+    """A step that descends, by halving, then `_sinkhorn`."""
     value = jnp.sum(jnp.exp(Y))
     slope = jnp.vdot(jnp.exp(Y), E) - linear
 
@@ -109,7 +108,7 @@ ENTROPIC = _Potential(
 def with_sums(
     phi: _Potential, x: Array, r: Array, c: Array
 ) -> tuple[Float[Array, "a b"], Array]:
-    """Y by Newton's method, and whether it converged."""
+    """Y by Newton's method, and whether it has converged."""
     eps = jnp.finfo(x.dtype).eps
     sums, mass = jnp.concatenate([r, c]), jnp.sum(r)
     gauge = jnp.concatenate([jnp.ones_like(r), -jnp.ones_like(c)])
@@ -120,7 +119,7 @@ def with_sums(
         plan = phi.slope(Y)
         return jnp.concatenate([plan.sum(1) - r, plan.sum(0) - c])
 
-    # A long step rounds x away: Y is then no x + α 1ᵀ + 1 βᵀ, and P is not nearest.
+    # A long step can round x away. Then Y is not x + α 1ᵀ + 1 βᵀ, nor P the nearest.
     def offsets(Y: Array) -> Array:
         D = Y - x
         return D.mean(1, keepdims=True) + D.mean(0) - D.mean()
@@ -146,7 +145,7 @@ def with_sums(
 
     Y = phi.start(x, r, c)
     Y, g, _, _ = lax.while_loop(goes_on, step, (Y, gradient(Y), 0, jnp.zeros((), bool)))
-    # A gap between the sums of r and c leaves a gradient that no P removes.
+    # If r and c have different sums, no P makes the gradient zero.
     is_met = jnp.max(jnp.abs(g), initial=0) <= jnp.sqrt(eps) * mass
     return Y, is_met & ~is_adrift(Y)
 
@@ -158,10 +157,6 @@ def outer_sum(z: Array, like: Array) -> Array:
 
 
 def bordered(weights: Float[Array, "a b"]) -> Float[Array, "n n"]:
-    """The Hessian in (α, β) of a separable sum of those second derivatives."""
-    return jnp.block(
-        [
-            [jnp.diag(weights.sum(1)), weights],
-            [weights.T, jnp.diag(weights.sum(0))],
-        ]
-    )
+    """The Hessian in (α, β) of a separable sum with these second derivatives."""
+    rows, columns = jnp.diag(weights.sum(1)), jnp.diag(weights.sum(0))
+    return jnp.block([[rows, weights], [weights.T, columns]])

@@ -19,8 +19,8 @@ def affine_set(x: Array, A: Array, b: Array) -> Float[Array, " n"]:
 
         p = x + A⁺(b - A x)
 
-    Rows of A may depend on each other. Derivatives in A are then those along which
-    its rank stays.
+    Rows of A may be linearly dependent. Derivatives in A are then those along which its
+    rank does not change.
 
     Args:
         x: the point.
@@ -28,11 +28,7 @@ def affine_set(x: Array, A: Array, b: Array) -> Float[Array, " n"]:
         b: the right-hand side.
 
     Returns:
-        p, like x; NaN where no point satisfies the equations.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for shapes that do not fit.
+        p, like x; NaN if no point satisfies the equations.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -47,16 +43,12 @@ def affine_set(x: Array, A: Array, b: Array) -> Float[Array, " n"]:
 
 
 def polyhedron(
-    x: Array,
-    G: Array,
-    h: Array,
-    A: Array | None = None,
-    b: Array | None = None,
+    x: Array, G: Array, h: Array, A: Array | None = None, b: Array | None = None
 ) -> Float[Array, " n"]:
     """The nearest point with G p <= h and A p = b.
 
-    A dual active set method finds which inequalities hold with equality; the
-    projection onto those and A p = b is the answer, and is what is differentiated.
+    A dual active set method finds the inequalities that hold with equality. The result
+    is the projection onto those and A p = b, and that is what is differentiated.
 
     Args:
         x: the point.
@@ -66,12 +58,8 @@ def polyhedron(
         b: their right-hand side.
 
     Returns:
-        p, like x; NaN where the set is empty. Its derivative exists unless an
-        inequality holds with equality at x's projection without being needed.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for shapes that do not fit, or one of A and b without the other.
+        p, like x; NaN if the set is empty. The derivative exists unless an inequality
+        holds with equality at p without being needed.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -81,9 +69,9 @@ def polyhedron(
 
     Reference:
         Goldfarb and Idnani 1983, Mathematical Programming 27. Departs: (1) equations
-        are eliminated first; (2) the active rows' pseudo-inverse is kept, not a QR
-        factorisation; (3) a row that depends on the active ones is left out, and
-        what it asks for is checked at the end.
+        are eliminated first; (2) the pseudo-inverse of the active rows is kept, not a
+        QR factorisation; (3) a row that depends on the active ones is left out, and
+        checked at the end.
     """
     check = Check("ok.projections.polyhedron")
     _check_rows(check, x, G=G, h=h)
@@ -100,16 +88,17 @@ def polyhedron(
     return jnp.where(is_feasible, p, jnp.nan).astype(x.dtype)
 
 
-# The rows g of G, projected onto the null space of A, have norm 1. With base the
-# projection onto A p = b and D the pseudo-inverse of the active rows, transposed, so
-# that D gᵀ = 1 on them, and w the multiplier of the entering row j, each step keeps
+# The rows g are those of G, projected onto the null space of A and scaled to norm 1.
+# base is the projection of x onto A p = b, D the transposed pseudo-inverse of the
+# active rows, so D gᵀ = 1 on them, and w the multiplier of the entering row j. Each
+# step keeps
 #
 #     base - p = gᵀu + w g_j,  u = D (base - p - w g_j) >= 0,  G p = h on active rows.
 #
-# It moves p against z, the part of g_j that the active rows lack, and raises w, until
-# row j holds, and becomes active, or until an entry of u is 0, and its row leaves.
+# It moves p against z, the part of g_j orthogonal to the active rows, and raises w. Row
+# j becomes active once it holds; if an entry of u reaches 0 first, its row leaves.
 class _Rows(NamedTuple):
-    """The inequalities, scaled, and where to start from."""
+    """The scaled inequalities, and the starting point."""
 
     base: Float[Array, " n"]
     g: Float[Array, "k n"]
@@ -119,7 +108,7 @@ class _Rows(NamedTuple):
 
 
 class _Pair(NamedTuple):
-    """The point, the dual basis, and the entering row."""
+    """The primal and dual iterate."""
 
     p: Float[Array, " n"]
     D: Float[Array, "k n"]
@@ -136,17 +125,10 @@ def _active(x: Array, G: Array, h: Array, A: Array, b: Array) -> Bool[Array, " k
     if not h.size:
         return jnp.zeros(0, bool)
     rows = _scaled(x, G, h, A, b)
-    none, zero = jnp.zeros(h.shape, bool), jnp.zeros((), jnp.int32)
-    start = _Pair(
-        p=rows.base,
-        D=jnp.zeros_like(G),
-        is_active=none,
-        is_left_out=rows.is_zero,
-        j=zero,
-        w=jnp.zeros((), x.dtype),
-        is_done=zero > 0,
-        num_steps=zero,
-    )
+    inactive, zero = jnp.zeros(h.shape, bool), jnp.zeros((), jnp.int32)
+    w, is_done = jnp.zeros((), x.dtype), jnp.asarray(False)
+    basis, left_out = jnp.zeros_like(G), rows.is_zero
+    start = _Pair(rows.base, basis, inactive, left_out, zero, w, is_done, zero)
     limit = _STEPS_PER_ROW * (1 + sum(G.shape))
 
     def step(pair: _Pair) -> _Pair:
@@ -173,7 +155,7 @@ def _scaled(x: Array, G: Array, h: Array, A: Array, b: Array) -> _Rows:
 
 
 def _choose(pair: _Pair, rows: _Rows) -> _Pair:
-    """Corrects p on the active rows; the row most violated enters next."""
+    """Corrects p on the active rows. The most violated row enters next."""
     residual = jnp.where(pair.is_active, _product(rows.G, pair.p) - rows.h, 0)
     p = pair.p - _product(pair.D.T, residual)
     eps = jnp.finfo(p.dtype).eps
@@ -195,7 +177,7 @@ def _move(pair: _Pair, rows: _Rows) -> _Pair:
     eps = jnp.finfo(p.dtype).eps
     u = jnp.maximum(_product(D, rows.base - p - w * row), 0)
     r, z = jnp.zeros_like(u), row
-    for _ in range(2):  # twice is enough for z to be orthogonal to the active rows
+    for _ in range(2):  # twice makes z orthogonal to the active rows
         more = _product(D, z)
         r, z = r + more, z - _product(g.T, more)
     square = jnp.vdot(z, z)
@@ -226,7 +208,7 @@ def _move(pair: _Pair, rows: _Rows) -> _Pair:
 
 
 def _nearest(x: Array, A: Array, b: Array) -> Array:
-    """The projection onto A p = b, NaN where there is none."""
+    """The projection onto A p = b, NaN if there is none."""
     if not A.shape[0]:
         return x
     norms = jnp.linalg.norm(lax.stop_gradient(A), axis=1)
@@ -236,7 +218,7 @@ def _nearest(x: Array, A: Array, b: Array) -> Array:
     state = solver.init(operator, {})
     right = b - _product(A, x)
     p = x + lx.linear_solve(operator, right, solver, state=state, throw=False).value
-    # Of the exact solution, this is 0.
+    # One step of refinement. It would be 0 in exact arithmetic.
     rest = solver.compute(state, b - _product(A, p), {})[0]
     p = p + lax.stop_gradient(rest)
     is_met = jnp.all(jnp.abs(_product(A, p) - b) <= _slack(A, b, x, p))
@@ -244,7 +226,7 @@ def _nearest(x: Array, A: Array, b: Array) -> Array:
 
 
 def _slack(A: Array, b: Array, x: Array, p: Array) -> Array:
-    """How far A p may be from b by rounding, p being made from x."""
+    """How far rounding may put A p from b, if p is computed from x."""
     A, b, x, p = lax.stop_gradient((A, b, x, p))
     eps = jnp.finfo(x.dtype).eps
     size = jnp.linalg.norm(p) + 100 * jnp.sqrt(eps) * jnp.linalg.norm(x)
@@ -256,7 +238,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _check_rows(check: Check, x: Array, **parts: Array) -> None:
-    """Raises unless matrix @ x - right is a vector of real numbers."""
+    """Raises unless matrix @ x - right is a real vector."""
     check.vector(x=x)
     check.real(**parts)
     (name, matrix), (_, right) = parts.items()

@@ -2,13 +2,14 @@
 
     p = argmin ½|p - x|² over a convex set
 
-Each is exact: iterations, where there are any, only find out which constraints hold
-with equality, and p then has a closed form, which is what is differentiated. So all
-derivatives, of every order and in every mode, in the point and in the set's parameters,
-are right wherever they exist. p is NaN where the set is empty.
+Each is exact. Iterations, if any, only find the constraints that hold with equality; p
+then has a closed form, and that is what is differentiated. So derivatives of every
+order and in every mode, in the point and in the parameters of the set, are right
+wherever they exist. p is NaN if the set is empty. Shapes that do not fit raise a
+`ValueError`, leaves that are not real a `TypeError`.
 
-In `optax.projections` are: box, halfspace, hypercube, hyperplane, ℓ1 ball and sphere,
-ℓ2 ball and sphere, ℓ∞ ball, non-negative, simplex, vector.
+`optax.projections` has: box, halfspace, hypercube, hyperplane, ℓ1 ball and sphere, ℓ2
+ball and sphere, ℓ∞ ball, non-negative, simplex, vector.
 """
 
 import math
@@ -44,18 +45,14 @@ def box_section(
         p = clip(x + τ weights, lower, upper),  τ such that weightsᵀp = total
 
     Args:
-        x: the point.
-        lower: the lower bounds, -inf for none; a number or one for each entry.
+        x: the point, a vector.
+        lower: the lower bounds, -inf for none; one number or one per entry.
         upper: the upper bounds, inf for none.
         weights: of any sign.
-        total: what they sum to.
+        total: of the weighted sum.
 
     Returns:
-        p, like x; NaN where the set is empty.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for an x that is not a vector, or bounds of another shape.
+        p, like x; NaN if the set is empty.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -68,7 +65,7 @@ def box_section(
     bounds = {"lower": lower, "upper": upper, "weights": weights}
     for name, array in bounds.items():
         if jnp.ndim(array):
-            check.shapes("One number will do, too.", **{name: (array, x.shape)})
+            check.shapes("One number works too.", **{name: (array, x.shape)})
     dtype = wide_dtype(x)
     l, u, w = (  # noqa: E741
         jnp.broadcast_to(jnp.asarray(a, dtype), x.shape)
@@ -81,22 +78,19 @@ def box_section(
 def sparse_simplex(
     x: Array, max_nonzero: int, scale: ArrayLike = 1.0
 ) -> Float[Array, " n"]:
-    """The nearest point of the simplex with so many entries that are not 0.
+    """The nearest point of the simplex with at most `max_nonzero` nonzero entries.
 
-    The largest `max_nonzero` entries of x, projected onto p >= 0, Σ p = scale. The set
-    is not convex: where entries tie for the last place, the first ones are taken.
+    It keeps the `max_nonzero` largest entries of x and projects them onto p >= 0,
+    Σ p = scale. The set is not convex: if entries tie for the last place, the first
+    ones are kept.
 
     Args:
-        x: the point.
-        max_nonzero: how many, from 1 to the size of x.
-        scale: what p sums to.
+        x: the point, a vector.
+        max_nonzero: from 1 to the size of x.
+        scale: the sum of p.
 
     Returns:
-        p, like x; NaN for a negative scale.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for an x that is not a vector, or a `max_nonzero` out of range.
+        p, like x; NaN if `scale` is negative.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -119,19 +113,15 @@ def sparse_simplex(
 def second_order_cone(x: Array) -> Float[Array, " n"]:
     """The nearest point of the cone of x = (t, v) with |v| <= t.
 
-        p = x                              for |v| <= t
-        p = 0                              for |v| <= -t
-        p = ½ (|v| + t) (1, v / |v|)       else
+        p = x                              if |v| <= t
+        p = 0                              if |v| <= -t
+        p = ½ (|v| + t) (1, v / |v|)       otherwise
 
     Args:
         x: t, then v.
 
     Returns:
         p, like x.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for an x that is not a vector of at least one entry.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -151,8 +141,8 @@ def second_order_cone(x: Array) -> Float[Array, " n"]:
 
 
 # wᵀclip(x + τ w, l, u) grows with τ, linearly between the breakpoints at which an entry
-# meets a bound. Bisection over the sorted breakpoints finds the piece, so which entries
-# are free; on it, τ is the solution of a linear equation.
+# meets a bound. Bisection over the sorted breakpoints finds the piece, and with it the
+# free entries; there, τ solves a linear equation.
 def _box_section(x: Array, l: Array, u: Array, w: Array, total: Array) -> Array:  # noqa: E741
     """`box_section` in one dtype."""
     is_moving = w != 0

@@ -2,11 +2,12 @@
 
     prox(v, strength, t) = argmin_y ½|y - v|² + t r(y, strength)
 
-Each works on any pytree of real leaves, in float32 or wider, and returns the tree in
-its own dtypes. Each is differentiable in v, in the strength and in the step size t
-wherever the minimum is, and has a finite derivative where it is not. A strength is one
-number for all entries, or a tree like v, or a prefix of it, whose leaves broadcast
-against v's: one weight for each entry, say.
+v is any pytree of real leaves. The result is a tree like v in its own dtypes, computed
+in float32 or wider. It is differentiable in v, in the strength and in the step size t
+wherever the minimum is; elsewhere its derivative is finite. A strength is one number
+for all entries, or a prefix of v whose leaves broadcast against v's, for example with
+one weight per entry. A negative number, or a strength that is not a prefix of v, raises
+a `ValueError`.
 
 As the `prox` of `ok.optimality.proximal_gradient`, which calls `prox(v, args, t)`:
 
@@ -19,7 +20,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, PyTree
 
-from .._check import Check
 from .entrywise import Strength, map_entries
 from .shrinkage import group_lasso as group_lasso, nuclear as nuclear
 
@@ -29,8 +29,8 @@ def none(v: PyTree, strength: Any = None, step_size: ArrayLike = 1.0) -> PyTree:
 
     Args:
         v: any pytree.
-        strength: not read.
-        step_size: not read.
+        strength: ignored.
+        step_size: ignored.
 
     Returns:
         v.
@@ -46,26 +46,18 @@ def lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> PyTree:
 
     Args:
         v: a pytree of real leaves.
-        l1: the weight of the ℓ1 norm, or one for each leaf or entry.
-        step_size: t.
+        l1: the weight of the ℓ1 norm, or one per leaf or entry.
+        step_size: t >= 0.
 
     Returns:
         y, a tree like v.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for a negative number, or an l1 that is no prefix of v.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
         >>> print(ok.prox.lasso(jnp.array([3.0, -0.5, -2.0]), 1.0))
         [ 2. -0. -1.]
     """
-
-    def one(v: Array, t: Array, l1: Array) -> Array:
-        return _soft(v, t * l1)
-
-    return map_entries(Check("ok.prox.lasso"), one, v, step_size, l1=l1)
+    return map_entries("lasso", lambda v, t, l1: _soft(v, t * l1), v, step_size, l1=l1)
 
 
 def non_negative_lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> PyTree:
@@ -75,15 +67,11 @@ def non_negative_lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> P
 
     Args:
         v: a pytree of real leaves.
-        l1: the weight of the sum, or one for each leaf or entry.
-        step_size: t.
+        l1: the weight of the sum, or one per leaf or entry.
+        step_size: t >= 0.
 
     Returns:
         y, a tree like v.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for a negative number, or an l1 that is no prefix of v.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -94,7 +82,7 @@ def non_negative_lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> P
     def one(v: Array, t: Array, l1: Array) -> Array:
         return jax.nn.relu(v - t * l1)
 
-    return map_entries(Check("ok.prox.non_negative_lasso"), one, v, step_size, l1=l1)
+    return map_entries("non_negative_lasso", one, v, step_size, l1=l1)
 
 
 def ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
@@ -104,26 +92,18 @@ def ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
 
     Args:
         v: a pytree of real leaves.
-        l2: the weight of half the squared norm, or one for each leaf or entry.
-        step_size: t.
+        l2: the weight of half the squared norm, or one per leaf or entry.
+        step_size: t >= 0.
 
     Returns:
         y, a tree like v.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for a negative number, or an l2 that is no prefix of v.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
         >>> print(ok.prox.ridge(jnp.array([3.0, -6.0]), 2.0))
         [ 1. -2.]
     """
-
-    def one(v: Array, t: Array, l2: Array) -> Array:
-        return v / (1 + t * l2)
-
-    return map_entries(Check("ok.prox.ridge"), one, v, step_size, l2=l2)
+    return map_entries("ridge", lambda v, t, l2: v / (1 + t * l2), v, step_size, l2=l2)
 
 
 def non_negative_ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
@@ -133,15 +113,11 @@ def non_negative_ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> P
 
     Args:
         v: a pytree of real leaves.
-        l2: the weight of half the squared norm, or one for each leaf or entry.
-        step_size: t.
+        l2: the weight of half the squared norm, or one per leaf or entry.
+        step_size: t >= 0.
 
     Returns:
         y, a tree like v.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for a negative number, or an l2 that is no prefix of v.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -152,7 +128,7 @@ def non_negative_ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> P
     def one(v: Array, t: Array, l2: Array) -> Array:
         return jax.nn.relu(v) / (1 + t * l2)
 
-    return map_entries(Check("ok.prox.non_negative_ridge"), one, v, step_size, l2=l2)
+    return map_entries("non_negative_ridge", one, v, step_size, l2=l2)
 
 
 def elastic_net(
@@ -164,16 +140,12 @@ def elastic_net(
 
     Args:
         v: a pytree of real leaves.
-        l1: the weight of the ℓ1 norm, or one for each leaf or entry.
-        l2: the weight of half the squared norm, or one for each leaf or entry.
-        step_size: t.
+        l1: the weight of the ℓ1 norm, or one per leaf or entry.
+        l2: the weight of half the squared norm, or one per leaf or entry.
+        step_size: t >= 0.
 
     Returns:
         y, a tree like v.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for a negative number, or an l1 or l2 that is no prefix of v.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -184,10 +156,10 @@ def elastic_net(
     def one(v: Array, t: Array, l1: Array, l2: Array) -> Array:
         return _soft(v, t * l1) / (1 + t * l2)
 
-    return map_entries(Check("ok.prox.elastic_net"), one, v, step_size, l1=l1, l2=l2)
+    return map_entries("elastic_net", one, v, step_size, l1=l1, l2=l2)
 
 
 def _soft(v: Array, threshold: Array) -> Array:
     y = jnp.sign(v) * jax.nn.relu(jnp.abs(v) - threshold)
-    # There its derivative is 1, and the product's 0.
+    # At v = 0 without a threshold the derivative is 1, but the product's is 0.
     return jnp.where((threshold <= 0) & (v == 0), v, y)

@@ -16,20 +16,16 @@ def group_lasso(v: PyTree, strength: ArrayLike, step_size: ArrayLike = 1.0) -> P
 
         y = max(1 - t strength / |v|, 0) v
 
-    For many groups, map it over them: `jax.vmap(ok.prox.group_lasso, (0, None, None))`
-    over the rows of a matrix, `jax.tree.map` over the leaves of a tree.
+    For many groups, map it: `jax.vmap(ok.prox.group_lasso, (0, None, None))` over the
+    rows of a matrix, `jax.tree.map` over the leaves of a tree.
 
     Args:
         v: a pytree of real leaves, one group.
         strength: the weight of the norm over all leaves.
-        step_size: t.
+        step_size: t >= 0.
 
     Returns:
-        y, a tree like v. At v = 0 it is 0 and so are its derivatives.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for a negative number, or one for each entry.
+        y, a tree like v. At v = 0, y and its derivatives are 0.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -39,7 +35,7 @@ def group_lasso(v: PyTree, strength: ArrayLike, step_size: ArrayLike = 1.0) -> P
     check = Check("ok.prox.group_lasso")
     check.real(v=v)
     check.non_negative(strength=strength, step_size=step_size)
-    advice = "v is one group: for many, `jax.vmap` or `jax.tree.map` over them."
+    advice = "v is one group. For many, use `jax.vmap` or `jax.tree.map`."
     check.shapes(advice, strength=(strength, ()), step_size=(step_size, ()))
     dtype = common_dtype(v)
     threshold = jnp.asarray(step_size, dtype) * jnp.asarray(strength, dtype)
@@ -55,22 +51,17 @@ def nuclear(v: PyTree, strength: Strength, step_size: ArrayLike = 1.0) -> PyTree
 
         v = U diag(s) Vᵀ        y = U diag(max(s - t strength, 0)) Vᵀ
 
-    Each leaf is a matrix, or a stack of them along its leading axes. The derivative is
-    that of a spectral function: it exists for equal singular values too, where that of
-    the decomposition does not. Second derivatives need distinct singular values.
+    Each leaf is a matrix, or a stack of them along its leading axes. Unlike the
+    derivative of the decomposition, that of y exists for equal singular values too.
+    Second derivatives need distinct singular values.
 
     Args:
-        v: a pytree of real leaves of two axes or more.
-        strength: the weight of the norm, or one for each leaf.
-        step_size: t.
+        v: a pytree of real leaves with at least two axes.
+        strength: the weight of the norm, or one per leaf.
+        step_size: t >= 0.
 
     Returns:
         y, a tree like v.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for a negative number, a strength that is no prefix of v, or a
-            leaf with fewer than two axes.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -78,15 +69,14 @@ def nuclear(v: PyTree, strength: Strength, step_size: ArrayLike = 1.0) -> PyTree
         [[1. 0.]
          [0. 0.]]
     """
-    check = Check("ok.prox.nuclear")
     is_matrix = all(jnp.ndim(leaf) >= 2 for leaf in jax.tree.leaves(v))
-    check.that(is_matrix, "needs matrices, got a leaf with fewer than two axes.")
+    text = "needs matrices, got a leaf with fewer than two axes."
+    Check("ok.prox.nuclear").that(is_matrix, text)
 
     def one(v: Array, t: Array, strength: Array) -> Array:
-        tau = jnp.broadcast_to(t * strength, v.shape[:-2])
-        return _shrink(v, tau)
+        return _shrink(v, jnp.broadcast_to(t * strength, v.shape[:-2]))
 
-    return map_entries(check, one, v, step_size, strength=strength)
+    return map_entries("nuclear", one, v, step_size, strength=strength)
 
 
 @jax.custom_jvp
@@ -95,13 +85,13 @@ def _shrink(x: Float[Array, "*b m n"], tau: Float[Array, "*b"]) -> Array:
     return (u * jax.nn.relu(s - tau[..., None])[..., None, :]) @ vt
 
 
-# With f the threshold, M = Uᵀ dX V and i, j over singular values, the derivative of
+# With f the thresholded s, M = Uᵀ dX V and i, j over singular values, the derivative of
 # the spectral function U f(S) Vᵀ is
 #     U (Γ ∘ (M + Mᵀ)/2 + Δ ∘ (M - Mᵀ)/2) Vᵀ,
 #     Γ = (f_i - f_j) / (s_i - s_j)       Δ = (f_i + f_j) / (s_i + s_j)
-# and f_i / s_i times what dX has outside the spans of U and of V. Γ is 1 where both s
-# pass the threshold and 0 where neither does, so that equal s divide by nothing; a
-# threshold of 0 is passed by all, s = 0 too.
+# plus f_i / s_i times the parts of dX outside the spans of U and of V. Γ is 1 if both s
+# pass the threshold and 0 if neither does, so equal s are never subtracted. A threshold
+# of 0 is passed by all, also by s = 0.
 @_shrink.defjvp
 def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (x, tau), (dx, dtau) = primals, tangents

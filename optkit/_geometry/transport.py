@@ -13,14 +13,10 @@ from .._types import wide_dtype
 from .marginals import ENTROPIC, EUCLIDEAN, bordered, outer_sum, with_sums
 
 
-def transport(
-    x: Array,
-    row_sums: Array,
-    column_sums: Array,
-) -> Float[Array, "a b"]:
+def transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, "a b"]:
     """The nearest matrix P >= 0 with given row and column sums.
 
-    P = argmin ½|P - x|²: with x = -costs/ε, optimal transport with a quadratic
+    P = argmin ½|P - x|². With x = -costs/ε, this is optimal transport with quadratic
     regularisation, whose plans are sparse.
 
     Args:
@@ -29,17 +25,12 @@ def transport(
         column_sums: c >= 0, with Σ c = Σ r.
 
     Returns:
-        P, like x; NaN where there is none. Derivatives in r and c are meant together,
-        along changes that keep Σ c = Σ r.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for shapes that do not fit.
+        P, like x; NaN if there is none. Derivatives in r and c hold jointly, along
+        changes that keep Σ c = Σ r.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
-        >>> x = jnp.array([[1.0, 0.0], [0.0, 0.5]])
-        >>> half = jnp.array([0.5, 0.5])
+        >>> x, half = jnp.array([[1.0, 0.0], [0.0, 0.5]]), jnp.array([0.5, 0.5])
         >>> print(ok.projections.transport(x, half, half).round(3))
         [[0.5 0. ]
          [0.  0.5]]
@@ -50,28 +41,24 @@ def transport(
     x_, r, c = _checked(Check("ok.projections.transport"), x, row_sums, column_sums)
     Y, is_solved = with_sums(EUCLIDEAN, *lax.stop_gradient((x_, r, c)))
     # On its support P is affine in (α, β), which solve a linear system there. Its
-    # matrix is constant, and singular along each of the support's components.
+    # matrix is constant, and singular along each connected component of the support.
     support = Y > 0
     inside = jnp.where(support, _moving_with(Y, x_), 0)
     right = jnp.concatenate([r - inside.sum(1), c - inside.sum(0)])
     operator = lx.MatrixLinearOperator(bordered(support.astype(x_.dtype)))
     z = lx.linear_solve(operator, right, lx.SVD(), throw=False).value
     plan = jnp.where(support, inside + outer_sum(z, x_), 0)
-    # A wrong support shows as a negative entry. Rounding leaves some, which go.
+    # A wrong support shows as a negative entry. Small ones are rounding: set to 0.
     tolerance = jnp.sqrt(jnp.finfo(x_.dtype).eps) * jnp.sum(r)
     is_solved = is_solved & jnp.all(plan >= -tolerance)
     return jnp.where(is_solved, jnp.maximum(plan, 0), jnp.nan).astype(x.dtype)
 
 
-def kl_transport(
-    x: Array,
-    row_sums: Array,
-    column_sums: Array,
-) -> Float[Array, "a b"]:
+def kl_transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, "a b"]:
     """The positive matrix nearest to exp(x) with given row and column sums.
 
-    P = argmin Σ P log P - P x: with x = -costs/ε, optimal transport regularised by
-    entropy, to convergence.
+    P = argmin Σ P log P - P x. With x = -costs/ε, this is optimal transport regularised
+    by entropy, solved to convergence.
 
     Args:
         x: the logarithms of the matrix.
@@ -79,17 +66,12 @@ def kl_transport(
         column_sums: c > 0, with Σ c = Σ r.
 
     Returns:
-        P, like x; NaN where there is none. Derivatives in r and c are meant together,
-        along changes that keep Σ c = Σ r.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for shapes that do not fit.
+        P, like x; NaN if there is none. Derivatives in r and c hold jointly, along
+        changes that keep Σ c = Σ r.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
-        >>> x = jnp.array([[jnp.log(9.0), 0.0], [0.0, 0.0]])
-        >>> sums = jnp.array([2.0, 2.0])
+        >>> x, sums = jnp.array([[jnp.log(9.0), 0], [0, 0]]), jnp.array([2.0, 2.0])
         >>> print(ok.projections.kl_transport(x, sums, sums).round(2))
         [[1.5 0.5]
          [0.5 1.5]]
@@ -100,7 +82,7 @@ def kl_transport(
     x_, r, c = _checked(Check("ok.projections.kl_transport"), x, row_sums, column_sums)
     Y, is_solved = with_sums(ENTROPIC, *lax.stop_gradient((x_, r, c)))
     Y = _moving_with(Y, x_)
-    # α + t, β - t are the same P: of all t, the one with Σα = Σβ is asked for.
+    # α + t, β - t give the same P for any t. Choose the one with Σα = Σβ.
     gauge = jnp.concatenate([jnp.ones_like(r), -jnp.ones_like(c)])
     weight = lax.stop_gradient(jnp.sum(r)) / gauge.size
 
@@ -121,14 +103,10 @@ def birkhoff(x: Array) -> Float[Array, "n n"]:
     """The nearest doubly stochastic matrix: `transport` with all sums 1.
 
     Args:
-        x: the matrix.
+        x: the square matrix.
 
     Returns:
         P >= 0 like x, with P 1 = 1 and Pᵀ1 = 1.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for a matrix that is not square.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -145,14 +123,10 @@ def kl_birkhoff(x: Array) -> Float[Array, "n n"]:
     """The doubly stochastic matrix nearest to exp(x): `kl_transport` with all sums 1.
 
     Args:
-        x: the logarithms of the matrix.
+        x: the logarithms of the square matrix.
 
     Returns:
         P > 0 like x, with P 1 = 1 and Pᵀ1 = 1.
-
-    Raises:
-        TypeError: for leaves that are not real.
-        ValueError: for a matrix that is not square.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -166,12 +140,12 @@ def kl_birkhoff(x: Array) -> Float[Array, "n n"]:
 
 
 def _moving_with(Y: Array, x: Array) -> Array:
-    """Y, with the derivative of x, from which it differs by constants."""
+    """Y, with the derivative of x: they differ by a constant."""
     return Y + (x - lax.stop_gradient(x))
 
 
 def _checked(check: Check, x: Array, r: Array, c: Array) -> tuple[Array, Array, Array]:
-    """The arguments in float32 or wider, after checking them."""
+    """The checked arguments, in float32 or wider."""
     check.vector(row_sums=r, column_sums=c)
     check.real(x=x)
     check.shapes("For many, `jax.vmap` it.", x=(x, (jnp.size(r), jnp.size(c))))

@@ -1,20 +1,19 @@
-"""The derivative of a solution, whoever computed it.
+"""Derivatives of solutions, by the implicit function theorem.
 
 A solution y of F(y, θ) = 0 moves with θ so that F stays zero:
 
     A ẏ = -∂_θF θ̇    with A = ∂_yF    at the solution
 
-What holds at the solution is a condition: that F is zero, that an objective is
-minimal, or that a mapping leaves y as it is. The decorators differ in it, and in the
-method for A that they take where none is given; the rest is here. The user's solver
-runs outside of all rules, on constants, so it may be anything that returns y. The rule
-for ẏ is a JVP whose linear solve can be transposed, and takes y from itself, so every
-order and every mix of modes follows from it.
+A condition says what F is: a residual, the gradient of an objective, or y - T(y). Each
+decorator has its own condition and its default method for A; everything else is here.
+The user's solver runs on constants, outside all derivative rules, so it may be anything
+that returns y. The rule for ẏ is a JVP whose linear solve can be transposed. It calls
+itself for y, so derivatives of any order, in any mix of modes, follow from it.
 """
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -22,19 +21,19 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax import lax
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from .._check import Check
 from .._types import Params
 from .._vector import all_finite, constant, structure_of
 from .closure import capture_constants
-from .linear import solve_or_raise
+from .linear import solve_or_raise, zero_tangent
 
 
 class AbstractCondition(eqx.Module):
     """What holds at a solution: F(y, args) = 0, and the Jacobian A = ∂_yF."""
 
-    maker: eqx.AbstractClassVar[str]
+    call: ClassVar[str]  # the decorator, for messages
     function: eqx.AbstractVar[Callable[..., Any]]
 
     @abc.abstractmethod
@@ -43,54 +42,65 @@ class AbstractCondition(eqx.Module):
 
     @abc.abstractmethod
     def operator(self, y: Params, args: PyTree) -> lx.AbstractLinearOperator:
-        """A at y, with all of F that does not depend on the vector computed once."""
+        """A at y. Whatever does not depend on the vector is computed once."""
 
     @abc.abstractmethod
     def check(self, value: PyTree, y: Params) -> None:
-        """Raises unless `value` is what the function should return."""
+        """Raises unless `value` is a valid result of the user's function."""
+
+
+class AbstractEquation(AbstractCondition):
+    """A condition whose function returns a pytree like y."""
+
+    name: ClassVar[str]  # the function's, for messages
+
+    def operator(self, y: Params, args: PyTree) -> lx.AbstractLinearOperator:
+        """∂_yF, whose products share one evaluation of F."""
+        _, product = jax.linearize(lambda y: self.residual(y, args), y)
+        structure = structure_of(y)
+        return lx.FunctionLinearOperator(product, structure, closure_convert=False)
+
+    def check(self, value: PyTree, y: Params) -> None:
+        """Raises unless `value` is like y."""
+        advice = "There must be one equation per unknown, in its dtype."
+        name = f"{self.name}(y, args)"
+        Check(self.call).like(name, value, y, "the solution y", advice)
 
 
 class ImplicitSolve(eqx.Module):
     """A solver whose solution is differentiated by the condition that it satisfies.
 
-    Made by `ok.implicit_root`, `ok.implicit_minimum` and `ok.implicit_fixed_point`;
-    called as the solver is.
-
-    Args:
-        solve: solve(y0, args) -> y, or (y, aux).
-        condition: what holds at y.
-        solver: the method for the linear system behind a derivative.
-        has_aux: whether `solve` returns a pair.
+    Made by `ok.implicit_root`, `ok.implicit_minimum` and `ok.implicit_fixed_point`.
+    Call it as you would call the solver.
     """
 
-    solve: Callable[..., Any]
+    solve: Callable[..., Any]  # solve(y0, args) -> y, or (y, aux) if `has_aux`
     condition: AbstractCondition
-    solver: lx.AbstractLinearSolver
+    solver: lx.AbstractLinearSolver  # for the linear system of the derivative
     has_aux: bool = eqx.field(static=True)
 
     def __call__(self, y0: PyTree, args: PyTree) -> PyTree:
         """Runs the solver.
 
         Args:
-            y0: a starting point. Where the solution does not depend on it, neither
-                does its derivative, which is zero.
+            y0: a starting point. Its derivative is zero.
             args: all that the solution depends on. Only floating arrays carry
-                derivatives; integers, None, strings, keys and functions may be there.
+                derivatives; integers, None, strings, keys and functions are allowed.
 
         Returns:
-            y, or (y, aux), where aux carries no derivative.
+            y, or (y, aux). aux carries no derivative.
 
         Raises:
-            ValueError: if the solution is not what the condition takes.
-            TypeError: if it is not of real floating arrays.
+            ValueError: if the condition does not fit the solution.
+            TypeError: if y has leaves that are not real floating arrays.
         """
-        check = Check(self.condition.maker)
+        check = Check(self.condition.call)
         args = jax.tree.map(_as_array, args)
         out = self.solve(constant(y0), constant(args))
         if self.has_aux:
             text = f"needs a solver that returns (y, aux), got {type(out).__name__}."
             check.that(isinstance(out, tuple) and len(out) == 2, text)
-        y, aux = constant(out if self.has_aux else (out, 0))
+        y, aux = constant(out if self.has_aux else (out, None))
         y = jax.tree.map(jnp.asarray, y)
         check.real(y=y)
         if jax.tree.leaves(y):
@@ -98,7 +108,7 @@ class ImplicitSolve(eqx.Module):
         return (y, aux) if self.has_aux else y
 
     def _captured(self, y: Params, args: PyTree) -> AbstractCondition:
-        """The condition with the arrays that it closes over among its leaves."""
+        """The condition, with the arrays that its function closes over as leaves."""
         condition = self.condition
 
         def checked(y: Params, args: PyTree) -> PyTree:
@@ -123,7 +133,7 @@ def _(primals: Any, tangents: Any) -> tuple[Params, Params | None]:
     y = _solution(y, inputs, solver)
     if not jax.tree.leaves(t_inputs):
         return y, jax.tree.map(lambda _: None, y)
-    # `jax.grad` hands a Python number on as it is, and that would be static below.
+    # `jax.grad` passes Python numbers on, which `filter_jit` would take as static.
     inputs = jax.tree.map(
         lambda x, t: x if t is None else jnp.asarray(x), inputs, t_inputs
     )
@@ -132,73 +142,32 @@ def _(primals: Any, tangents: Any) -> tuple[Params, Params | None]:
 
 @eqx.filter_jit
 def _tangent(y: Params, inputs: PyTree, t_inputs: PyTree, solver: Any) -> Params:
-    """A⁻¹(-∂_θF θ̇)."""
+    """A⁻¹(-∂_θF θ̇), where θ is every floating array of `inputs`."""
 
     def residual(inputs: PyTree) -> Params:
         condition, args = inputs
-        f = condition.residual(y, args)
-        zero = zero_tangent(inputs, f)
+        F, zero = condition.residual(y, args), zero_tangent(inputs, y)
         return (
-            f if zero is None else jax.tree.map(lambda a: a + zero.astype(a.dtype), f)
+            F if zero is None else jax.tree.map(lambda a: a + zero.astype(a.dtype), F)
         )
 
-    _, t_residual = eqx.filter_jvp(residual, (inputs,), (t_inputs,))
+    _, t_F = eqx.filter_jvp(residual, (inputs,), (t_inputs,))
+    # A tangent is None where F does not depend on what is perturbed.
+    right = jax.tree.map(lambda y, t: jnp.zeros_like(y) if t is None else -t, y, t_F)
     condition, args = inputs
     return solve_or_raise(
         condition.operator(y, args),
-        # None where F does not depend on what is perturbed.
-        jax.tree.map(
-            lambda y, t: jnp.zeros_like(y) if t is None else -t, y, t_residual
-        ),
+        right,
         solver,
         is_valid=lax.stop_gradient(all_finite(y)),
         zero_tangent=zero_tangent((y, inputs), y),
     )
 
 
-def zero_tangent(tree: PyTree, like: Params) -> Array | None:
-    """Zero, as a function of every floating array of the tree.
-
-    Returns:
-        The zero, or None where `like` has a single leaf: no other needs it.
-    """
-    if len(jax.tree.leaves(like)) == 1:
-        return None
-    leaves = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
-    terms = [jnp.where(jnp.isfinite(x), x, 0) for x in leaves]
-    terms = [jnp.real(0 * jnp.sum(x)).astype(jnp.float32) for x in terms]
-    return sum(terms, jnp.zeros((), jnp.float32))
-
-
-def linearised(
-    function: Callable[[Params], Params], y: Params, tags: Any = ()
-) -> lx.AbstractLinearOperator:
-    """The Jacobian of a function at y, by products that share one evaluation of it."""
-    _, product = jax.linearize(function, y)
-    return lx.FunctionLinearOperator(
-        product, structure_of(y), tags, closure_convert=False
-    )
-
-
-def check_like_solution(maker: str, name: str, value: PyTree, y: Params) -> None:
-    """Raises unless a function of (y, args) returned a pytree like y."""
-    advice = "There must be one equation for each unknown, in its dtype."
-    Check(maker).like(f"{name}(y, args)", value, y, "the solution y", advice)
-
-
-def _as_array(leaf: Any) -> Any:
-    """NumPy's arrays as JAX's; anything else as it is."""
-    is_numpy = isinstance(leaf, np.ndarray | np.generic)
-    return jnp.asarray(leaf) if is_numpy and leaf.dtype.kind in "biufc" else leaf
-
-
 def decorator(
-    check: Check,
-    condition: AbstractCondition,
-    method: lx.AbstractLinearSolver,
-    has_aux: bool,
+    check: Check, condition: AbstractCondition, method: Any, has_aux: bool
 ) -> Callable[[Callable[..., Any]], ImplicitSolve]:
-    """The decorator that gives a solver the derivative of a condition."""
+    """The decorator that differentiates a solver by a condition."""
     check.method(solver=method)
     check.instance(bool, "True or False", has_aux=has_aux)
 
@@ -207,3 +176,9 @@ def decorator(
         return ImplicitSolve(solve, condition, method, has_aux)
 
     return decorate
+
+
+def _as_array(leaf: Any) -> Any:
+    """A NumPy array as JAX's; any other leaf unchanged."""
+    is_numpy = isinstance(leaf, np.ndarray | np.generic)
+    return jnp.asarray(leaf) if is_numpy and leaf.dtype.kind in "biufc" else leaf

@@ -1,6 +1,6 @@
-"""What to run when the derivative of a solution looks wrong."""
+"""Compares an implicit derivative with finite differences, and looks for the cause."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -44,32 +44,32 @@ def check_implicit(
 ) -> ImplicitReport:
     """Compares the implicit derivative of a solution with finite differences.
 
-    Along a random direction t of all floating arrays in args, of their size:
+    Along a random direction t of all floating arrays in args, scaled to their size:
 
         implicit  ẏ = -A⁻¹ ∂_θF t        finite  (y(θ + h t) - y(θ - h t)) / 2h
 
-    It runs the solver five times, from y0, outside of `jit`, and looks at whatever can
-    go wrong between: a solver that stopped early, a Jacobian A that is singular or
-    badly conditioned, a linear solve that missed its tolerance or has a loose one, a
-    cheap one that is biased, damping, an optimality function that is not what the
-    solver solves.
+    Use it when a derivative looks wrong. It runs the solver five times, from y0,
+    outside `jit`. It detects a solver that stopped early, a Jacobian A that is singular
+    or badly conditioned, a linear solve that missed its tolerance or has a loose one,
+    bias from a cheap solve or from damping, and a condition that is not what the solver
+    solves.
 
     Args:
-        solve: what `ok.implicit_root`, `ok.implicit_minimum` or
-            `ok.implicit_fixed_point` made of a solver.
+        solve: a solver decorated by `ok.implicit_root`, `ok.implicit_minimum` or
+            `ok.implicit_fixed_point`.
         args: where to check.
-        y0: the starting point for the solver.
+        y0: the starting point of the solver.
         key: a random key, for the direction.
-        step: h. The cube root of the precision of args if None; larger for a solver
-            that is inexact.
-        rtol: the error to accept. If None, 1e-2 in float32 and 1e-5 in float64.
+        step: h; default is the cube root of the precision of args. Use a larger one
+            for an inexact solver.
+        rtol: the accepted error; default 1e-2 in float32, 1e-5 in float64.
 
     Returns:
         An `ok.ImplicitReport`. Print it.
 
     Raises:
-        TypeError: for a solver that is not decorated, or not one random key.
-        ValueError: for args without a floating array.
+        TypeError: if `solve` is not decorated, or `key` is not one random key.
+        ValueError: if args contains no floating array.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -82,7 +82,7 @@ def check_implicit(
         The implicit derivative agrees with finite differences.
     """
     check = Check("ok.check_implicit")
-    wanted = "a solver that `ok.implicit_root` or another of these decorators made"
+    wanted = "a solver made by `ok.implicit_root` or another of these decorators"
     check.instance(ImplicitSolve, wanted, solve=solve)
     check.key(key)
     check.optional.positive(step=step, rtol=rtol)
@@ -90,7 +90,7 @@ def check_implicit(
     theta, rest = eqx.partition(args, eqx.is_inexact_array)
     text = "needs a floating array in args to differentiate with respect to, got none."
     check.that(jax.tree.leaves(theta), text)
-    eps = max([float(jnp.finfo(x).eps) for x in jax.tree.leaves(theta)])
+    eps = _precision(theta)
     h = eps ** (1 / 3) if step is None else step
     rtol = (1e-2 if eps > 1e-10 else 1e-5) if rtol is None else rtol
     t = _direction(key, theta)
@@ -106,35 +106,17 @@ def check_implicit(
 
     out = solve(y0, args)
     y = out[0] if solve.has_aux else out
-    found = _analysed(solve.condition, solve.solver, y, theta, rest, t, key)
+    condition = solve.condition
+    ydot, outcome, numbers = _analysed(condition, solve.solver, y, theta, rest, t, key)
     near, far = difference(h), difference(2 * h)
     size = norm(near)
     size = jnp.where(size > 0, size, 1)
-    error = norm(subtract(widen(found.ydot), near))
-    noise = norm(subtract(near, far))
-    numbers = (
-        found.residual,
-        found.distance,
-        found.condition_number,
-        found.backward_residual,
-        error / size,
-        noise / size,
-    )
-    report = ImplicitReport(*map(float, numbers), verdict="")
-    eps = max([float(jnp.finfo(x).eps) for x in jax.tree.leaves(y)])
-    condition = solve.condition
+    numbers["error"] = norm(subtract(widen(ydot), near)) / size
+    numbers["noise"] = norm(subtract(near, far)) / size
+    report = ImplicitReport(**jax.tree.map(float, numbers), verdict="")
     damping = condition.damping if isinstance(condition, Minimum) else None
-    words = verdict(report, found.outcome, rtol=rtol, eps=eps, damping=damping)
+    words = verdict(report, outcome, rtol=rtol, eps=_precision(y), damping=damping)
     return report._replace(verdict=words)
-
-
-class _Analysis(NamedTuple):
-    ydot: Params
-    residual: Array
-    distance: Array
-    condition_number: Array
-    backward_residual: Array
-    outcome: Any
 
 
 @eqx.filter_jit
@@ -146,8 +128,8 @@ def _analysed(
     rest: PyTree,
     t: PyTree,
     key: Array,
-) -> _Analysis:
-    """All that needs no further run of the user's solver."""
+) -> tuple[Params, Any, dict[str, Array]]:
+    """ẏ, the outcome of its solves, and the numbers that need no further solver run."""
 
     def residual(theta: PyTree) -> Params:
         return condition.residual(y, eqx.combine(theta, rest))
@@ -157,28 +139,28 @@ def _analysed(
     transposed = operator.transpose()
     method = as_method(solver)
     states = [method.init(constant(A), {}) for A in (operator, transposed)]
+    tiny = jnp.finfo(float).tiny
 
     def solved(is_transposed: bool, b: Params) -> tuple[Params, Array, Any]:
         A, factor = states[is_transposed]
         x, outcome, _ = method.apply(A, factor, b)
         r = subtract(widen(b), widen(A.mv(x)))
-        return x, norm(r) / jnp.maximum(norm(b), jnp.finfo(float).tiny), outcome
+        return x, norm(r) / jnp.maximum(norm(b), tiny), outcome
 
     ydot, forward, outcome = solved(False, jax.tree.map(jnp.negative, t_F))
     _, backward, outcome_t = solved(True, _direction(key, y))
     newton, _, _ = solved(False, F)
     is_fine = outcome == RESULTS.successful
-    return _Analysis(
-        ydot=ydot,
-        residual=norm(F),
-        distance=norm(newton) / jnp.maximum(norm(y), jnp.finfo(float).tiny),
-        condition_number=_condition(operator, transposed, solved, key),
-        backward_residual=jnp.maximum(forward, backward),
-        outcome=RESULTS.where(is_fine, outcome_t, outcome),
-    )
+    numbers = {
+        "residual": norm(F),
+        "distance": norm(newton) / jnp.maximum(norm(y), tiny),
+        "condition_number": _condition_number(operator, transposed, solved, key),
+        "backward_residual": jnp.maximum(forward, backward),
+    }
+    return ydot, RESULTS.where(is_fine, outcome_t, outcome), numbers
 
 
-def _condition(
+def _condition_number(
     operator: lx.AbstractLinearOperator,
     transposed: lx.AbstractLinearOperator,
     solved: Any,
@@ -186,13 +168,14 @@ def _condition(
 ) -> Array:
     """σ_max / σ_min: dense if small, else by power iteration on AᵀA and its inverse."""
     structure = structure_of(operator.in_structure())
+    linear = lx.linearise(operator)
     if operator.in_size() <= _DENSE:
+
+        def column(e: Array) -> Array:
+            return to_vector(linear.mv(from_vector(e, structure)))
+
         eye = jnp.eye(operator.in_size(), dtype=common_dtype(structure))
-        linear = lx.linearise(operator)
-        matrix = jax.vmap(lambda e: to_vector(linear.mv(from_vector(e, structure))))(
-            eye
-        )
-        return jnp.linalg.cond(matrix)
+        return jnp.linalg.cond(jax.vmap(column)(eye))
 
     def power(product: Any, num_steps: int) -> Array:
         def step(_: Any, carry: Any) -> Any:
@@ -202,14 +185,19 @@ def _condition(
         start = normalised(_direction(key, structure))
         return jax.lax.fori_loop(0, num_steps, step, start)[1]
 
-    linear, linear_t = lx.linearise(operator), lx.linearise(transposed)
+    linear_t = lx.linearise(transposed)
     largest = power(lambda v: linear_t.mv(linear.mv(v)), _POWER_STEPS)
     smallest = power(lambda v: solved(False, solved(True, v)[0])[0], _POWER_STEPS // 4)
     return jnp.sqrt(largest * smallest)
 
 
+def _precision(tree: PyTree) -> float:
+    """The rounding error of the narrowest leaf."""
+    return max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(tree)])
+
+
 def _direction(key: Array, tree: PyTree) -> PyTree:
-    """Normal numbers, times the largest entry of each leaf, 1 for zeros."""
+    """Normal numbers, times the largest entry of each leaf, or 1 if that is zero."""
 
     def one(t: Array, leaf: Any) -> Array:
         if not isinstance(leaf, jax.ShapeDtypeStruct):

@@ -1,8 +1,8 @@
-"""What a function closes over, made visible: its arrays become leaves.
+"""Closures as pytrees: the arrays that a function closes over become leaves.
 
-Arrays that hide in a closure may be traced, and a rule for derivatives does not see
-them. And outside of `jax.jit` a derivative is to be compiled once, which needs to know
-whether the function is still what it was.
+Arrays hidden in a closure may be traced, and a derivative rule does not see them. They
+also decide whether a derivative taken outside `jax.jit` can reuse a compiled program:
+that is safe only if the function is still the same.
 """
 
 import weakref
@@ -15,66 +15,56 @@ from jaxtyping import Array, PyTree
 
 from .._types import Params
 
-# What a Python function closes over does not show in the text of a program.
-_FUNCTIONS = "custom_jvp_call", "custom_vjp_call", " at 0x"
+# Marks of Python functions, whose closures a program's text does not show.
+_PYTHON_CALLS = "custom_jvp_call", "custom_vjp_call", " at 0x"
 
 
 class Captured(eqx.Module):
-    """A program, and its arrays."""
+    """A traced function, split into its arrays and its program."""
 
     arrays: list[Array]
     program: "_Program" = eqx.field(static=True)
 
     def __call__(self, y: Params, args: PyTree) -> PyTree:
-        """What the function returns."""
-        rest = self.program.rest
-        return eqx.tree_at(lambda r: r.consts, rest, self.arrays)(y, args)
+        """The value of the function."""
+        converted = self.program.converted
+        return eqx.tree_at(lambda c: c.consts, converted, self.arrays)(y, args)
 
 
 def capture_constants(
-    function: Callable[..., Any], identity: Any, y: Params, args: PyTree
+    function: Callable[..., Any], source: Any, y: Params, args: PyTree
 ) -> Captured:
-    """The function as it is traced at (y, args), with the arrays that it closes over.
-
-    Args:
-        function: of y and args.
-        identity: the same object in each call, if the function is.
-        y: a pytree of arrays.
-        args: a pytree.
-
-    Returns:
-        An equal function for arguments of the same shapes.
-    """
+    """Traces a function, which calls the user's function `source`, at (y, args)."""
     converted: Any = eqx.filter_closure_convert(function, y, args)
-    rest = eqx.tree_at(lambda c: c.consts, converted, [])
     arrays = [jnp.asarray(x) for x in converted.consts]  # some are NumPy's
-    return Captured(arrays, _Program(identity, rest))
+    converted = eqx.tree_at(lambda c: c.consts, converted, [])
+    return Captured(arrays, _Program(source, converted))
 
 
 class _Program:
-    """What a function was traced to, without the arrays that it closes over.
+    """A traced function without its arrays, hashable: the key of compiled programs.
 
-    Equal where identity and text are: the text tells Python numbers that have changed.
-    One that calls Python functions, such as the rule of a `jax.custom_jvp`, equals
-    itself alone.
+    Two programs are equal if source and text are: the text shows Python numbers that
+    have changed. A program that calls Python functions, such as the rule of a
+    `jax.custom_jvp`, equals only itself.
     """
 
-    def __init__(self, identity: Any, rest: Any) -> None:
-        # Weakly if it can be: what it closes over may be of a trace that is over.
+    def __init__(self, source: Any, converted: Any) -> None:
+        # Weak if possible: the source may close over a trace that has ended.
         try:
-            self.identity = weakref.ref(identity)
+            self.source = weakref.ref(source)
         except TypeError:
-            self.identity = lambda: identity
-        self.rest, self.text = rest, str(rest.jaxpr)
-        self.has_functions = any(mark in self.text for mark in _FUNCTIONS)
+            self.source = lambda: source
+        self.converted, self.text = converted, str(converted.jaxpr)
+        self.is_comparable = not any(mark in self.text for mark in _PYTHON_CALLS)
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
         return (
             isinstance(other, _Program)
-            and not self.has_functions
-            and self.identity() is other.identity() is not None
+            and self.is_comparable
+            and self.source() is other.source() is not None
             and self.text == other.text
         )
 

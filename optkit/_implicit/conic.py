@@ -1,4 +1,4 @@
-"""Conic programs: the equations of their solution, primal and dual."""
+"""Conic programs: the equations of their primal and dual solution."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,13 +12,7 @@ from .._geometry.cone import Cone
 
 
 class ConicProgram(NamedTuple):
-    """The data of min cᵀx with A x + s = b, s in K.
-
-    Attributes:
-        c: the costs.
-        A: the matrix.
-        b: the right-hand side.
-    """
+    """The data of min cᵀx with A x + s = b, s in K."""
 
     c: Float[Array, " n"]
     A: Float[Array, "m n"]
@@ -48,40 +42,37 @@ def conic(
         primal feasibility    A x + s - b = 0
         complementarity       y - Π(y - s) = 0        Π the projection onto K*
 
-    The unknown is an `ok.optimality.ConicSolution(x, y, s)`. The third row says all of
-    s in K, y in K* and sᵀy = 0. The derivative exists where Π has one at y - s and the
-    solution is unique: else the Jacobian is singular. It is not symmetric.
+    The unknown is an `ok.optimality.ConicSolution(x, y, s)`. The third row says that s
+    is in K, y in K*, and sᵀy = 0. The derivative exists if Π is differentiable at
+    y - s and the solution is unique; otherwise the Jacobian is singular. It is not
+    symmetric.
 
     Args:
         cone: the sizes of K, static.
-        program: from `args` to an `ok.optimality.ConicProgram(c, A, b)`. None where
+        program: from `args` to an `ok.optimality.ConicProgram(c, A, b)`; by default
             `args` is one.
 
     Returns:
         A residual `(y, args)`, for `ok.implicit_root`.
 
     Raises:
-        ValueError: when called, for a program whose rows are not as many as the
-            cone's, or other shapes than those of A.
-        TypeError: for something else than an `ok.optimality.Cone`.
+        ValueError: when called, if shapes do not fit the cone and A.
+        TypeError: if `cone` is not an `ok.optimality.Cone`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
         >>> F = ok.optimality.conic(ok.optimality.Cone(non_negative=1))
-        >>> program = ok.optimality.ConicProgram(  # min x with -x + s = -3, s >= 0
-        ...     jnp.array([1.0]), jnp.array([[-1.0]]), jnp.array([-3.0])
-        ... )
-        >>> solution = ok.optimality.ConicSolution(
-        ...     jnp.array([3.0]), jnp.array([1.0]), jnp.array([0.0])
-        ... )
+        >>> one = jnp.ones(1)  # min x with -x + s = -3, s >= 0
+        >>> program = ok.optimality.ConicProgram(one, -jnp.ones((1, 1)), -3 * one)
+        >>> solution = ok.optimality.ConicSolution(3 * one, one, 0 * one)
         >>> print(*F(solution, program))
         [0.] [0.] [0.]
 
     Reference:
         Busseti, Moursi and Boyd 2019, arXiv:1811.02157, section 3. Departs: (1) the
-        embedding at w = 1, which leaves out its last row, implied by the others, and
-        with it the direction in which the homogeneous residual is singular; (2) y and
-        s are unknowns beside each other instead of as y - s.
+        embedding is taken at w = 1 without its last row, which the others imply; this
+        removes the direction in which the homogeneous residual is singular; (2) y and
+        s are two unknowns instead of one, y - s.
     """
     check = Check("ok.optimality.conic")
     check.instance(Cone, "an `ok.optimality.Cone`", cone=cone)
@@ -92,7 +83,7 @@ def conic(
         x, dual, s = y
         c, A, b = args if program is None else program(args)
         m, n = cone.size(), jnp.size(c)
-        advice = "Each row of A belongs to one cone."
+        advice = "A has as many rows as the cone."
         check.shapes(advice, A=(A, (m, n)), b=(b, (m,)), c=(c, (n,)))
         check.shapes(advice, primal=(x, (n,)), dual=(dual, (m,)), slack=(s, (m,)))
         return ConicSolution(

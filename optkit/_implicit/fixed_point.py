@@ -7,36 +7,22 @@ import lineax as lx
 from jaxtyping import PyTree
 
 from .._check import Check
-from .._inverse.gmres import GMRES
 from .._types import Params
 from .._vector import subtract
-from .base import (
-    AbstractCondition,
-    ImplicitSolve,
-    check_like_solution,
-    decorator,
-    linearised,
-)
-from .linear import for_general
+from .base import AbstractEquation, ImplicitSolve, decorator
+from .linear import method_for_general
 
 
-class FixedPoint(AbstractCondition):
+class FixedPoint(AbstractEquation):
     """T(y, args) = y."""
 
     function: Callable[..., Any]
-    maker: ClassVar[str] = "ok.implicit_fixed_point"
+    call: ClassVar[str] = "ok.implicit_fixed_point"
+    name: ClassVar[str] = "mapping"
 
     def residual(self, y: Params, args: PyTree) -> Params:
         """The difference y - T(y, args)."""
         return subtract(y, self.function(y, args))
-
-    def operator(self, y: Params, args: PyTree) -> lx.AbstractLinearOperator:
-        """I - ∂_yT."""
-        return linearised(lambda y: self.residual(y, args), y)
-
-    def check(self, value: PyTree, y: Params) -> None:
-        """Raises unless T returns a pytree like y."""
-        check_like_solution(self.maker, "mapping", value, y)
 
 
 def implicit_fixed_point(
@@ -45,29 +31,28 @@ def implicit_fixed_point(
     solver: lx.AbstractLinearSolver | None = None,
     has_aux: bool = False,
 ) -> Callable[[Callable[..., Any]], ImplicitSolve]:
-    """Makes the solution of T(y, θ) = y differentiable, whatever found it.
+    """Makes the solution of T(y, θ) = y differentiable, however it is found.
 
         ẏ = A⁻¹ ∂_θT θ̇    with A = I - ∂_yT at the solution
 
-    Of maps with the same fixed points and different step sizes, all give the same
-    derivative; the best conditioned A takes the fewest steps. T need not contract.
+    T need not contract. Maps that share their fixed points but have different step
+    sizes give the same derivative; the best conditioned A needs the fewest steps.
 
     Args:
         mapping: T(y, args) -> a pytree like y. It must be a pure function of y, args
             and what it closes over, which may be traced and is differentiated.
-        solver: the method for A. `ok.GMRES()` if None. `ok.Neumann(K)` sums
-            Σ_{j<K} (∂T)ʲ, which is what backpropagation through the last K steps from
-            the solution gives: for a T that contracts by ρ it is off by ρᴷ, relative to
-            the exact solution of the linear system. `ok.OneStep()` is its first term.
+        solver: the method for A; default `ok.GMRES()`. `ok.Neumann(K)` sums
+            Σ_{j<K} (∂T)ʲ, as backpropagation through the last K steps at the solution
+            does: if T contracts by ρ, it is off by ρᴷ relative to the exact solution
+            of the linear system. `ok.OneStep()` is its first term.
         has_aux: whether the solver returns (y, aux). Derivatives of aux are zero.
 
     Returns:
-        A decorator for solve(y0, args) -> y, as of `ok.implicit_root`.
+        A decorator for solve(y0, args) -> y, as for `ok.implicit_root`.
 
     Raises:
-        TypeError: for something that is not a function, or not a method.
-        ValueError: for a method of ours for symmetric operators only; one of Lineax's
-            raises at the first derivative.
+        ValueError: if the method is one of ours for symmetric operators; Lineax's
+            raise at the first derivative.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -82,6 +67,5 @@ def implicit_fixed_point(
     """
     check = Check("ok.implicit_fixed_point")
     check.function(mapping=mapping)
-    given = GMRES() if solver is None else solver
-    method = for_general(check, given, 1.0)
+    method = method_for_general(check, solver, 1.0)
     return decorator(check, FixedPoint(mapping), method, has_aux)

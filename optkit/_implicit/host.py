@@ -20,25 +20,24 @@ def host_solver(
 ) -> Callable[[PyTree, PyTree], Params]:
     """Makes a NumPy or SciPy solver callable under `jit`, `vmap` and `scan`.
 
-    The solver runs on the host, by `jax.pure_callback`, once for each element of a
-    batch. It has no derivative of its own: put it below `ok.implicit_root`,
-    `ok.implicit_minimum` or `ok.implicit_fixed_point`, which give it one. Outside of
-    `jit` those take a NumPy solver as it is.
+    The solver runs on the host by `jax.pure_callback`, once per element of a batch. It
+    has no derivative of its own: decorate it with `ok.implicit_root`,
+    `ok.implicit_minimum` or `ok.implicit_fixed_point`. Outside `jit` these take a
+    NumPy solver directly.
 
     Args:
-        solve: solve(y0, args) -> y, given NumPy arrays, returning numbers in the
-            structure and the shapes of y0. It must be pure, and should not call JAX,
-            which may wait for itself there. Its real numbers are float64 whatever
-            they are outside: in float32 SciPy's finite differences are zero, and it
-            takes any y0 for a solution.
+        solve: solve(y0, args) -> y. It gets NumPy arrays and returns numbers in the
+            structure and shapes of y0. It must be pure, and should not call JAX, which
+            may deadlock. Real numbers arrive as float64 whatever their dtype outside:
+            in float32, SciPy's finite differences are zero, and it accepts any y0 as a
+            solution.
 
     Returns:
         A solver of (y0, args) that returns arrays in the shapes and dtypes of y0.
 
     Raises:
-        TypeError: for something that is not a function.
-        RuntimeError: JAX's, when called, with the text inside, for a y in another
-            structure or shape than y0, and for whatever the solver raises.
+        RuntimeError: JAX's, when called, if `solve` raises, or if y has another
+            structure or shape than y0. It contains the original message.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np, optkit as ok
@@ -60,7 +59,7 @@ def host_solver(
         structure = structure_of(y0)
 
         def run(y0: Any, arrays: Any) -> Any:
-            y0, arrays = jax.tree.map(_wide, (y0, arrays))
+            y0, arrays = jax.tree.map(_as_numpy, (y0, arrays))
             y = solve(y0, eqx.combine(arrays, rest))
             advice = "Return y alone, for SciPy `result.x`, in the shapes of y0."
             check.like("y", y, structure, "y0", advice, dtype_of=None)
@@ -71,6 +70,6 @@ def host_solver(
     return on_host
 
 
-def _wide(leaf: Any) -> np.ndarray:
+def _as_numpy(leaf: Any) -> np.ndarray:
     is_real = jnp.issubdtype(leaf.dtype, jnp.floating)
     return np.asarray(leaf, np.float64 if is_real else None)

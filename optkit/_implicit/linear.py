@@ -1,53 +1,55 @@
-"""The linear solve behind a derivative: any method, at any scale, never silent."""
+"""The linear solve of a derivative: any method, at any scale; failures raise."""
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax import lax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, PyTree
 
 from .._check import Check
 from .._inverse.adapter import as_method
 from .._inverse.base import AbstractInverse
+from .._inverse.gmres import GMRES
 from .._inverse.neumann import Neumann
 from .._results import RESULTS, first_failure
 from .._types import Params
 from .._vector import axpy
 
 _FACTORISING = (lx.LU, lx.QR, lx.SVD, lx.Cholesky)
-_NARROW = (
-    "needs float32 or wider, and y is narrower. Return it in float32, or use "
-    "`ok.GMRES()` or `ok.CG()`."
-)
 _NOT_SYMMETRIC = (
-    "needs a method for Jacobians that are not symmetric, got `ok.{name}`. If this is "
-    "the Hessian of an objective, pass that to `ok.implicit_minimum`; else use "
-    "`ok.GMRES()`, `lx.LU()` or `lx.Normal(ok.{name}(...))`."
+    "needs a method for Jacobians that are not symmetric, got `ok.{name}`. If the "
+    "equation is the gradient of an objective, pass that to `ok.implicit_minimum`; "
+    "otherwise use `ok.GMRES()`, `lx.LU()` or `lx.Normal(ok.{name}(...))`."
 )
 
 
-def for_general(check: Check, solver: Any, step_size: float | None) -> Any:
-    """The method for an A that is not symmetric that a user means by `solver`.
-
-    Args:
-        check: of the decorator.
-        solver: what the user gave.
-        step_size: α of a Neumann series that has none; None where there is no default.
-
-    Returns:
-        The method.
-    """
+def method_for_general(check: Check, solver: Any, step_size: float | None) -> Any:
+    """The user's method for a general A, with a step size for a Neumann series."""
+    solver = GMRES() if solver is None else solver
     check.method(solver=solver)
     if isinstance(solver, Neumann) and solver.step_size is None:
         text = f"needs a step size: `ok.Neumann({solver.num_terms}, step_size=...)`."
         check.that(step_size is not None, text)
         return Neumann(solver.num_terms, step_size)
-    name = type(solver).__name__
     is_general = not (isinstance(solver, AbstractInverse) and solver.needs_symmetric)
-    check.that(is_general, _NOT_SYMMETRIC.format(name=name))
+    check.that(is_general, _NOT_SYMMETRIC.format(name=type(solver).__name__))
     return solver
+
+
+# JAX transposes a solve only if every leaf of its right-hand side is linear in what is
+# perturbed. If there are several leaves, some of F may not depend on it. Adding this
+# zero makes all of them do.
+def zero_tangent(tree: PyTree, y: Params) -> Array | None:
+    """Zero, as a function of every floating array; None if y has a single leaf."""
+    if len(jax.tree.leaves(y)) == 1:
+        return None
+    leaves = [x for x in jax.tree.leaves(tree) if eqx.is_inexact_array(x)]
+    terms = [jnp.where(jnp.isfinite(x), x, 0) for x in leaves]
+    terms = [jnp.real(0 * jnp.sum(x)).astype(jnp.float32) for x in terms]
+    return sum(terms, jnp.zeros((), jnp.float32))
 
 
 def solve_or_raise(
@@ -60,40 +62,35 @@ def solve_or_raise(
 ) -> Params:
     """A⁻¹b by any method, differentiable to any order and in both modes.
 
-    A derivative has nowhere to return a status, so what failed raises the text of its
-    `ok.RESULTS`, in the transposed solve too.
+    A derivative cannot return a status, so a failure raises the text of its
+    `ok.RESULTS`, also in the transposed solve.
 
     Args:
         operator: A. Derivatives flow through what its product closes over.
         vector: b.
         solver: the method.
         is_valid: whether the solution to differentiate is finite.
-        zero_tangent: zero, as a function of all that may be perturbed. JAX transposes
-            a solve only if every leaf of its right-hand side is linear. In derivatives
-            of A, where some leaves of F are, others need not be. None where there is a
-            single leaf.
+        zero_tangent: of all that A depends on, for derivatives of A.
 
     Returns:
         x, a pytree like b.
-
-    Raises:
-        TypeError: for a factorisation in less than float32.
     """
-    name = type(solver).__name__
-    bits = [jnp.finfo(leaf).bits for leaf in jax.tree.leaves(vector)]
-    is_fine = not isinstance(solver, _FACTORISING) or max(bits) >= 32
-    Check(f"lx.{name}").that(is_fine, _NARROW, TypeError)
+    widest = max(jax.tree.leaves(vector), key=lambda leaf: jnp.finfo(leaf).bits).dtype
+    is_fine = not isinstance(solver, _FACTORISING) or jnp.finfo(widest).bits >= 32
+    text = f"needs y in float32 or wider, got {widest}. Or use `ok.GMRES()`, `ok.CG()`."
+    Check(f"lx.{type(solver).__name__}").that(is_fine, text, TypeError)
 
-    def method(operator: lx.AbstractLinearOperator) -> Any:
+    def solve_with(A: lx.AbstractLinearOperator) -> Any:
         def solve(_: Any, b: Params) -> Params:
-            ours = as_method(solver)
-            x, outcome, _ = ours.apply(*ours.init(operator, {}), b)
+            method = as_method(solver)
+            x, outcome, _ = method.apply(*method.init(A, {}), b)
             outcome = first_failure(
                 (~is_valid, RESULTS.nonfinite_solution),
                 (outcome != RESULTS.successful, outcome),
             )
-            # Through a scalar: a conditional on x itself is slow to compile.
-            one = jnp.ones((), jnp.float32)  # `EQX_ON_ERROR=nan` makes it a NaN
+            # By way of a scalar: a conditional on x itself compiles slowly. With
+            # `EQX_ON_ERROR=nan`, `error_if` returns NaN.
+            one = jnp.ones((), jnp.float32)
             one = outcome.error_if(one, outcome != RESULTS.successful)
             return jax.tree.map(lambda a: jnp.where(one == 1, a, jnp.nan), x)
 
@@ -107,7 +104,7 @@ def solve_or_raise(
     return lax.custom_linear_solve(
         product,
         vector,
-        method(operator),
-        None if is_symmetric else method(operator.transpose()),
+        solve_with(operator),
+        None if is_symmetric else solve_with(operator.transpose()),
         symmetric=is_symmetric,
     )

@@ -20,17 +20,17 @@ class Minimum(AbstractCondition):
 
     function: Callable[..., Any]
     damping: Any
-    maker: ClassVar[str] = "ok.implicit_minimum"
+    call: ClassVar[str] = "ok.implicit_minimum"
 
     def residual(self, y: Params, args: PyTree) -> Params:
         """∇_y g."""
         return jax.grad(self.function)(y, args)
 
     def operator(self, y: Params, args: PyTree) -> lx.AbstractLinearOperator:
-        """∇²_yy g + λI, which at a minimum has no negative eigenvalue."""
+        """∇²_yy g + λI. At a minimum it has no negative eigenvalue."""
         tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
-        # H is its own transpose. On networks its products cost the same by reverse
-        # mode, with mostly fewer temporaries; for a softmax regression a tenth less.
+        # H is its own transpose. For networks, products by reverse mode cost the same
+        # and mostly need fewer temporaries; for softmax regression a tenth less.
         _, transposed = jax.vjp(lambda y: self.residual(y, args), y)
         hessian = lx.FunctionLinearOperator(
             lambda v: transposed(v)[0], structure_of(y), tags, closure_convert=False
@@ -40,7 +40,7 @@ class Minimum(AbstractCondition):
     def check(self, value: PyTree, y: Params) -> None:
         """Raises unless g is a scalar."""
         del y
-        Check(self.maker).scalar(lambda: value, "objective")()
+        Check(self.call).scalar(lambda: value, "objective")()
 
 
 def implicit_minimum(
@@ -50,33 +50,30 @@ def implicit_minimum(
     damping: Any = 0.0,
     has_aux: bool = False,
 ) -> Callable[[Callable[..., Any]], ImplicitSolve]:
-    """Makes the minimiser of g(·, θ) differentiable, whatever found it.
+    """Makes the minimiser of g(·, θ) differentiable, however it is found.
 
         ẏ = -(H + λI)⁻¹ ∂_θ∇_y g θ̇    with H = ∇²_yy g at the solution
 
-    As `ok.implicit_root` of ∇_y g, by the shorter way that H allows: it is symmetric,
-    so conjugate gradients do, and their error grows with the condition number of H and
-    not with its square.
+    This is `ok.implicit_root` of ∇_y g, but uses that H is symmetric: it can use
+    conjugate gradients, whose error grows with the condition number of H, not with its
+    square.
 
     Args:
         objective: g(y, args) -> a scalar. It must be a pure function of y, args and
             what it closes over, which may be traced and is differentiated. Its
-            gradient is differentiated in reverse mode; for one that has forward mode
-            only there is `ok.implicit_root(jax.grad(objective))`.
-        solver: the method for H + λI: `ok.CG()` if None, any other of ours such as
-            `ok.Neumann(K)`, what K steps of gradient descent from the solution give, or
-            of Lineax's such as `lx.Cholesky()`. `ok.OneStep()` takes H for I.
-        damping: λ >= 0, absolute, for an H that is singular or nearly so; the
-            derivative is then that of a problem with a pull of strength λ towards
-            where its solution is.
+            gradient is differentiated in reverse mode; if that supports forward mode
+            only, use `ok.implicit_root(jax.grad(objective))`.
+        solver: the method for H + λI; default `ok.CG()`. Any of ours works, such as
+            `ok.Neumann(K)`, which equals K steps of gradient descent from the
+            solution, and Lineax's, such as `lx.Cholesky()`. `ok.OneStep()` replaces H
+            by I.
+        damping: λ >= 0, absolute, for an H that is singular or nearly so. The
+            derivative is then that of a problem with an added pull of strength λ
+            towards its solution.
         has_aux: whether the solver returns (y, aux). Derivatives of aux are zero.
 
     Returns:
-        A decorator for solve(y0, args) -> y, as of `ok.implicit_root`.
-
-    Raises:
-        TypeError: for something that is not a function, or not a method.
-        ValueError: for a negative damping.
+        A decorator for solve(y0, args) -> y, as for `ok.implicit_root`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok

@@ -23,67 +23,56 @@ def mirror_descent(
 
         T(y, args) = projection(∇ϕ(y) - η ∇_y objective(y, args), args)
 
-    For the entropy on the simplex, `ok.optimality.exponentiated_gradient` is the same
-    map, and also right where an entry of the solution is 0.
+    For the entropy on the simplex, use `ok.optimality.exponentiated_gradient`: it is
+    the same map, but stays right if an entry of the solution is 0.
 
     Args:
         objective: `(y, args)` to a real scalar.
-        mirror_map: ∇ϕ, from y to a tree of its structure and shapes.
+        mirror_map: ∇ϕ, from y to a tree like y.
         projection: `(z, args)` to argmin_y ϕ(y) - ⟨z, y⟩ over the set.
-        step_size: η.
+        step_size: η > 0.
 
     Returns:
         A mapping, for `ok.implicit_fixed_point`. Its Jacobian is not symmetric.
 
-    Raises:
-        ValueError: for a step size that is not positive, or a projection or mirror
-            map that returns another structure or shape.
-
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
-        >>> T = ok.optimality.mirror_descent(
-        ...     lambda y, c: jnp.vdot(c, y),
-        ...     jnp.log,
-        ...     lambda z, c: jax.nn.softmax(z),
-        ... )
+        >>> softmax = lambda z, c: jax.nn.softmax(z)
+        >>> T = ok.optimality.mirror_descent(jnp.vdot, jnp.log, softmax)
         >>> print(T(jnp.array([0.5, 0.5]), jnp.array([0.0, jnp.log(3.0)])).round(2))
         [0.75 0.25]
     """
     check = Check("ok.optimality.mirror_descent")
     check.positive(step_size=step_size)
     gradient = gradient_of(check, objective)
-    check.function(mirror_map=mirror_map)
-    check.function(projection=projection)
+    check.function(mirror_map=mirror_map, projection=projection)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
-        dual = checked_like(check, "mirror map", mirror_map(y), y)
+        dual = checked_like(check, "mirror_map(y)", mirror_map(y), y)
         z = axpy(-jnp.asarray(step_size), gradient(y, args), dual)
-        return checked_like(check, "projection", projection(z, args), y)
+        return checked_like(check, "projection(z, args)", projection(z, args), y)
 
     return mapping
 
 
 def exponentiated_gradient(objective: Objective, step_size: ArrayLike = 1.0) -> Map:
-    """Mirror descent by entropy: minima over probability vectors.
+    """Mirror descent by entropy, for minima over probability vectors.
 
         T(y, args) = y exp(-η g) / Σ y exp(-η g)        g = ∇_y objective(y, args)
 
-    Each leaf is a probability vector along its last axis, or a stack of them. Nothing
-    takes the logarithm of y, so entries of the solution may be 0.
+    Each leaf is a probability vector along its last axis, or a stack of them. The
+    logarithm of y is never taken, so entries of the solution may be 0.
 
     Args:
         objective: `(y, args)` to a real scalar.
-        step_size: η.
+        step_size: η > 0.
 
     Returns:
         A mapping, for `ok.implicit_fixed_point`. Its Jacobian is not symmetric.
 
-    Raises:
-        ValueError: for a step size that is not positive.
-
     Example:
         >>> import jax.numpy as jnp, optkit as ok
-        >>> T = ok.optimality.exponentiated_gradient(lambda y, c: jnp.vdot(c, y))
+        >>> T = ok.optimality.exponentiated_gradient(jnp.vdot)
         >>> print(T(jnp.array([0.5, 0.5]), jnp.array([0.0, jnp.log(3.0)])).round(2))
         [0.75 0.25]
     """
@@ -95,9 +84,9 @@ def exponentiated_gradient(objective: Objective, step_size: ArrayLike = 1.0) -> 
         dtype = wide_dtype(y)
         y, g = jnp.asarray(y).astype(dtype), g.astype(dtype)
         z = -jnp.asarray(step_size, dtype) * g
-        # The largest exponent that counts: it cancels, and so does its derivative.
+        # The largest exponent with y > 0. It cancels, and so does its derivative.
         peak = jnp.max(jnp.where(y > 0, z, -jnp.inf), axis=-1, keepdims=True)
-        # Above it are only entries of 0, which would be 0 times infinity.
+        # Larger exponents belong to entries of 0, and would give 0 times infinity.
         most = math.log(float(jnp.finfo(dtype).max)) / 2
         weights = y * jnp.exp(jnp.minimum(z - jax.lax.stop_gradient(peak), most))
         return weights / jnp.sum(weights, axis=-1, keepdims=True)

@@ -1,22 +1,22 @@
 """Optimality maps, public as `ok.optimality`: what holds at a solution.
 
-How a solution is found and what it satisfies are different things, and only the second
-is needed to differentiate it. A function here builds it from the pieces of a problem:
+To differentiate a solution, only what it satisfies matters, not how it was found. The
+functions here build such a condition from the pieces of a problem:
 
-    a residual, zero at the solution         for `ok.implicit_root`
-    a mapping, whose fixed point it is       for `ok.implicit_fixed_point`
+    a residual, zero at the solution              for `ok.implicit_root`
+    a mapping, whose fixed point is the solution  for `ok.implicit_fixed_point`
 
-Both have the signature `(y, args)` and return a tree like y. All pieces see the whole
-`args`, so that each picks its own hyperparameters from it: `objective(y, args)`,
-`prox(v, args, step_size)`, `projection(v, args)`. What has another signature is adapted
-by a lambda:
+Both take `(y, args)` and return a tree like y. Every piece gets the whole `args` and
+picks its own hyperparameters from it: `objective(y, args)`, `prox(v, args, step_size)`,
+`projection(v, args)`. Adapt functions with other signatures by a lambda:
 
     lambda v, args, t: ok.prox.lasso(v, args["l1"], t)
     lambda v, args: optax.projections.projection_simplex(v, args["mass"])
 
-A step size scales the equation, not its solution: a derivative does not depend on it,
-only how well-conditioned the linear solve behind it is. The inverse of the objective's
-largest curvature is a good one.
+The derivative of a solution does not depend on the step size, which only changes the
+conditioning of its linear solve. The inverse of the objective's largest curvature is a
+good choice. A step size that is not positive, or a piece that returns another structure
+or shape, raises a `ValueError`.
 """
 
 from typing import NamedTuple
@@ -62,25 +62,21 @@ class KKT(NamedTuple):
 
 
 def fixed_point_residual(mapping: Map) -> Map:
-    """The residual of a mapping, for where a root is asked for.
+    """The residual of a mapping, for code that needs a root.
 
         F(y, args) = mapping(y, args) - y
 
     Args:
-        mapping: any of those built here, or your own.
+        mapping: a mapping built here, or your own.
 
     Returns:
         A residual, for `ok.implicit_root`.
-
-    Raises:
-        TypeError: for a mapping that is no function.
-        ValueError: when called, for one that returns another structure or shape.
     """
     check = Check("ok.optimality.fixed_point_residual")
     check.function(mapping=mapping)
 
     def residual(y: PyTree, args: PyTree) -> PyTree:
-        new = checked_like(check, "mapping", mapping(y, args), y)
+        new = checked_like(check, "mapping(y, args)", mapping(y, args), y)
         return axpy(-1.0, y, new)
 
     return residual
@@ -91,8 +87,8 @@ def stationary(objective: Objective) -> Map:
 
         F(y, args) = ∇_y objective(y, args)
 
-    `ok.implicit_minimum` takes the objective itself and knows that the Jacobian of F
-    is symmetric: prefer it.
+    Prefer `ok.implicit_minimum`: it takes the objective itself, and uses that the
+    Jacobian of F is symmetric.
 
     Args:
         objective: `(y, args)` to a real scalar.
@@ -119,8 +115,8 @@ def kkt(
         complementarity    λ ∘ G(z) = 0
 
     The unknown is an `ok.optimality.KKT(z, ν, λ)`. The inequalities G(z) <= 0 and
-    λ >= 0 select the solution and are no equations: the solver must satisfy them.
-    Where λ_i = 0 and G_i(z) = 0 together, the solution has no derivative, and the
+    λ >= 0 select the solution but are not equations: the solver must satisfy them. If
+    λ_i = 0 and G_i(z) = 0 for the same i, the solution has no derivative, and the
     Jacobian is singular. It is not symmetric.
 
     Args:
@@ -132,15 +128,13 @@ def kkt(
         A residual, for `ok.implicit_root`: an `ok.optimality.KKT` like the unknown.
 
     Raises:
-        ValueError: when called, for multipliers of another structure or shape than
-            their constraints have.
-        TypeError: when called with something else than an `ok.optimality.KKT`.
+        ValueError: when called, if multipliers do not match their constraints.
+        TypeError: when called with something other than an `ok.optimality.KKT`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
-        >>> F = ok.optimality.kkt(
-        ...     lambda z, b: 0.5 * jnp.sum(z**2), lambda z, b: jnp.sum(z) - b
-        ... )
+        >>> half_square = lambda z, b: 0.5 * jnp.sum(z**2)
+        >>> F = ok.optimality.kkt(half_square, lambda z, b: jnp.sum(z) - b)
         >>> y = ok.optimality.KKT(jnp.array([1.0, 1.0]), jnp.array(-1.0))
         >>> print(F(y, 2.0).primal, F(y, 2.0).dual_eq)
         [0. 0.] 0.0
@@ -149,26 +143,26 @@ def kkt(
     check.optional.function(equality=equality, inequality=inequality)
     gradient = gradient_of(check, objective)
 
+    def pulled(
+        name: str, constraint: Map, z: PyTree, args: PyTree, dual: PyTree
+    ) -> tuple:
+        """The constraint at z, and its transposed Jacobian times the multipliers."""
+        value, pull = jax.vjp(lambda z: constraint(z, args), z)
+        dual = checked_like(check, name, dual, value, "its constraint")
+        return value, pull(dual)[0]
+
     def residual(y: PyTree, args: PyTree) -> KKT:
         check.instance(KKT, "`ok.optimality.KKT(primal, dual_eq, dual_ineq)`", y=y)
         z, nu, lam = y
         stationarity = gradient(z, args)
         feasibility = complementarity = None
         if equality is not None:
-            feasibility, back = _pulled(check, "dual_eq", equality, z, args, nu)
+            feasibility, back = pulled("dual_eq", equality, z, args, nu)
             stationarity = axpy(1.0, back, stationarity)
         if inequality is not None:
-            g, back = _pulled(check, "dual_ineq", inequality, z, args, lam)
+            g, back = pulled("dual_ineq", inequality, z, args, lam)
             stationarity = axpy(1.0, back, stationarity)
             complementarity = jax.tree.map(jnp.multiply, lam, g)
         return KKT(stationarity, feasibility, complementarity)
 
     return residual
-
-
-def _pulled(
-    check: Check, name: str, constraint: Map, z: PyTree, args: PyTree, dual: PyTree
-) -> tuple[PyTree, PyTree]:
-    """The constraint at z, and its transposed Jacobian times the multipliers."""
-    value, pull = jax.vjp(lambda z: constraint(z, args), z)
-    return value, pull(checked_like(check, name, dual, value))[0]

@@ -1,4 +1,4 @@
-"""What optimality maps are built from: checked gradients, sums, shapes."""
+"""Parts of optimality maps: types, checked gradients, checked results."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -30,7 +30,9 @@ def gradient_of(check: Check, objective: Objective) -> Map:
     return checked
 
 
-def checked_like(check: Check, name: str, tree: PyTree, like: PyTree) -> PyTree:
+def checked_like(
+    check: Check, name: str, tree: PyTree, like: PyTree, owner: str = "y"
+) -> PyTree:
     """The tree in the dtypes of `like`, after checking structure and shapes."""
-    check.like(name, tree, like, "its argument", dtype_of=None)
+    check.like(name, tree, like, owner, dtype_of=None)
     return cast_like(tree, like)

@@ -1,4 +1,4 @@
-"""Differentiates the root of any equation."""
+"""Differentiates the root of an equation."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -7,35 +7,21 @@ import lineax as lx
 from jaxtyping import PyTree
 
 from .._check import Check
-from .._inverse.gmres import GMRES
 from .._types import Params
-from .base import (
-    AbstractCondition,
-    ImplicitSolve,
-    check_like_solution,
-    decorator,
-    linearised,
-)
-from .linear import for_general
+from .base import AbstractEquation, ImplicitSolve, decorator
+from .linear import method_for_general
 
 
-class Root(AbstractCondition):
+class Root(AbstractEquation):
     """F(y, args) = 0."""
 
     function: Callable[..., Any]
-    maker: ClassVar[str] = "ok.implicit_root"
+    call: ClassVar[str] = "ok.implicit_root"
+    name: ClassVar[str] = "optimality"
 
     def residual(self, y: Params, args: PyTree) -> Params:
         """F(y, args)."""
         return self.function(y, args)
-
-    def operator(self, y: Params, args: PyTree) -> lx.AbstractLinearOperator:
-        """∂_yF."""
-        return linearised(lambda y: self.residual(y, args), y)
-
-    def check(self, value: PyTree, y: Params) -> None:
-        """Raises unless F is like y."""
-        check_like_solution(self.maker, "optimality", value, y)
 
 
 def implicit_root(
@@ -44,35 +30,35 @@ def implicit_root(
     solver: lx.AbstractLinearSolver | None = None,
     has_aux: bool = False,
 ) -> Callable[[Callable[..., Any]], ImplicitSolve]:
-    """Makes the solution of F(y, θ) = 0 differentiable, whatever found it.
+    """Makes the solution of F(y, θ) = 0 differentiable, however it is found.
 
         ẏ = -A⁻¹ ∂_θF θ̇    with A = ∂_yF at the solution
 
-    in forward and reverse mode, to any order, under `jit`, `vmap` and `scan`. Reverse
-    mode costs one solve with Aᵀ, whatever the number of parameters, and no memory for
-    the steps of the solver.
+    Derivatives work in forward and reverse mode, to any order, under `jit`, `vmap` and
+    `scan`. Reverse mode costs one solve with Aᵀ for any number of parameters, and
+    stores no steps of the solver.
 
-    The derivative is that of the exact root: to the error |ŷ - y| of an inexact one
-    it is wrong by as much, times a constant. `ok.check_implicit` measures it.
+    The derivative is that of the exact root. If the solver returns ŷ instead of y, the
+    derivative is off by a constant times |ŷ - y|; `ok.check_implicit` measures it.
 
     Args:
         optimality: F(y, args) -> a pytree like y. It must be a pure function of y,
             args and what it closes over, which may be traced and is differentiated.
-        solver: the method for A: `ok.GMRES()` if None, any solver of Lineax's such as
-            `lx.LU()` for small y, `ok.OneStep()`, or `ok.Neumann(K, step_size=α)`.
-            Not the symmetric methods: for a gradient, `ok.implicit_minimum`.
+        solver: the method for A; default `ok.GMRES()`. Any Lineax solver works, such
+            as `lx.LU()` for small y, and so do `ok.OneStep()` and
+            `ok.Neumann(K, step_size=α)`, but not methods for symmetric A only: if F is
+            a gradient, use `ok.implicit_minimum`.
         has_aux: whether the solver returns (y, aux). Derivatives of aux are zero.
 
     Returns:
         A decorator for solve(y0, args) -> y. The solver may be an optax loop, another
-        library's, or NumPy code; for the last under `jax.jit` see `ok.host_solver`.
-        y0 is a guess, and gets a zero derivative: to learn a starting point, unroll
-        with `ok.unroll`, or put a pull towards it into the optimality.
+        library, or NumPy code (under `jax.jit` see `ok.host_solver`). y0 is a guess
+        and gets a zero derivative. To learn a starting point, unroll with `ok.unroll`,
+        or add a term to F that pulls y towards it.
 
     Raises:
-        TypeError: for something that is not a function, or not a method.
-        ValueError: for a method of ours for symmetric operators only; one of Lineax's
-            raises at the first derivative.
+        ValueError: if the method is one of ours for symmetric operators; Lineax's
+            raise at the first derivative.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -87,6 +73,5 @@ def implicit_root(
     """
     check = Check("ok.implicit_root")
     check.function(optimality=optimality)
-    given = GMRES() if solver is None else solver
-    method = for_general(check, given, None)
+    method = method_for_general(check, solver, None)
     return decorator(check, Root(optimality), method, has_aux)

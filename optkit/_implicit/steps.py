@@ -20,13 +20,10 @@ def gradient_descent(objective: Objective, step_size: ArrayLike = 1.0) -> Map:
 
     Args:
         objective: `(y, args)` to a real scalar.
-        step_size: η.
+        step_size: η > 0.
 
     Returns:
         A mapping, for `ok.implicit_fixed_point`.
-
-    Raises:
-        ValueError: for a step size that is not positive.
     """
     return _forward_step(Check("ok.optimality.gradient_descent"), objective, step_size)
 
@@ -36,29 +33,23 @@ def projected_gradient(
     projection: Callable[[PyTree, PyTree], PyTree],
     step_size: ArrayLike = 1.0,
 ) -> Map:
-    """One step of projected gradient descent: minima over a convex set.
+    """One step of projected gradient descent, for minima over a convex set.
 
         T(y, args) = projection(y - η ∇_y objective(y, args), args)
 
     Args:
         objective: `(y, args)` to a real scalar.
-        projection: `(v, args)` to the nearest point of the set, as `ok.projections`
-            and `optax.projections` have them.
-        step_size: η.
+        projection: `(v, args)` to the nearest point of the set, for example by
+            `ok.projections` or `optax.projections`.
+        step_size: η > 0.
 
     Returns:
         A mapping, for `ok.implicit_fixed_point`.
 
-    Raises:
-        ValueError: for a step size that is not positive, or a projection that
-            returns another structure or shape.
-
     Example:
-        >>> import jax.numpy as jnp, optax, optkit as ok
-        >>> T = ok.optimality.projected_gradient(
-        ...     lambda y, c: 0.5 * jnp.sum((y - c) ** 2),
-        ...     lambda v, c: optax.projections.projection_non_negative(v),
-        ... )
+        >>> import jax.numpy as jnp, optkit as ok
+        >>> objective = lambda y, c: 0.5 * jnp.sum((y - c) ** 2)
+        >>> T = ok.optimality.projected_gradient(objective, lambda v, c: v.clip(0))
         >>> print(T(jnp.array([5.0, 5.0]), jnp.array([2.0, -1.0])))
         [2. 0.]
     """
@@ -67,7 +58,8 @@ def projected_gradient(
     check.function(projection=projection)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
-        return checked_like(check, "projection", projection(step(y, args), args), y)
+        projected = projection(step(y, args), args)
+        return checked_like(check, "projection(v, args)", projected, y)
 
     return mapping
 
@@ -75,29 +67,24 @@ def projected_gradient(
 def proximal_gradient(
     objective: Objective, prox: Prox, step_size: ArrayLike = 1.0
 ) -> Map:
-    """One step of proximal gradient descent: minima of objective + r, r non-smooth.
+    """One step of proximal gradient descent, for minima of objective + r, r non-smooth.
 
         T(y, args) = prox(y - η ∇_y objective(y, args), args, η)
 
     Args:
         objective: the smooth part, `(y, args)` to a real scalar.
         prox: `(v, args, η)` to argmin_y ½|y - v|² + η r(y, args), as from `ok.prox`.
-        step_size: η.
+        step_size: η > 0.
 
     Returns:
         A mapping, for `ok.implicit_fixed_point`.
 
-    Raises:
-        ValueError: for a step size that is not positive, or a prox that returns
-            another structure or shape.
-
     Example:
         >>> import jax.numpy as jnp, optkit as ok
-        >>> T = ok.optimality.proximal_gradient(
-        ...     lambda y, args: 0.5 * jnp.sum((y - args["c"]) ** 2),
-        ...     lambda v, args, t: ok.prox.lasso(v, args["l1"], t),
-        ... )
-        >>> print(T(jnp.zeros(2), {"c": jnp.array([2.0, -0.5]), "l1": 1.0}))
+        >>> objective = lambda y, c: 0.5 * jnp.sum((y - c) ** 2)
+        >>> prox = lambda v, c, t: ok.prox.lasso(v, 1.0, t)
+        >>> T = ok.optimality.proximal_gradient(objective, prox)
+        >>> print(T(jnp.zeros(2), jnp.array([2.0, -0.5])))
         [ 1. -0.]
     """
     check = Check("ok.optimality.proximal_gradient")
@@ -105,8 +92,8 @@ def proximal_gradient(
     check.function(prox=prox)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
-        v = step(y, args)
-        return checked_like(check, "prox", prox(v, args, step_size), y)
+        new = prox(step(y, args), args, step_size)
+        return checked_like(check, "prox(v, args, step_size)", new, y)
 
     return mapping
 
@@ -114,36 +101,29 @@ def proximal_gradient(
 def block_proximal_gradient(
     objective: Objective, proxes: PyTree, step_sizes: PyTree = 1.0
 ) -> Map:
-    """A proximal gradient step whose prox and step size depend on the block of y.
+    """A proximal gradient step with a prox and a step size for each block of y.
 
         T(y, args)_j = prox_j(y_j - η_j ∇_j objective(y, args), args, η_j)
 
     All blocks step from the same y. The fixed points are those of block coordinate
-    descent, whatever its order.
+    descent, in any order of the blocks.
 
     Args:
         objective: the smooth part, `(y, args)` to a real scalar.
-        proxes: functions `(v, args, η)` in a prefix of y: the subtree of y where a
-            function stands is its block. `ok.prox.none` leaves a block smooth.
-        step_sizes: η_j in the structure of `proxes`, or one number for all.
+        proxes: functions `(v, args, η)` in a prefix of y: the block of a function is
+            the subtree of y at its place. `ok.prox.none` leaves a block smooth.
+        step_sizes: η_j > 0 in the structure of `proxes`, or one number for all.
 
     Returns:
         A mapping, for `ok.implicit_fixed_point`.
 
-    Raises:
-        ValueError: for a step size that is not positive, another structure of
-            `step_sizes`, or a prox that returns another structure or shape; and
-            when called, for a `proxes` that is no prefix of y.
-
     Example:
         >>> import jax.numpy as jnp, optkit as ok
-        >>> T = ok.optimality.block_proximal_gradient(
-        ...     lambda y, c: 0.5 * jnp.sum((y["w"] + y["bias"] - c) ** 2),
-        ...     {"w": lambda v, c, t: ok.prox.lasso(v, 1.0, t), "bias": ok.prox.none},
-        ...     {"w": 1.0, "bias": 0.5},
-        ... )
-        >>> y = {"w": jnp.zeros(2), "bias": jnp.zeros(())}
-        >>> print(T(y, jnp.array([3.0, 0.5])))
+        >>> f = lambda y, c: 0.5 * jnp.sum((y["w"] + y["bias"] - c) ** 2)
+        >>> lasso = lambda v, c, t: ok.prox.lasso(v, 1.0, t)
+        >>> proxes, steps = {"w": lasso, "bias": ok.prox.none}, {"w": 1.0, "bias": 0.5}
+        >>> T = ok.optimality.block_proximal_gradient(f, proxes, steps)
+        >>> T({"w": jnp.zeros(2), "bias": jnp.zeros(())}, jnp.array([3.0, 0.5]))
         {'bias': Array(1.75, dtype=float32), 'w': Array([2., 0.], dtype=float32)}
     """
     check = Check("ok.optimality.block_proximal_gradient")
@@ -157,8 +137,9 @@ def block_proximal_gradient(
         check.prefix("proxes", proxes, y, "y")
 
         def step(prox: Any, eta: Any, block: PyTree, grad: PyTree) -> PyTree:
-            v = axpy(-jnp.asarray(eta), grad, block)
-            return checked_like(check, "prox", prox(v, args, eta), block)
+            new = prox(axpy(-jnp.asarray(eta), grad, block), args, eta)
+            name = "prox(v, args, step_size)"
+            return checked_like(check, name, new, block, "its block")
 
         return jax.tree.map(step, proxes, sizes, y, gradient(y, args))
 
@@ -175,20 +156,16 @@ def newton(
 
         T(y, args) = y - η [∂_y G(y, args)]⁻¹ G(y, args)
 
-    At a root, ∂_y T = (1 - η) I: the linear solve of the derivative is trivial, and
-    the inverse is in ∂T/∂args instead. For a minimum, G is `stationary(objective)`.
+    At a root, ∂_y T = (1 - η) I, so the linear solve of the derivative is trivial; the
+    inverse is in ∂T/∂args instead. For a minimum, pass `stationary(objective)` as G.
 
     Args:
         residual: G, `(y, args)` to a tree like y.
-        step_size: η.
-        solver: a Lineax solver for the Jacobian of G. None forms its matrix.
+        step_size: η > 0.
+        solver: a Lineax solver for the Jacobian of G; by default its matrix is formed.
 
     Returns:
-        A mapping, for `ok.implicit_fixed_point`. A solve that fails raises.
-
-    Raises:
-        ValueError: for a step size that is not positive, or a residual of another
-            structure or shape than y.
+        A mapping, for `ok.implicit_fixed_point`. It raises if the solve fails.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -203,7 +180,7 @@ def newton(
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         def at(y: PyTree, _: Any) -> PyTree:
-            return checked_like(check, "residual", residual(y, args), y)
+            return checked_like(check, "residual(y, args)", residual(y, args), y)
 
         jacobian = lx.JacobianLinearOperator(at, y, None)
         step = lx.linear_solve(jacobian, at(y, None), solver).value

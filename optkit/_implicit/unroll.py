@@ -1,4 +1,4 @@
-"""The other end from implicit differentiation: backpropagation through the steps."""
+"""Backpropagation through the steps, the alternative to implicit differentiation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -29,30 +29,28 @@ def unroll(
 
         ẏ = Σ_{t=T-K..T-1} A_{T-1} ... A_{t+1} B_t θ̇
 
-    At a fixed point that is Σ_{j<K} Aʲ B θ̇, the first K terms of the Neumann series
-    for (I - A)⁻¹ B: `ok.Neumann(K)` in `ok.implicit_fixed_point` gives it without
-    storing anything. Steps that contract by ρ make the truncation wrong by ρᴷ. What
-    unrolling has and no implicit derivative: it is the derivative of what was computed,
-    converged or not, and with K = T of y0 too.
+    At a fixed point this is Σ_{j<K} Aʲ B θ̇, the first K terms of the Neumann series
+    for (I - A)⁻¹ B, which `ok.Neumann(K)` in `ok.implicit_fixed_point` sums without
+    storing anything. If steps contract by ρ, truncation is off by ρᴷ. Unlike an
+    implicit derivative, this is the derivative of what was computed, converged or not,
+    and with K = T also with respect to y0.
 
     Args:
         step: step(y, args) -> y, pure; it may close over traced values.
-        y0: where to start. Its derivative is zero where K < T.
+        y0: the starting point. Its derivative is zero if K < T.
         args: what the steps depend on.
         num_steps: T >= 1.
-        truncate: K in 1, ..., T. None is T. The first T - K steps are run once, store
-            nothing and have no derivative.
-        checkpoint_every: c >= 1. Reverse mode then stores K/c iterates, and what c
-            steps need, for one more evaluation of each step; c = √K stores least. None
-            stores all that K steps need, for no more evaluations.
+        truncate: K in 1, ..., T; default T. The first T - K steps store nothing and
+            have no derivative.
+        checkpoint_every: c >= 1. Reverse mode then stores K/c iterates and what c
+            steps need, and evaluates each step once more; c = √K stores least. By
+            default it stores what all K steps need.
 
     Returns:
         y after T steps.
 
     Raises:
-        ValueError: for numbers of steps below 1, K > T, or a step that returns
-            something unlike y.
-        TypeError: for a step that is no function.
+        ValueError: if `step` returns something unlike y.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -79,14 +77,6 @@ def unroll(
         check.like("step(y, args)", new, y, "y")
         return new
 
-    captured = eqx.filter_closure_convert(checked, y, args)
-    if last < num_steps:
-        fixed, fixed_args = constant((captured, args))
-        y = lax.fori_loop(
-            0, num_steps - last, lambda _, y: fixed(y, fixed_args), constant(y)
-        )
-        y = constant(y)
-
     def steps(y: Params, inputs: Any, count: int) -> Params:
         def body(y: Params, _: None) -> tuple[Params, None]:
             step, args = inputs
@@ -94,11 +84,16 @@ def unroll(
 
         return lax.scan(body, y, None, length=count)[0]
 
+    inputs = eqx.filter_closure_convert(checked, y, args), args
+    if last < num_steps:
+        fixed, fixed_args = constant(inputs)
+        first = num_steps - last
+        y = lax.fori_loop(0, first, lambda _, y: fixed(y, fixed_args), constant(y))
+        y = constant(y)
     if checkpoint_every is None:
-        return steps(y, (captured, args), last)
+        return steps(y, inputs, last)
     chunk = eqx.filter_checkpoint(lambda y, inputs: steps(y, inputs, size))
-    y, _ = lax.scan(
-        lambda y, _: (chunk(y, (captured, args)), None), y, None, length=last // size
-    )
+    body = lambda y, _: (chunk(y, inputs), None)  # noqa: E731
+    y, _ = lax.scan(body, y, None, length=last // size)
     rest = last % size
-    return steps(y, (captured, args), rest) if rest else y
+    return steps(y, inputs, rest) if rest else y

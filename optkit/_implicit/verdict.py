@@ -1,4 +1,4 @@
-"""What the numbers of `ok.check_implicit` mean, in words."""
+"""The report of `ok.check_implicit`: its numbers, and what they mean in words."""
 
 from typing import Any, NamedTuple
 
@@ -8,16 +8,16 @@ from .._results import RESULTS
 
 
 class ImplicitReport(NamedTuple):
-    """How a derivative of a solution stands, in numbers, and a verdict in words.
+    """The quality of a derivative of a solution, in numbers and in words.
 
     Attributes:
         residual: |F(y, args)|.
-        distance: |A⁻¹F| / |y|: a Newton step, how far y is from the solution.
-        condition_number: of A = ∂_yF; of large ones an estimate from below.
+        distance: |A⁻¹F| / |y|, a Newton step: how far y is from the solution.
+        condition_number: of A = ∂_yF; if large, an estimate from below.
         backward_residual: |b - A x| / |b|, the larger of A's and Aᵀ's.
         error: of the implicit derivative, relative to the finite difference.
-        noise: how far two finite differences differ, relative.
-        verdict: what to make of it.
+        noise: the relative difference of two finite differences.
+        verdict: the conclusion.
     """
 
     residual: float
@@ -59,7 +59,7 @@ def verdict(
     """
     off = f"off by about {report.distance:.0e} of its norm"
     if outcome != RESULTS.successful:
-        return f"The linear solve behind the derivative failed. {RESULTS[outcome]}"
+        return f"The linear solve of the derivative failed. {RESULTS[outcome]}"
     if not np.isfinite(report.error):
         return "The solver returned NaN or infinity at or near these args."
     if report.error <= rtol:
@@ -71,37 +71,37 @@ def verdict(
         return (
             "The Jacobian of the optimality conditions is singular to rounding: the "
             "solution is not a differentiable function of args here. Regularise the "
-            "problem, or take damping."
+            "problem, or use damping."
         )
     if report.distance > 1e-2 * report.error:
         return (
             f"The solver has not converged, or it solves another problem than the "
-            f"condition says: y is {off}. Run it longer, or to a smaller tolerance: "
-            f"the derivative is wrong by as much, times a constant."
+            f"condition describes: y is {off}, and the derivative is off by a constant "
+            f"times that. Run the solver longer, or to a smaller tolerance."
         )
     if report.backward_residual > rtol:
         return (
             "The derivative is biased by its cheap linear solve, whose residual is "
-            f"{report.backward_residual:.0e}: take more terms, or an exact `solver=`."
+            f"{report.backward_residual:.0e}. Use more terms, or an exact `solver=`."
         )
     if report.noise > report.error / 3:
         return (
-            "Finite differences are too noisy to tell: run the solver to a smaller "
-            "tolerance, in float64, or give a larger `step`."
+            "Finite differences are too noisy to tell. Run the solver to a smaller "
+            "tolerance, use float64, or pass a larger `step`."
         )
     if damping is not None and damping > 0:
         return (
             f"The derivative is biased by damping={float(damping):g}, which shrinks it "
-            f"where the curvature is not much larger. Check again without: if the "
-            f"error stays, the cause is another."
+            f"unless the curvature is much larger. Check again without damping: if the "
+            f"error stays, it has another cause."
         )
     # |A⁻¹r| / |x| <= κ |r| / |b|
     explained = report.condition_number * report.backward_residual
     if report.error <= explained:
         return (
             f"The tolerance of the linear solve may be the cause: its residual of "
-            f"{report.backward_residual:.0e} allows for an error of {explained:.0e} at "
-            f"this condition number. Check again with a smaller one, as in "
+            f"{report.backward_residual:.0e} allows an error of {explained:.0e} at "
+            f"this condition number. Check again with a smaller tolerance, such as "
             f"`solver=ok.CG(1e-10)` or `ok.GMRES(1e-10)` in float64, or with "
             f"`lx.LU()`."
         )

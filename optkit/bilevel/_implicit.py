@@ -22,10 +22,9 @@ from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
 from .._curvature.hessian import hessian
-from .._implicit.linear import for_general
+from .._implicit.linear import method_for_general
 from .._inverse.adapter import as_method
 from .._inverse.base import AbstractInverse
-from .._inverse.gmres import GMRES
 from .._inverse.inverse import invert
 from .._solver.move import Projection
 from .._types import Params
@@ -211,7 +210,7 @@ class ImplicitProjected(AbstractHypergradient):
         check = Check("ok.bilevel.ImplicitProjected")
         check.function(project_y=project_y)
         check.positive(step_size=step_size)
-        self.solver = for_general(check, GMRES() if solver is None else solver, 1.0)
+        self.solver = method_for_general(check, solver, 1.0)
         self.project_y, self.step_size = project_y, step_size
 
     @property

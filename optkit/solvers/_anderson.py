@@ -1,4 +1,4 @@
-"""Anderson acceleration: the fixed point of a mapping, from its last few residuals."""
+"""Anderson acceleration: a fixed point of a mapping, from its last few residuals."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -27,12 +27,12 @@ from .._vector import (
 
 
 class AndersonInfo(NamedTuple):
-    """How an iteration went.
+    """How an iteration ended.
 
     Attributes:
         num_steps: evaluations of the mapping.
-        residual: |f(y) - y| / |f(y)| at the y that is returned.
-        result: an item of `ok.RESULTS`, whose text is `ok.RESULTS[result]`.
+        residual: |f(y) - y| / |f(y)| at the returned y.
+        result: an item of `ok.RESULTS`; its text is `ok.RESULTS[result]`.
     """
 
     num_steps: Array
@@ -41,7 +41,7 @@ class AndersonInfo(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The iterate, the window of the last m of them, and the best one."""
+    """The iterate, the window of the last m, and the best one."""
 
     y: PyTree
     ys: PyTree
@@ -67,7 +67,7 @@ def anderson(
     atol: ArrayLike = 0.0,
     max_steps: int = 100,
 ) -> tuple[PyTree, AndersonInfo]:
-    """A fixed point y = mapping(y, args) by Anderson acceleration.
+    """Finds a fixed point y = mapping(y, args) by Anderson acceleration.
 
     With r_i = f(y_i) - y_i over the last m iterates and K_ij = r_iᵀr_j,
         α = argmin |Σ α_i r_i|² + δ Σ α_i² |r_i|²   subject to   Σ α_i = 1
@@ -75,15 +75,16 @@ def anderson(
         y <- Σ α_i (y_i + β r_i)
     until |r| <= rtol |f(y)| + atol.
 
-    On a linear mapping it is GMRES in disguise, so converges in about as many steps as
-    the mapping has eigenvalues. Returned is the iterate of the smallest residual.
+    On a linear mapping this is GMRES in disguise: it converges in about as many steps
+    as the mapping has distinct eigenvalues. The iterate of smallest residual is
+    returned.
 
-    It need not converge where the plain iteration does: on a mapping with kinks, such
-    as a proximal step, or with I - ∂f nearly singular, the residual can stall, and
-    the result is `max_steps_reached`. A smaller `history` helps; with 1, it is the
-    plain iteration, which always converges for a contraction.
+    It need not converge where plain iteration does: on a mapping with kinks, such as a
+    proximal step, or with I - ∂f nearly singular, the residual can stall, and the
+    result is `max_steps_reached`. A smaller `history` helps. `history=1` is plain
+    iteration, which always converges for a contraction.
 
-    Derivatives through the loop are for `ok.implicit_fixed_point` to replace:
+    Do not differentiate through the loop; decorate the solver instead:
 
         solve = functools.partial(ok.solvers.anderson, mapping)
         solve = ok.implicit_fixed_point(mapping, has_aux=True)(solve)
@@ -94,36 +95,36 @@ def anderson(
     Args:
         mapping: f, `(y, args)` to a tree like y.
         y0: the guess, real leaves.
-        args: what else the mapping reads.
-        history: m, how many iterates to keep. 1 is the Picard iteration, damped by β.
-        mixing: β > 0: 1 as it is, below damped, above overrelaxed.
-        ridge: δ, relative to each residual's own square. None is 10 m times the
-            rounding error of the narrowest leaf, at least float32.
-        rtol: where to stop, relative to |f(y)|. None is 1e-5, or the rounding error
-            of the narrowest leaf where that is more, as in bfloat16.
-        atol: where to stop, absolute: for fixed points at 0.
-        max_steps: at most so many evaluations.
+        args: whatever else the mapping needs.
+        history: m, how many iterates to keep. 1 is Picard iteration, damped by β.
+        mixing: β > 0: damped below 1, overrelaxed above.
+        ridge: δ, relative to the square of each residual. Default 10 m times the
+            rounding error of the narrowest leaf, counted as at least float32.
+        rtol: the tolerance relative to |f(y)|. Default 1e-5, or the rounding error of
+            the narrowest leaf if that is larger, as in bfloat16.
+        atol: the absolute tolerance, for fixed points at 0.
+        max_steps: the largest number of evaluations.
 
     Returns:
-        y, like y0; and an `AndersonInfo`. Its `result` is `successful`,
-        `max_steps_reached`, or `nonfinite_iterate` where the mapping is NaN or
-        infinite: then y is the best iterate before, or y0.
+        y, like y0, and an `AndersonInfo`. Its `result` is `successful`,
+        `max_steps_reached`, or, if the mapping is NaN or infinite, `nonfinite_iterate`:
+        y is then the best iterate before, or y0.
 
     Raises:
-        TypeError: for leaves of y0 that are not real.
-        ValueError: for an option out of range, a y0 without arrays, or a mapping that
-            returns another structure or shape.
+        ValueError: if y0 has no arrays, or the mapping returns another structure or
+            shape.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
-        >>> y, info = ok.solvers.anderson(lambda y, a: jnp.cos(a * y), jnp.array(0.0), 1.0)
+        >>> mapping = lambda y, a: jnp.cos(a * y)
+        >>> y, info = ok.solvers.anderson(mapping, jnp.array(0.0), 1.0)
         >>> print(y.round(4), info.num_steps < 10)
         0.7391 True
 
     Reference:
         Walker and Ni 2011, doi:10.1137/10078356X, algorithm AA. Departs: (1) the
-        constrained problem through its Gram matrix, which is kept up to date one row a
-        step; (2) a ridge that does not depend on the scale of y.
+        constrained problem is solved by its Gram matrix, which is updated by one row
+        per step; (2) the ridge does not depend on the scale of y.
     """
     check = Check("ok.solvers.anderson")
     check.function(mapping=mapping)
@@ -132,14 +133,14 @@ def anderson(
     check.positive(mixing=mixing)
     check.non_negative(atol=atol)
     check.optional.non_negative(rtol=rtol, ridge=ridge)
-    check.that(jax.tree.leaves(y0), f"needs a y0 with an array in it, got {y0!r}.")
+    check.that(jax.tree.leaves(y0), f"needs y0 with an array in it, got {y0!r}.")
     y0 = jax.tree.map(jnp.asarray, y0)
     dtype = common_dtype(y0)
     if rtol is None:
         eps = [float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(y0)]
         rtol = max(1e-5, *eps)
     if ridge is None:
-        # Of the widest leaf it would be too small for the rounding of the others.
+        # That of the widest leaf would be too small for the others.
         eps = [float(jnp.finfo(wide_dtype(leaf)).eps) for leaf in jax.tree.leaves(y0)]
         ridge = 10 * history * max(eps)
     beta, delta, rtol, atol = (
@@ -147,7 +148,9 @@ def anderson(
     )
 
     def step(state: _State) -> _State:
-        f = widen(_like(check, mapping(cast_like(state.y, y0), args), y0))
+        f = mapping(cast_like(state.y, y0), args)
+        check.like("mapping(y, args)", f, y0, "y", dtype_of=None)
+        f = widen(jax.tree.map(jnp.asarray, f))
         return _step(state, f, beta, delta, (rtol, atol))
 
     def goes_on(state: _State) -> Array:
@@ -199,25 +202,17 @@ def _start(y: PyTree, m: int, dtype: Any) -> _State:
     window = jax.tree.map(  # sharded as y
         lambda x: jnp.broadcast_to(jnp.zeros_like(x), (m, *x.shape)), y
     )
-    return _State(
-        y=y,
-        ys=window,
-        units=window,
-        norms=jnp.zeros(m, dtype),
-        gram=jnp.zeros((m, m), dtype),
-        best=y,
-        best_error=jnp.full((), jnp.inf, dtype),
-        num_steps=jnp.zeros((), jnp.int32),
-        is_done=jnp.zeros((), bool),
-        is_broken=jnp.zeros((), bool),
-    )
+    norms, gram = jnp.zeros(m, dtype), jnp.zeros((m, m), dtype)
+    error, count = jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32)
+    no = jnp.zeros((), bool)
+    return _State(y, window, window, norms, gram, y, error, count, no, no)
 
 
 def _weights(
     gram: Float[Array, "m m"], norms: Float[Array, " m"], is_held: Array, delta: Array
 ) -> Float[Array, " m"]:
-    """α of the slots that are held; 0 of the others."""
-    # In units of each residual's norm: the matrix is a correlation, whatever the scale.
+    """α of the held slots, and 0 for the others."""
+    # In units of each residual's norm, so the matrix is a correlation at any scale.
     is_used = is_held & (norms > 0)
     eye = jnp.eye(norms.size, dtype=gram.dtype)
     correlation = jnp.where(is_used[:, None] & is_used, gram, 0)
@@ -227,12 +222,6 @@ def _weights(
     u = jnp.linalg.solve(matrix, scaled) * scaled
     total = jnp.sum(u)
     return u / jnp.where(total != 0, total, 1)
-
-
-def _like(check: Check, tree: PyTree, y: PyTree) -> PyTree:
-    """What the mapping returned, after checking structure and shapes."""
-    check.like("mapping(y, args)", tree, y, "y", dtype_of=None)
-    return jax.tree.map(jnp.asarray, tree)
 
 
 def _written(window: PyTree, slot: Array, tree: PyTree) -> PyTree:

@@ -208,7 +208,7 @@ def test_projected_gradient_over_a_polyhedron_is_differentiable(rng):
         (lambda: project(jnp.ones(2), jnp.ones((1, 2)), jnp.ones(1), jnp.ones((1, 2))),
          "both A and b"),
         (lambda: ok.projections.affine_set(jnp.ones(3), jnp.ones((2, 3)), jnp.ones(3)),
-         "b of"),
+         r"A of shape \(3, 3\), got \(2, 3\)"),
     ],
 )  # fmt: skip
 def test_shapes_that_do_not_fit_are_named(call, match):

@@ -358,16 +358,20 @@ def bad(prox_or_projection, build=opt.proximal_gradient):
             TypeError,
             "real floating leaves",
         ),
-        (lambda: bad(lambda v, _, t: v[:1]), ValueError, "prox of another"),
+        (
+            lambda: bad(lambda v, _, t: v[:1]),
+            ValueError,
+            r"needs prox\(v, args, step_size\) in the shape of y, got \(1,\)",
+        ),
         (
             lambda: bad(lambda v, _: {"v": v}, opt.projected_gradient),
             ValueError,
-            "projection of another",
+            r"needs projection\(v, args\) in the structure of y",
         ),
         (
             lambda: opt.block_proximal_gradient(ridge, {"a": ok.prox.none}, {"b": 1.0}),
             ValueError,
-            "structure of proxes",
+            "step_sizes as one value, or as a prefix of proxes",
         ),
         (
             lambda: bad([ok.prox.none], opt.block_proximal_gradient),
@@ -382,7 +386,7 @@ def bad(prox_or_projection, build=opt.proximal_gradient):
         (
             lambda: opt.kkt(qp_objective, qp_equality)(KKT(jnp.ones(2)), QP_ARGS),
             ValueError,
-            "dual_eq of another",
+            "dual_eq in the structure of its constraint",
         ),
         (
             lambda: opt.conic(opt.Cone(zero=2))(
@@ -390,12 +394,12 @@ def bad(prox_or_projection, build=opt.proximal_gradient):
                 program(jnp.ones(3), jnp.ones(3), jnp.ones(())),
             ),
             ValueError,
-            "5 rows",
+            r"A of shape \(2, 3\), got \(5, 3\)\. A has as many rows as the cone",
         ),
         (
             lambda: opt.newton(lambda y, _: y[:1])(jnp.ones(2), None),
             ValueError,
-            "residual of another",
+            r"needs residual\(y, args\) in the shape of y, got \(1,\)",
         ),
     ],
 )
@@ -408,5 +412,7 @@ def test_bad_pieces_are_named(call, error, match):
 def test_a_fixed_point_residual_is_like_y():
     """Oracle: the message. It would broadcast."""
     F = ok.optimality.fixed_point_residual(lambda y, a: jnp.ones(3))
-    with pytest.raises(ValueError, match=r"`ok.optimality.fixed_point_residual` got"):
+    with pytest.raises(
+        ValueError, match=r"residual` needs mapping.* in the shape of y"
+    ):
         F(jnp.ones(1), None)

@@ -81,7 +81,9 @@ def test_memory_is_of_the_steps_kept():
 
 def test_numbers_of_steps_are_checked():
     """Oracle: the messages."""
-    with pytest.raises(ValueError, match="truncate <= num_steps"):
+    with pytest.raises(
+        ValueError, match="truncate <= 3, the number of steps, got truncate=4"
+    ):
         ok.unroll(step, H[0], H[0], num_steps=3, truncate=4)
     with pytest.raises(ValueError, match="num_steps >= 1"):
         ok.unroll(step, H[0], H[0], num_steps=0)
