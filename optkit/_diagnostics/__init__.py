@@ -1,1 +1,1 @@
-"""What a human looks at: figures, and a progress bar."""
+"""Figures and a progress bar."""

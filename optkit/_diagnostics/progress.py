@@ -1,4 +1,4 @@
-"""A scan that says how far it is, also inside of `jax.jit`."""
+"""A scan with a progress bar, also inside `jax.jit`."""
 
 import importlib
 import importlib.util
@@ -17,7 +17,6 @@ from jaxtyping import PyTree
 from .._check import Check
 
 Report = Callable[[int, int, Mapping[str, np.ndarray]], Any]
-"""Takes the number of finished steps, of all steps, and what `show` returned."""
 
 
 def scan_with_progress(
@@ -31,45 +30,41 @@ def scan_with_progress(
     show: Callable[[Any, Any], Mapping[str, Any]] | None = None,
     report: Report | None = None,
 ) -> tuple[PyTree, PyTree]:
-    """Is `jax.lax.scan`, and shows a bar while it runs.
+    """Runs `jax.lax.scan` with a progress bar.
 
-    Where standard error is a terminal and rich is installed, as by
-    `pip install "optkit[plot]"`, the bar is rich's; else a few lines are printed.
+    If standard error is a terminal and rich is installed, as by
+    `pip install "optkit[plot]"`, the bar is rich's; otherwise a few lines are printed.
 
-    The compiled loop calls the host after the first step, then every `every` steps and
-    after the last, and waits for nothing on the steps between. Result and derivatives
-    are those of `lax.scan`. Under `jax.vmap` each member reports, one after the other.
+    The host is called after the first step, every `every` steps, and after the last;
+    other steps do not wait. Result and derivatives are those of `lax.scan`. Under
+    `jax.vmap` each member reports in turn.
 
     Args:
         f: the body, f(carry, x) -> (carry, y).
         init: the first carry.
         xs: what is scanned over, as in `lax.scan`.
-        length: the number of steps, where `xs` does not say.
-        every: steps between two reports; None is a hundredth of all, at least 1.
-        label: what stands before the bar.
-        show: show(carry, y) -> {name: scalar}, computed only for reports, to stand
-            behind the bar: `lambda carry, loss: {"loss": loss}`.
-        report: called with finished steps, all steps, and what `show` returned, in
-            place of the bar. It runs in a thread of JAX's, so that it must not call
-            JAX, and what it raises ends the scan.
+        length: the number of steps, if `xs` is None.
+        every: steps between two reports. Default: a hundredth of all, at least 1.
+        label: the text before the bar.
+        show: show(carry, y) -> {name: scalar}, the numbers behind the bar:
+            `lambda carry, loss: {"loss": loss}`. Computed only for reports.
+        report: report(finished, total, shown), called instead of the bar, in a thread
+            of JAX's: it must not call JAX, and an exception in it ends the scan.
 
     Returns:
         The last carry, and the stacked y.
 
     Raises:
-        ValueError: for every < 1, or neither `xs` nor `length`.
-        TypeError: for functions that cannot be called.
+        ValueError: if neither `xs` nor `length` is given, or they are empty.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
         >>> def halve(x, _):
         ...     return x / 2, x
-        >>> def tell(done, total, shown):
-        ...     print(f"{done}/{total}", *shown.values())
         >>> show = lambda x, y: {"x": x}
-        >>> last, _ = ok.scan_with_progress(
-        ...     halve, jnp.ones(()), length=4, every=2, show=show, report=tell
-        ... )
+        >>> report = lambda done, total, shown: print(f"{done}/{total} {shown['x']}")
+        >>> options = {"every": 2, "show": show, "report": report}
+        >>> last, _ = ok.scan_with_progress(halve, jnp.ones(()), length=4, **options)
         1/4 0.5
         2/4 0.25
         4/4 0.0625
@@ -77,8 +72,11 @@ def scan_with_progress(
     check = Check("ok.scan_with_progress")
     check.function(f=f)
     check.optional.function(show=show, report=report)
-    check.optional.count(every=every)
-    total = _num_steps(check, xs, length)
+    check.optional.count(every=every, length=length)
+    if length is None:
+        check.that(jax.tree.leaves(xs), "needs xs or `length=`, got neither.")
+        check.batch(xs=xs)
+    total = length or len(jax.tree.leaves(xs)[0])
     every = every or max(1, total // 100)
     tell = _Bar(label) if report is None else report
 
@@ -102,7 +100,7 @@ def scan_with_progress(
 
 
 class _Bar:
-    """Draws the reports of one scan after the other, in whatever thread they come."""
+    """Shows the reports of one scan after another, from whichever thread they come."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -114,10 +112,12 @@ class _Bar:
     def __call__(self, done: int, total: int, shown: Mapping[str, np.ndarray]) -> None:
         with self._lock:
             if done == self._done:
-                return  # another member of a vmap
+                return  # reported by another member of a vmap
             if done < self._done or self._done == 0:
                 self._begin(total)
-            status = "  ".join(f"{name} {_short(a)}" for name, a in shown.items())
+            # One number, or under `vmap` the mean of several.
+            means = {name: float(np.mean(a)) for name, a in shown.items()}
+            status = "  ".join(f"{name} {mean:.4g}" for name, mean in means.items())
             if self._bar is not None:
                 self._bar.update(0, completed=done, status=status)
                 self._bar.refresh()
@@ -143,7 +143,7 @@ class _Bar:
 
 
 def _rich_bar(label: str, total: int) -> Any:
-    """Rich's bar, drawn when it is told and by no thread of its own."""
+    """A bar of rich's that is drawn on request, without a thread of its own."""
     rich = importlib.import_module("rich.progress")
     console = importlib.import_module("rich.console").Console(stderr=True)
     bar = rich.Progress(
@@ -157,18 +157,5 @@ def _rich_bar(label: str, total: int) -> Any:
     )
     bar.add_task(label, total=total, status="")
     bar.start()
-    console.show_cursor()  # else it stays hidden where Ctrl-C ends the scan
+    console.show_cursor()  # else it stays hidden if Ctrl-C ends the scan
     return bar
-
-
-def _short(value: np.ndarray) -> str:
-    """One number, or the mean of several."""
-    return f"{float(np.mean(value)):.4g}"
-
-
-def _num_steps(check: Check, xs: PyTree, length: int | None) -> int:
-    """The number of steps, at least one."""
-    check.optional.count(length=length)
-    if length is None:
-        check.batch(xs=xs)
-    return length or len(jax.tree.leaves(xs)[0])

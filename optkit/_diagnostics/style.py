@@ -1,15 +1,15 @@
-"""How all pictures look."""
+"""The look of all figures."""
 
 from typing import Any
 
-# Okabe and Ito: eight colours that colour-blind readers tell apart, without the yellow.
+# Okabe and Ito: colours that colour-blind readers can tell apart, without the yellow.
 COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000",
 )  # fmt: skip
 
 
 def style(ax: Any) -> None:
-    """Colours, a grid behind them, and two spines."""
+    """Sets the colours, a grid behind the curves, and two spines."""
     ax.set_prop_cycle(color=COLORS)
     ax.grid(visible=True, which="major", color="0.9", linewidth=0.8)
     ax.set_axisbelow(True)

@@ -101,22 +101,3 @@ def test_without_matplotlib_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ModuleNotFoundError, match=r"`ok.plot`.*optkit\[plot\]"):
         ok.plot.curves(np.ones((3, 2)))
-
-
-@pytest.mark.parametrize(
-    ("draw", "match"),
-    [
-        (lambda s: ok.plot.curves(np.ones((2, 2, 2))), r"curves.*\(2, 2, 2\).*last"),
-        (lambda s: ok.plot.curves(np.ones(3), np.ones(2)), r"curves.*\(2,\).*3 points"),
-        (lambda s: ok.plot.spectrum(s, width=0.0), r"spectrum.*width > 0.*0.0"),
-        (
-            lambda s: ok.plot.spectrum(ok.Spectrum(*jnp.full((3, 1, 2), jnp.nan), 3)),
-            "spectrum.*not finite",
-        ),
-        (lambda s: ok.plot.histogram({}), "histogram.*finite entry"),
-    ],
-)
-def test_arguments_are_checked(spectrum, draw, match):
-    """Oracle: the message names the call, what arrived and what to do."""
-    with pytest.raises(ValueError, match=f"`ok.plot.{match}"):
-        draw(spectrum)

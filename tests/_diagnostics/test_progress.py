@@ -92,17 +92,3 @@ def test_on_a_terminal_rich_draws_the_bar(monkeypatch):
     last = sys.stderr.getvalue().split("train")[-1]
     assert "10/10" in last
     assert "loss" in last
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "match"),
-    [
-        ({"every": 0}, ValueError, "every"),
-        ({"xs": None}, ValueError, "leading axis of steps.*length="),
-        ({"length": 0}, ValueError, "length"),
-    ],
-)
-def test_arguments_are_checked(changes, error, match):
-    """Oracle: the message names the call and what to do."""
-    with pytest.raises(error, match=f"`ok.scan_with_progress`.*{match}"):
-        ok.scan_with_progress(body, 0.5, **({"xs": XS} | changes))
