@@ -1,84 +1,82 @@
-"""How a solve ended, and what to do when it did not end well."""
+"""How a solve ended, and what to do if it failed."""
 
 from typing import Any
 
 import lineax as lx
 
 
-class RESULTS(lx.RESULTS):  # pyright: ignore  # an enumeration Equinox can extend
-    """How a solve ended: Lineax's results, and what can go wrong with a curvature."""
+class RESULTS(lx.RESULTS):  # pyright: ignore  # Equinox can extend an enumeration
+    """How a solve ended: Lineax's results, and those of optkit."""
 
     indefinite = (
         "The damped curvature is not positive definite: along some direction its "
-        "curvature is negative, or zero to rounding. Raise `damping`, use a "
-        "curvature that cannot be indefinite such as `ok.gauss_newton` or "
-        "`ok.empirical_fisher`, or a method that allows it: `lx.LU()`, `ok.GMRES()`. "
-        "Behind the derivative of a minimum it says that the solver stopped "
-        "elsewhere, or that the minimum is not isolated: see `ok.check_implicit`."
+        "curvature is negative, or zero to rounding. Raise `damping`, use a curvature "
+        "that cannot be indefinite such as `ok.gauss_newton` or `ok.empirical_fisher`, "
+        "or use a method that allows it: `lx.LU()` or `ok.GMRES()`. In the derivative "
+        "of a minimum, it means that the solver stopped elsewhere, or that the minimum "
+        "is not isolated: see `ok.check_implicit`."
     )
     inaccurate = (
-        "The conjugate gradient residual stopped falling above `rtol`: rounding "
-        "allows no smaller one. Raise `rtol` or `damping`, give a `preconditioner`, "
-        "or compute in float64."
+        "The conjugate gradient residual stopped falling above `rtol`: rounding allows "
+        "no smaller one. Raise `rtol` or `damping`, pass a `preconditioner`, or "
+        "compute in float64."
     )
     diverging = (
-        "The Neumann series is diverging: the last term is larger than the one "
-        "before. Lower `step_size` below 2 / (largest eigenvalue), or, for a Hessian, "
-        "leave it None to have it estimated; if it is indefinite, raise `damping`."
+        "The Neumann series is diverging: the last term is larger than the one before. "
+        "Lower `step_size` below 2 / (largest eigenvalue) or, for a Hessian, leave it "
+        "None to have it estimated. If the curvature is indefinite, raise `damping`."
     )
     undamped = (
-        "A curvature of low rank has no inverse without damping. Pass "
-        "`ok.invert(..., damping=...)`, or `ok.implicit_minimum(..., damping=...)`, a "
-        "number > 0."
+        "A curvature of low rank has no inverse without damping. Pass a number > 0: "
+        "`ok.invert(..., damping=...)` or `ok.implicit_minimum(..., damping=...)`."
     )
     nonfinite_operator = (
         "The curvature is NaN or infinite. Check the params and the batch that it was "
         "made from."
     )
     bad_preconditioner = (
-        "The preconditioner is not positive definite: rᵀMr <= 0 for a residual r. Give "
-        "one that is, such as `ok.nystrom_preconditioner(P)`, or none."
+        "The preconditioner is not positive definite: rᵀMr <= 0 for a residual r. Pass "
+        "a positive definite one, such as `ok.nystrom_preconditioner(P)`, or none."
     )
     stalled = (
         "GMRES stopped making progress above `rtol`: the operator is singular or too "
         "badly conditioned for this dtype, or `restart` is too small. Raise `restart` "
-        "or `rtol`, use `lx.LU()` where the matrix fits in memory, or compute in "
-        "float64."
+        "or `rtol`, use `lx.LU()` if the matrix fits in memory, or compute in float64."
     )
     nonfinite_solution = (
         "The solution to differentiate is NaN or infinite. Check how the solver ended, "
         "its starting point `y0`, and `args`."
     )
     singular_jacobian = (
-        "The derivative of a solution needs the Jacobian of its optimality conditions "
-        "to be invertible, and its linear solve returned NaN or infinity: the Jacobian "
-        "is singular, or not finite, at the solution. Look at the conditioning with "
-        "`ok.check_implicit`; add damping or a small regulariser to the problem."
+        "The linear solve behind the derivative of a solution returned NaN or "
+        "infinity: the Jacobian of the optimality conditions is singular, or not "
+        "finite, at the solution. Check its conditioning with `ok.check_implicit`; add "
+        "damping or a small regulariser to the problem."
     )
     inexact_backward = (
         "The linear solve behind the derivative of a solution missed its tolerance: "
         "the true residual |b - A x| / |b| is too large. The Jacobian may be singular "
-        "or badly conditioned: look with `ok.check_implicit`. Allow more steps, take "
-        "another `solver=`, or compute in float64."
+        "or badly conditioned: check it with `ok.check_implicit`. Allow more steps, "
+        "pass another `solver=`, or compute in float64."
     )
     nonfinite_iterate = (
         "An iterate became NaN or infinite: the iteration diverged, or its mapping is "
-        "not finite there. The best iterate before is returned. Check `y0` and `args`; "
-        "lower `mixing`, raise `ridge`, or damp the mapping."
+        "not finite there. The best iterate before it is returned. Check `y0` and "
+        "`args`; lower `mixing`, raise `ridge`, or damp the mapping."
     )
     nonfinite_gradient = (
         "A gradient or an iterate is NaN or infinite: the step was not taken, and the "
-        "variables are as before. Check the batch; if it is finite, lower the step "
+        "variables are unchanged. Check the batch; if it is finite, lower the step "
         "sizes. To differentiate through steps of `optax.adam`, give it an `eps_root`."
     )
     bad_penalty = (
         "The penalty is not positive and finite: the step was not taken, and the "
-        "variables are as before. Give a schedule that stays above zero."
+        "variables are unchanged. Pass a schedule that stays above zero."
     )
     cancellation = (
-        "The two lower iterates agree to rounding, so that the difference of their "
-        "gradients, times the penalty, is noise. Cap the penalty (a dtype allows "
-        "about 1 / sqrt(eps)), or compute in a wider dtype."
+        "The two lower iterates agree to rounding, so the difference of their "
+        "gradients, times the penalty, is noise. Cap the penalty (a dtype allows about "
+        "1 / sqrt(eps)), or compute in a wider dtype."
     )
     schedule_bounds = (
         "The step sizes or the penalty are outside the bounds under which the method "
@@ -103,16 +101,15 @@ _NEAREST_IN_LINEAX = {
 
 
 def nearest_in_lineax(outcome: Any) -> Any:
-    """Of Lineax's own results, the one that says most of the same."""
+    """Lineax's own result that is closest in meaning."""
     result = lx.RESULTS.successful
     for name, nearest in _NEAREST_IN_LINEAX.items():
-        is_it = outcome == getattr(RESULTS, name)
-        result = lx.RESULTS.where(is_it, nearest, result)
+        result = lx.RESULTS.where(outcome == getattr(RESULTS, name), nearest, result)
     return result
 
 
 def first_failure(*cases: tuple[Any, Any]) -> Any:
-    """The result of the first pair (holds, result) that holds, else success."""
+    """The result of the first case (holds, result) that holds, else success."""
     outcome: Any = RESULTS.successful
     for holds, result in reversed(cases):
         outcome = RESULTS.where(holds, result, outcome)

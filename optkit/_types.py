@@ -1,4 +1,4 @@
-"""Names and dtypes of the things that every layer passes around."""
+"""Type aliases and dtype rules that every layer uses."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -18,11 +18,11 @@ MaskOrFn: TypeAlias = PyTree[bool] | Callable[[Any], Any] | None
 
 
 def wide_dtype(leaf: Any) -> np.dtype:
-    """The dtype to accumulate a leaf in: its own, at least float32 or complex64."""
+    """The dtype to accumulate a leaf in: its own, but at least 32 bits."""
     dtype = jnp.result_type(leaf)
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def real_dtype(leaf: Any) -> np.dtype:
-    """The dtype of the leaf's modulus, at least float32."""
+    """The dtype of the leaf's absolute value, at least float32."""
     return jnp.finfo(wide_dtype(leaf)).dtype

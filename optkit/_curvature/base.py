@@ -1,9 +1,7 @@
-"""Curvature is a symmetric linear operator on parameters, and a Lineax operator.
+"""Curvatures: symmetric linear operators on parameters, and Lineax operators.
 
-`AbstractCurvature` says what every curvature C has: `mv`, `in_structure`,
-`diagonal` where it is known, and whether it is positive semidefinite. The rest
-follows, so it is written once, here: the dense matrix, the transpose, what Lineax
-asks of an operator, and what arithmetic makes of curvatures:
+A curvature C defines `product`, `in_structure`, `diagonal` and `is_psd`. What follows
+from these is here: the matrix, the transpose, Lineax's queries, and arithmetic:
 
     Sum   C₁ + C₂          Scaled   a C
 """
@@ -20,59 +18,44 @@ from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
 from .._types import Params
-from .._vector import common_dtype, from_vector, scale, to_vector
+from .._vector import add, common_dtype, from_vector, scale, to_vector
 
 
 class AbstractCurvature(lx.AbstractLinearOperator):
-    """A real symmetric operator that takes a pytree like the params to another.
+    """A real symmetric operator on pytrees like the params.
 
     Leaves keep their shapes and dtypes, which may differ from leaf to leaf. Sums,
-    differences, negatives and multiples by a scalar are curvatures again. A subclass
-    says what `product`, `in_structure`, `diagonal` and `is_psd` are.
+    differences, negatives and scalar multiples are curvatures again. A subclass
+    defines `product`, `in_structure`, `diagonal` and `is_psd`.
     """
 
     maker: ClassVar[str] = ""
-    """The public function that makes it, for error messages."""
+    """The public function that returns it, for error messages."""
 
     @property
     @abc.abstractmethod
     def is_psd(self) -> bool:
-        """Whether no eigenvalue can be negative, known without computing any."""
+        """Whether it is known, without computing, that no eigenvalue is negative."""
 
     @abc.abstractmethod
     def product(self, vector: Params) -> Params:
-        """C x, for a vector that is known to fit."""
+        """C x, for a vector that was checked."""
 
     @abc.abstractmethod
     def diagonal(self) -> Params:
-        """The diagonal as a pytree like the params, where it costs no estimate.
-
-        Returns:
-            Entry i of the operator at entry i of the params.
+        """Returns the exact diagonal as a pytree like the params.
 
         Raises:
-            NotImplementedError: where it is not known; `ok.hutchinson_diag`
-                estimates it.
+            NotImplementedError: if it is not known. `ok.hutchinson_diag` estimates it.
         """
 
     def mv(self, vector: Params) -> Params:
-        """C x.
-
-        Args:
-            vector: x, a pytree like the params.
-
-        Returns:
-            A pytree like the params.
-
-        Raises:
-            ValueError: if the structure or a shape of the vector differs.
-            TypeError: if a dtype differs.
-        """
+        """C x, for a pytree x with the structure, shapes and dtypes of the params."""
         self.check_vector("mv", vector)
         return self.product(vector)
 
     def check_vector(self, method: str, vector: Params) -> None:
-        """Raises unless a vector is in the structure of the params."""
+        """Raises unless the vector is like the params."""
         name = self.maker or type(self).__name__
         Check(f"{name}(...).{method}").like(
             "vector",
@@ -83,7 +66,7 @@ class AbstractCurvature(lx.AbstractLinearOperator):
         )
 
     def out_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """The structure of what `mv` returns: that of what it takes."""
+        """The same as `in_structure()`."""
         return self.in_structure()
 
     def transpose(self) -> "AbstractCurvature":
@@ -91,11 +74,9 @@ class AbstractCurvature(lx.AbstractLinearOperator):
         return self
 
     def as_matrix(self) -> Float[Array, "n n"]:
-        """The dense matrix, for small problems.
+        """Returns the dense matrix, for small problems.
 
-        Returns:
-            Rows and columns in the order of the leaves, each leaf's entries in C
-            order, in the narrowest dtype that holds every leaf.
+        Coordinates run leaf by leaf, each in C order. The dtype holds every leaf's.
         """
         structure = self.in_structure()
         eye = jnp.eye(self.in_size(), dtype=common_dtype(structure))
@@ -105,8 +86,8 @@ class AbstractCurvature(lx.AbstractLinearOperator):
 
         return jax.vmap(column, out_axes=1)(eye)
 
-    # Lineax's own sums and multiples promote mixed dtypes and know no `diagonal`, so
-    # arithmetic is the one thing of Lineax's that is overridden here.
+    # Overridden because Lineax's sums and multiples promote mixed dtypes and have no
+    # `diagonal`.
 
     def __add__(self, other: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
         if isinstance(other, lx.AbstractLinearOperator) and lx.is_symmetric(other):
@@ -127,7 +108,7 @@ class AbstractCurvature(lx.AbstractLinearOperator):
 
 
 class Sum(AbstractCurvature):
-    """C₁ + C₂, as `C1 + C2` makes it."""
+    """C₁ + C₂."""
 
     first: lx.AbstractLinearOperator
     second: lx.AbstractLinearOperator
@@ -142,12 +123,11 @@ class Sum(AbstractCurvature):
     @property
     def is_psd(self) -> bool:
         """Whether both are."""
-        terms = (self.first, self.second)
-        return all(map(lx.is_positive_semidefinite, terms))
+        return all(map(lx.is_positive_semidefinite, (self.first, self.second)))
 
     def product(self, vector: Params) -> Params:
         """C₁x + C₂x."""
-        return jax.tree.map(jnp.add, self.first.mv(vector), self.second.mv(vector))
+        return add(self.first.mv(vector), self.second.mv(vector))
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """The structure of the params."""
@@ -155,15 +135,14 @@ class Sum(AbstractCurvature):
 
     def diagonal(self) -> Params:
         """diag(C₁) + diag(C₂)."""
-        diags = (diagonal_of(self.first), diagonal_of(self.second))
-        return jax.tree.map(jnp.add, *diags)
+        return add(diagonal_of(self.first), diagonal_of(self.second))
 
 
 class Scaled(AbstractCurvature):
-    """aC, as `a * C`, `C / a` and `-C` make it.
+    """aC, of `a * C`, `C / a` and `-C`.
 
-    Positive semidefinite only if C is and a is a Python number >= 0: the sign of an
-    array is not known while tracing.
+    Known to be positive semidefinite only if C is and a is a Python number >= 0: the
+    sign of an array is not known while tracing.
     """
 
     curvature: lx.AbstractLinearOperator
@@ -185,7 +164,7 @@ class Scaled(AbstractCurvature):
         return self.is_non_negative and lx.is_positive_semidefinite(self.curvature)
 
     def product(self, vector: Params) -> Params:
-        """Cx, times a."""
+        """a C x."""
         return scale(self.factor, self.curvature.mv(vector))
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -193,7 +172,7 @@ class Scaled(AbstractCurvature):
         return self.curvature.in_structure()
 
     def diagonal(self) -> Params:
-        """diag(C), times a."""
+        """a diag(C)."""
         return scale(self.factor, diagonal_of(self.curvature))
 
 
@@ -205,19 +184,19 @@ def diagonal_of(operator: lx.AbstractLinearOperator) -> Params:
 
 
 def unknown_diagonal(what: str, name: str) -> NotImplementedError:
-    """The error of an operator whose diagonal is not known, and what to do instead."""
+    """The error of an operator whose diagonal is not known."""
     return NotImplementedError(
-        f"The diagonal of {what} is not known without its matrix. Estimate it with "
-        f"`ok.hutchinson_diag({name}, key=key, num_probes=...)`, or for a small problem "
-        f"take `jnp.diagonal({name}.as_matrix())`."
+        f"The diagonal of {what} is not known. Estimate it with "
+        f"`ok.hutchinson_diag({name}, key=key, num_probes=...)` or, for a small "
+        f"problem, take `jnp.diagonal({name}.as_matrix())`."
     )
 
 
 def linearised(
     operator: AbstractCurvature, params: Params
 ) -> lx.FunctionLinearOperator:
-    """The operator with all that does not depend on the vector computed once."""
-    # A product is linear, so that its derivative is itself.
+    """The operator, with all that does not depend on the vector computed once."""
+    # The product is linear, so it is its own derivative.
     _, product = jax.linearize(operator.mv, params)
     structure, tags = operator.in_structure(), tags_of(operator)
     return lx.FunctionLinearOperator(product, structure, tags)
@@ -231,7 +210,7 @@ def tags_of(operator: lx.AbstractLinearOperator) -> frozenset[object]:
 
 
 def as_scalar(check: Check, name: str, value: Any) -> Array:
-    """A Python number or array as a strong floating scalar array."""
+    """Converts a real number or array to a floating scalar array, not weakly typed."""
     dtype = jnp.result_type(value)
     is_floating = jnp.issubdtype(dtype, jnp.floating)
     is_real = is_floating or jnp.issubdtype(dtype, jnp.integer)
@@ -241,7 +220,7 @@ def as_scalar(check: Check, name: str, value: Any) -> Array:
     return jnp.asarray(value, dtype if is_floating and is_array else float)
 
 
-# What Lineax asks of an operator, answered once for every curvature.
+# Lineax's queries, for every curvature.
 
 
 @lx.is_symmetric.register(AbstractCurvature)
@@ -271,7 +250,7 @@ def _(operator: AbstractCurvature) -> lx.AbstractLinearOperator:
 
 @lx.linearise.register(AbstractCurvature)
 def _(operator: AbstractCurvature) -> lx.AbstractLinearOperator:
-    # A curvature made of others is as they are, each linearised.
+    # A curvature composed of others is linearised part by part.
     def is_part(x: Any) -> bool:
         return isinstance(x, lx.AbstractLinearOperator) and x is not operator
 
@@ -282,8 +261,7 @@ def _(operator: AbstractCurvature) -> lx.AbstractLinearOperator:
 
 @lx.materialise.register(AbstractCurvature)
 def _(operator: AbstractCurvature) -> lx.AbstractLinearOperator:
-    tags = tags_of(operator)
-    structure = operator.in_structure()
+    structure, tags = operator.in_structure(), tags_of(operator)
     return lx.materialise(lx.FunctionLinearOperator(operator.mv, structure, tags))
 
 

@@ -1,4 +1,4 @@
-"""Curvature plus a multiple of the identity."""
+"""Curvature plus a multiple of the identity: C + λI."""
 
 from typing import Any, ClassVar
 
@@ -14,19 +14,16 @@ from .base import AbstractCurvature, as_scalar, diagonal_of
 
 
 class Damped(AbstractCurvature):
-    """C + λI: the only place where damping has a meaning.
-
-    λ is absolute, and is added to the curvature of the MEAN loss. It may be traced,
-    and derivatives flow through it.
+    """C + λI, with an absolute λ that is added to the curvature of the MEAN loss.
 
     Args:
-        curvature: any symmetric Lineax operator.
-        damping: λ, a scalar >= 0. A traced λ is taken to be.
+        curvature: any symmetric Lineax operator on real params.
+        damping: λ >= 0, a finite scalar. It may be traced, in which case its sign is
+            not checked. Derivatives flow through it.
 
     Raises:
-        ValueError: for a negative, infinite or NaN damping, or an operator not
-            known to be symmetric.
-        TypeError: for an operator on complex numbers.
+        ValueError: if `damping` is negative, infinite or NaN, or if the operator is
+            not known to be symmetric.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -69,7 +66,7 @@ class Damped(AbstractCurvature):
 def split_damping(
     operator: lx.AbstractLinearOperator,
 ) -> tuple[lx.AbstractLinearOperator, Float[Array, ""]]:
-    """C and λ of C + λI; λ is 0 where there is no damping."""
+    """C and λ of C + λI; λ is 0 for an operator without damping."""
     damping = jnp.zeros((), jnp.result_type(float))
     while isinstance(operator, Damped):
         damping = damping + operator.damping.astype(damping.dtype)

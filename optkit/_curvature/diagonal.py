@@ -1,39 +1,36 @@
-"""The diagonal of the curvature: by random probes, or by sampled labels.
+"""Estimates of the diagonal: by random probes, or by sampled labels.
 
-For random signs z, E[z ∘ Hz] = diag H: one Hessian-vector product per probe, and the
-pass that makes it makes the loss and the gradient too. For a Gauss-Newton matrix and
-labels sampled from the model, the squared gradient will do: no second derivatives.
+For random signs z, E[z ∘ Hz] = diag H. One probe costs one Hessian-vector product, and
+the same pass yields the loss and its gradient. For a Gauss-Newton matrix, the squared
+gradient at labels sampled from the model needs no second derivatives.
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._check import Check
 from .._types import Params, wide_dtype
-from .._vector import signs
+from .._vector import multiply, signs
 from .estimate import Estimate, average
 from .head import AbstractLikelihoodHead
 
 ValueGradDiag = tuple[Array, Params, Params]
 
 
-def value_grad_and_diag(
-    loss: Callable[..., Any],
-) -> Callable[..., ValueGradDiag]:
+def value_grad_and_diag(loss: Callable[..., Any]) -> Callable[..., ValueGradDiag]:
     """Makes a function that returns loss, gradient and estimated Hessian diagonal.
 
-    With z uniform random signs, one forward-over-reverse pass gives all three:
+    With random signs z, one forward-over-reverse pass gives all three:
 
         (loss, g), Hz = jvp(value_and_grad(loss))(params; z)        diag ≈ z ∘ Hz
 
-    The estimate is unbiased and signed: entry i has variance Σ_{j≠i} H_ij², divided
-    by the number of probes. Take no modulus or square before averaging: that biases
-    it upward. More probes reuse the pass through the loss.
+    The estimate is unbiased and signed. Entry i has variance Σ_{j≠i} H_ij², divided
+    by the number of probes. Average before you take an absolute value or a square:
+    otherwise the result is biased upward. More probes reuse the pass through the loss.
 
     Args:
         loss: loss(params, *args) -> a real scalar.
@@ -41,11 +38,7 @@ def value_grad_and_diag(
     Returns:
         A function (params, *args, key=, num_probes=1) -> (value, gradient, diagonal).
         The diagonal is a pytree like the params. Over devices, average it where
-        the gradient is averaged. The function raises a ValueError for a loss that is
-        not a scalar or num_probes < 1, and a TypeError for params not real floating.
-
-    Raises:
-        TypeError: for a loss that is no function.
+        the gradient is averaged.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -70,49 +63,42 @@ def value_grad_and_diag(
         if num_probes == 1:
             z = signs(key, params)
             (value, grads), (_, hz) = jax.jvp(value_and_grad, (params,), (z,))
-            return value, grads, jax.tree.map(jnp.multiply, z, hz)
+            return value, grads, multiply(z, hz)
 
         (value, grads), tangents = jax.linearize(value_and_grad, params)
-
-        def draw(key: Array) -> Params:
-            z = signs(key, params)
-            return jax.tree.map(jnp.multiply, z, tangents(z)[1])
-
+        draw = _probe(lambda z: tangents(z)[1], params)
         return value, grads, average(draw, key, num_probes).mean
 
     return value_grad_diag
 
 
 def value_grad_and_gauss_newton_diag(
-    model_fn: Callable[..., Any], head: Callable[..., Any]
+    model_fn: Callable[..., Any], head: Any
 ) -> Callable[..., ValueGradDiag]:
     """Makes a function that returns loss, gradient and Gauss-Newton diagonal.
 
-    The Gauss-Newton-Bartlett estimate, as in Sophia-G. With z = model_fn(params,
+    This is the Gauss-Newton-Bartlett estimate of Sophia-G. With z = model_fn(params,
     inputs), J its Jacobian, and ŷ_b drawn independently from the model for each of
     the B terms that the loss averages:
 
         ĝ = ∇ 1/B Σ_b loss_b(z_b, ŷ_b)        diag(JᵀHJ) = E[B ĝ ∘ ĝ]
 
-    It is never negative, and costs a second backward pass: no second derivatives.
+    It is never negative, and costs a second backward pass but no second derivatives.
 
-    The identity needs labels from the model (the data's give another matrix), terms
-    that are independent (no batch statistics across them), and B the number of all
-    terms in ĝ. So over devices or micro-batches, average these diagonals where the
-    gradient is averaged; do not square an averaged gradient.
+    The identity needs labels from the model (those of the data give another matrix),
+    independent terms (no batch statistics across them), and all B terms in one ĝ. So
+    over devices or micro-batches, average these diagonals where the gradient is
+    averaged; do not square an averaged gradient.
 
     Args:
         model_fn: model_fn(params, inputs) -> outputs, one array.
-        head: the loss of the outputs: `ok.SoftmaxCrossEntropy()`, which averages over
-            all labels, so tokens rather than sequences, or `ok.SquaredError()`.
+        head: the loss of the outputs, `ok.SquaredError()` or
+            `ok.SoftmaxCrossEntropy()`. The latter averages over all labels: tokens
+            rather than sequences.
 
     Returns:
         A function (params, inputs, *targets, key=, num_probes=1) -> (value, gradient,
-        diagonal). The diagonal is a pytree like the params. The function raises a
-        ValueError for num_probes < 1, and a TypeError for params not real floating.
-
-    Raises:
-        TypeError: for a head that cannot sample, or a model that is no function.
+        diagonal). The diagonal is a pytree like the params.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -161,24 +147,20 @@ def hutchinson_diag(
 ) -> Estimate:
     """Estimates the diagonal of a symmetric operator by z ∘ Cz, averaged over probes.
 
-    With z uniform random signs, the estimate is unbiased. Entry i of one probe has
-    variance Σ_{j≠i} C_ij², so it is exact for a diagonal C; with k probes the error
-    falls as 1/√k. For a spectrum that decays, matfree's XDiag needs fewer products:
-    see `ok.hutchinson_trace` for how to call it.
+    With random signs z, the estimate is unbiased. Entry i of one probe has variance
+    Σ_{j≠i} C_ij², so it is exact for a diagonal C. With k probes the error falls as
+    1/√k. If the spectrum decays, matfree's XDiag needs fewer products: see
+    `ok.hutchinson_trace` for how to call it.
 
     Args:
         operator: any symmetric Lineax operator, such as `ok.hessian(...)`.
         key: a random key, consumed.
-        num_probes: k >= 1, the number of products. Under `jax.jit` all of it
-            compiles once; outside, each call traces the operator again.
+        num_probes: k >= 1, the number of products. Call this under `jax.jit`: outside,
+            each call traces the operator again.
 
     Returns:
-        An `ok.Estimate` of two pytrees like the params, in their dtypes; with one
-        probe there is no standard error.
-
-    Raises:
-        ValueError: for num_probes < 1, or an operator not known to be symmetric.
-        TypeError: for something else than a real Lineax operator, or one random key.
+        An `ok.Estimate` of two pytrees like the params; one probe has no standard
+        error.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -193,13 +175,18 @@ def hutchinson_diag(
     check.symmetric(operator)
     check.count(num_probes=num_probes)
     check.key(key)
-    linear = lx.linearise(operator)
+    draw = _probe(lx.linearise(operator).mv, operator.in_structure())
+    return average(draw, key, num_probes)
+
+
+def _probe(product: Callable[[Params], Params], like: Params) -> Callable[..., Params]:
+    """Makes draw(key) = z ∘ Cz."""
 
     def draw(key: Array) -> Params:
-        z = signs(key, operator.in_structure())
-        return jax.tree.map(jnp.multiply, z, linear.mv(z))
+        z = signs(key, like)
+        return multiply(z, product(z))
 
-    return average(draw, key, num_probes)
+    return draw
 
 
 def _square(g: Array) -> Array:

@@ -1,4 +1,4 @@
-"""A Monte Carlo mean, and how far to trust it."""
+"""Monte Carlo means with standard errors."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,15 +10,14 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from .._types import wide_dtype
-from .._vector import cast_like, explicit_sharding
+from .._vector import cast_like, explicit_sharding, subtract
 
 
 class Estimate(NamedTuple):
-    """The mean of independent draws and its standard error, two trees alike.
+    """The mean of k independent draws and its standard error, two trees alike.
 
-    The standard error is the root of the draws' sample variance over their number k,
-    with k - 1 degrees of freedom: itself uncertain by a factor 1 ± 1/√(2k) or so.
-    One draw says nothing of its spread: then there is none, rather than a NaN.
+    The standard error is √(sample variance / k), with k - 1 degrees of freedom. It is
+    itself uncertain by a factor of about 1 ± 1/√(2k), and None for a single draw.
     """
 
     mean: PyTree
@@ -26,15 +25,9 @@ class Estimate(NamedTuple):
 
 
 def average(draw: Callable[[Array], PyTree], key: Array, num_draws: int) -> Estimate:
-    """Averages draw(key) over keys, one after the other, in constant memory.
+    """Returns the average of draw(key) over `num_draws` keys, in constant memory.
 
-    Args:
-        draw: a random real tree from a key.
-        key: a random key, consumed.
-        num_draws: k >= 1.
-
-    Returns:
-        Mean and standard error, in the draws' dtypes, summed in float32 or wider.
+    Sums are in float32 or wider, the results in the dtypes of the draws.
     """
     if num_draws == 1:
         return Estimate(draw(key), None)
@@ -42,11 +35,11 @@ def average(draw: Callable[[Array], PyTree], key: Array, num_draws: int) -> Esti
     shapes = jax.eval_shape(draw, keys[0])
     zeros = jax.tree.map(_wide_zeros, shapes)
 
-    # Welford's update: exact where all draws are equal, unlike mean(x²) - mean(x)².
+    # Welford's update is exact if all draws are equal; mean(x²) - mean(x)² is not.
     def add(carry: Any, step: Any) -> tuple[Any, None]:
         (mean, squares), (k, key) = carry, step
-        x = jax.tree.map(lambda x, m: x.astype(m.dtype), draw(key), mean)
-        delta = jax.tree.map(jnp.subtract, x, mean)
+        x = cast_like(draw(key), mean)
+        delta = subtract(x, mean)
         mean = jax.tree.map(lambda m, d: m + d / k.astype(m.dtype), mean, delta)
         squares = jax.tree.map(
             lambda s, d, a, m: s + d * (a - m), squares, delta, x, mean

@@ -1,7 +1,7 @@
 """The generalised Gauss-Newton matrix as an operator.
 
-A product with C = JᵀHJ goes through the model's outputs and back: J, then the Hessian H
-of the loss at the outputs, then Jᵀ.
+A product with C = JᵀHJ applies the Jacobian J of the model, the Hessian H of the loss
+at the outputs, and Jᵀ.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from .head import AbstractHead, Convex
 
 
 class GaussNewton(AbstractCurvature):
-    """JᵀHJ at the params: `ok.gauss_newton` makes it."""
+    """JᵀHJ at the params. Made by `ok.gauss_newton`."""
 
     model_fn: Callable[..., Any] = eqx.field(static=True)
     head: AbstractHead
@@ -28,18 +28,17 @@ class GaussNewton(AbstractCurvature):
     inputs: PyTree
     targets: tuple[PyTree, ...]
     maker: ClassVar[str] = "ok.gauss_newton"
-
-    @property
-    def is_psd(self) -> bool:
-        """True, as the head is convex."""
-        return True
+    is_psd: ClassVar[bool] = True  # the head is convex
 
     def product(self, vector: Params) -> Params:
         """JᵀHJv."""
-        outputs, jacobian = jax.linearize(self._model, self.params)
-        transposed = jax.linear_transpose(jacobian, self.params)
+
+        def model(params: Params) -> PyTree:
+            return self.model_fn(params, self.inputs)
+
+        outputs, jacobian = jax.linearize(model, self.params)
         w = self.head.hvp(outputs, jacobian(vector), *self.targets)
-        return transposed(w)[0]
+        return jax.linear_transpose(jacobian, self.params)(w)[0]
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """The structure of the params."""
@@ -49,9 +48,6 @@ class GaussNewton(AbstractCurvature):
         """Not known."""
         raise unknown_diagonal("`C = ok.gauss_newton(...)`", "C")
 
-    def _model(self, params: Params) -> PyTree:
-        return self.model_fn(params, self.inputs)
-
 
 def gauss_newton(
     model_fn: Callable[..., Any],
@@ -60,12 +56,12 @@ def gauss_newton(
     inputs: PyTree,
     *targets: PyTree,
 ) -> GaussNewton:
-    """The generalised Gauss-Newton matrix of loss_fn(model_fn(params, inputs), ...).
+    """Returns the generalised Gauss-Newton matrix of a loss of a model's outputs.
 
-    C = JᵀHJ with J the Jacobian of the outputs z = model_fn(params, inputs) in the
+    C = JᵀHJ, with J the Jacobian of the outputs z = model_fn(params, inputs) in the
     params, and H the Hessian of loss_fn(z, *targets) in z. It is the Hessian of the
-    loss without the curvature of the model: positive semidefinite when loss_fn is
-    convex. The mean over examples is the one that loss_fn takes, and no other.
+    loss without the curvature of the model, and positive semidefinite for a convex
+    loss_fn. The mean over examples is the one that loss_fn takes.
 
     Args:
         model_fn: model_fn(params, inputs) -> outputs, a pytree of real arrays.
@@ -74,15 +70,12 @@ def gauss_newton(
             have H in closed form.
         params: real floating leaves.
         inputs: the model's second argument; a pytree if it needs several.
-        *targets: what loss_fn takes after the outputs. May be left out for the two
-            heads above, whose H does not depend on them.
+        *targets: what loss_fn takes after the outputs. Optional for the two heads
+            above, whose H does not depend on them.
 
     Returns:
         A positive semidefinite curvature. A product costs about two gradients;
-        `lx.linearise(C)` keeps the model's pass for the next one.
-
-    Raises:
-        TypeError: for a model or loss that is no function, or params not real floating.
+        `lx.linearise(C)` keeps the model's pass for further products.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

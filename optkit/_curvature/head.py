@@ -1,8 +1,8 @@
 """Loss heads: the convex function between a model's outputs and the scalar loss.
 
-A head knows what the Gauss-Newton matrix JᵀHJ needs of it: the product with its
-Hessian H at the outputs, and a random vector whose outer product has mean H. Both
-are given in closed form, with the mean over examples that the loss takes.
+A head provides what the Gauss-Newton matrix JᵀHJ needs: the product with its Hessian H
+at the outputs, and random vectors w with E[w wᵀ] = H. Both are in closed form, with
+the mean over examples that the loss takes.
 """
 
 import abc
@@ -41,7 +41,7 @@ class AbstractLikelihoodHead(AbstractHead):
     def sample(self, outputs: Array, *targets: PyTree, key: Array) -> Array:
         """A random w like the outputs with E[w] = 0 and E[w wᵀ] = H.
 
-        Uses of the targets, if any, are for their mask only, never their values.
+        It reads the mask among the targets, if any, but not their values.
         """
 
 
@@ -50,9 +50,9 @@ class SquaredError(AbstractLikelihoodHead):
 
         1/B Σ_b ½ ‖z_b - y_b‖²        H = I / B
 
-    with B the length of the first axis of the outputs z. The squares of one example
-    are summed, so a mean over several output columns is this divided by their number.
-    With `where`, a boolean for each b, B counts the true ones and others are left out.
+    B is the length of the first axis of the outputs z. The squares of one example are
+    summed: for a mean over output columns, divide by their number. With `where`, a
+    boolean for each b, B counts the true ones and the others are left out.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -64,38 +64,30 @@ class SquaredError(AbstractLikelihoodHead):
         self, outputs: Array, targets: Array, where: Array | None = None
     ) -> Float[Array, ""]:
         """The mean over b of half the squared norm of the error."""
-        check = Check("ok.SquaredError")
-        check.shapes(_SHAPES, targets=(targets, outputs.shape))
-        weight = _weight(check, outputs, outputs.ndim - 1, where)
+        Check("ok.SquaredError").shapes(_SHAPES, targets=(targets, outputs.shape))
+        weight = self._weight(outputs, where)
         error = outputs.astype(weight.dtype) - targets.astype(weight.dtype)
-        error = _less_what_is_left_out(error, weight, where)
-        return 0.5 * jnp.sum(weight * error**2)
+        return 0.5 * jnp.sum(weight * _kept(error, weight, where) ** 2)
 
     def hvp(
-        self,
-        outputs: Array,
-        vector: Array,
-        targets: Array | None = None,
-        where: Array | None = None,
+        self, outputs: Array, vector: Array, targets: Any = None, where: Any = None
     ) -> Array:
-        """The vector over B."""
+        """v / B."""
         del targets
-        weight = _weight(Check("ok.SquaredError"), outputs, outputs.ndim - 1, where)
+        weight = self._weight(outputs, where)
         return (weight * vector.astype(weight.dtype)).astype(vector.dtype)
 
     def sample(
-        self,
-        outputs: Array,
-        targets: Array | None = None,
-        where: Array | None = None,
-        *,
-        key: Array,
+        self, outputs: Array, targets: Any = None, where: Any = None, *, key: Array
     ) -> Array:
-        """Random signs over √B: of all such w the least variance."""
+        """Random signs over √B, which have the least variance of all such w."""
         del targets
-        weight = _weight(Check("ok.SquaredError"), outputs, outputs.ndim - 1, where)
+        weight = self._weight(outputs, where)
         z = jr.rademacher(key, outputs.shape, weight.dtype)
         return (jnp.sqrt(weight) * z).astype(outputs.dtype)
+
+    def _weight(self, outputs: Array, where: Any) -> Array:
+        return _weight(Check("ok.SquaredError"), outputs, outputs.ndim - 1, where)
 
 
 class SoftmaxCrossEntropy(AbstractLikelihoodHead):
@@ -103,10 +95,10 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
 
         1/B Σ_b (logsumexp z_b - z_b[y_b])        H_b = (diag(p_b) - p_b p_bᵀ) / B
 
-    with p = softmax(z) along the last axis of the logits z, and B the number of
-    labels: examples, or tokens in all sequences. With `where`, a boolean for each
-    label, B counts the true ones and the others are left out (at least 1). A label
-    that counts and is no class, such as -1, makes the loss and its gradient NaN.
+    p = softmax(z) along the last axis of the logits z. B is the number of labels:
+    examples, or tokens in all sequences. With `where`, a boolean for each label, B
+    counts the true ones (at least 1) and the others are left out. A label that counts
+    but is not a class, such as -1, makes the loss and its gradient NaN.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -123,49 +115,42 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
         text = f"needs integer labels, got {jnp.result_type(labels)}. Cast them."
         is_integer = jnp.issubdtype(jnp.result_type(labels), jnp.integer)
         check.that(is_integer, text, TypeError)
-        weight = _weight(check, outputs, 1, where)
-        logits = _less_what_is_left_out(outputs.astype(weight.dtype), weight, where)
-        log_p = jax.nn.log_softmax(logits)
-        labels = _less_what_is_left_out(labels, weight[..., 0], where)
-        # A label that is no class, such as -1, would count from the end.
+        weight, logits = self._prepared(outputs, where)
+        labels = _kept(labels, weight[..., 0], where)
+        # -1 would count from the end.
         is_class = (labels >= 0) & (labels < outputs.shape[-1])
         labels = jnp.where(is_class, labels, 0)
+        log_p = jax.nn.log_softmax(logits)
         taken = jnp.take_along_axis(log_p, labels[..., None], axis=-1)
         shown = jnp.where(is_class, 1, jnp.nan).astype(taken.dtype)
         return -jnp.sum(weight * taken * shown[..., None])
 
     def hvp(
-        self,
-        outputs: Array,
-        vector: Array,
-        labels: Array | None = None,
-        where: Array | None = None,
+        self, outputs: Array, vector: Array, labels: Any = None, where: Any = None
     ) -> Array:
         """(p ∘ v - p pᵀv) / B."""
         del labels
-        weight = _weight(Check("ok.SoftmaxCrossEntropy"), outputs, 1, where)
-        logits = _less_what_is_left_out(outputs.astype(weight.dtype), weight, where)
+        weight, logits = self._prepared(outputs, where)
         p = jax.nn.softmax(logits)
         pv = p * vector.astype(weight.dtype)
         product = weight * (pv - p * jnp.sum(pv, axis=-1, keepdims=True))
         return product.astype(vector.dtype)
 
     def sample(
-        self,
-        outputs: Array,
-        labels: Array | None = None,
-        where: Array | None = None,
-        *,
-        key: Array,
+        self, outputs: Array, labels: Any = None, where: Any = None, *, key: Array
     ) -> Array:
         """(p - onehot(ŷ)) / √B with each label ŷ drawn from p."""
         del labels
-        weight = _weight(Check("ok.SoftmaxCrossEntropy"), outputs, 1, where)
-        logits = _less_what_is_left_out(outputs.astype(weight.dtype), weight, where)
+        weight, logits = self._prepared(outputs, where)
         drawn = jr.categorical(key, logits)
         onehot = jax.nn.one_hot(drawn, logits.shape[-1], dtype=weight.dtype)
         score = jnp.sqrt(weight) * (jax.nn.softmax(logits) - onehot)
         return score.astype(outputs.dtype)
+
+    def _prepared(self, outputs: Array, where: Any) -> tuple[Array, Array]:
+        """1/B for each label, and the logits in its dtype."""
+        weight = _weight(Check("ok.SoftmaxCrossEntropy"), outputs, 1, where)
+        return weight, _kept(outputs.astype(weight.dtype), weight, where)
 
 
 class Convex(AbstractHead):
@@ -184,7 +169,7 @@ class Convex(AbstractHead):
 
 
 def _weight(check: Check, outputs: Array, num_kept: int, where: Any) -> Array:
-    """1/B for each term of the mean, with `num_kept` axes of length one behind."""
+    """1/B for each term of the mean, followed by `num_kept` axes of length one."""
     shape = outputs.shape[: outputs.ndim - num_kept]
     dtype = wide_dtype(outputs)
     if where is None:
@@ -198,6 +183,6 @@ def _weight(check: Check, outputs: Array, num_kept: int, where: Any) -> Array:
     return kept.astype(dtype) / jnp.maximum(jnp.sum(kept), 1).astype(dtype)
 
 
-def _less_what_is_left_out(x: Array, weight: Array, where: Any) -> Array:
-    """X, and 0 where the weight is 0: there it may be anything, such as NaN or -100."""
+def _kept(x: Array, weight: Array, where: Any) -> Array:
+    """x, with 0 where the weight is 0: what is left out may be NaN, or a label -100."""
     return x if where is None else jnp.where(weight > 0, x, 0)

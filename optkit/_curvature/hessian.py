@@ -1,4 +1,4 @@
-"""The Hessian of a loss as an operator: products with a matrix nobody forms."""
+"""The Hessian of a loss as an operator, without forming its matrix."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -16,17 +16,13 @@ from .hvp import product
 
 
 class Hessian(AbstractCurvature):
-    """∇²loss at the params: `ok.hessian` makes it."""
+    """∇²loss at the params. Made by `ok.hessian`."""
 
     loss: Callable[..., Any] = eqx.field(static=True)
     params: Params
     args: tuple[PyTree, ...]
     maker: ClassVar[str] = "ok.hessian"
-
-    @property
-    def is_psd(self) -> bool:
-        """False: a loss need not be convex."""
-        return False
+    is_psd: ClassVar[bool] = False
 
     def product(self, vector: Params) -> Params:
         """∇²loss v."""
@@ -43,27 +39,23 @@ class Hessian(AbstractCurvature):
 
 
 def hessian(loss: Callable[..., Any], params: Params, *args: PyTree) -> Hessian:
-    """The Hessian of a loss as an operator, C = ∇²loss(params, *args).
+    """Returns the Hessian of a loss as an operator, C = ∇²loss(params, *args).
 
     The loss is static and `params` and `args` are leaves, so the operator crosses
-    `jax.jit`; pass the same function object for it to compile once. Arrays that the
-    loss reads belong in `args`. The batch, and any randomness in the loss, are fixed
-    by the args: otherwise products would be of different matrices.
+    `jax.jit`. Pass the same function object each time, so that it compiles once, and
+    pass the batch, random keys and other arrays that the loss reads as `args`.
 
-    Symmetric, and not claimed to be positive semidefinite. Where the loss is known
-    to be convex, `lx.TaggedLinearOperator(C, lx.positive_semidefinite_tag)` says so.
+    The operator is symmetric but not known to be positive semidefinite. If the loss is
+    convex, tag it: `lx.TaggedLinearOperator(C, lx.positive_semidefinite_tag)`.
 
     Args:
         loss: loss(params, *args) -> a real scalar.
         params: real floating leaves.
-        *args: whatever else the loss takes; not differentiated.
+        *args: what else the loss takes; not differentiated.
 
     Returns:
-        A symmetric curvature; a product costs one `ok.hvp`. `lx.linearise(C)` keeps
-        the pass through the loss, so that a further product costs about a quarter less.
-
-    Raises:
-        TypeError: for a loss that is no function, or params not real floating.
+        A symmetric curvature. A product costs one `ok.hvp`. `lx.linearise(C)` keeps
+        the pass through the loss, so each further product costs about a quarter less.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

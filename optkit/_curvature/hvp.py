@@ -1,7 +1,7 @@
 """Hessian-vector products by automatic differentiation.
 
-The product is the derivative of the gradient along the vector: one forward-over-reverse
-pass, about two and a half times the cost of the gradient.
+The product is the derivative of the gradient along the vector. It takes one
+forward-over-reverse pass, about two and a half times the cost of the gradient.
 """
 
 from collections.abc import Callable
@@ -13,28 +13,24 @@ from jaxtyping import Array, PyTree
 from .._check import Check
 from .._types import Params
 
+ValueGradHvp = tuple[Array, Params, Params]
+
 
 def hvp(
     loss: Callable[..., Any], params: Params, vector: Params, *args: PyTree
 ) -> Params:
-    """The Hessian of the loss times a vector, ∇²loss(params, *args) v.
+    """Multiplies the Hessian of a loss by a vector: ∇²loss(params, *args) v.
 
-    Params and vector stand in the order of `jax.jvp`, of which this is a use. For the
-    gradient as well, `ok.value_grad_and_hvp` has it in the same pass.
+    `ok.value_grad_and_hvp` returns the gradient from the same pass.
 
     Args:
         loss: loss(params, *args) -> a real scalar.
         params: real floating leaves.
-        vector: a pytree like the params, with the same shapes and dtypes.
-        *args: whatever else the loss takes; not differentiated.
+        vector: v, a pytree like the params, with the same shapes and dtypes.
+        *args: what else the loss takes; not differentiated.
 
     Returns:
         A pytree like the params.
-
-    Raises:
-        ValueError: for a vector unlike the params, or a loss that is not a scalar.
-        TypeError: for a loss that is no function, params that are not real floating,
-            or a vector of other dtypes.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -43,27 +39,21 @@ def hvp(
     """
     check = Check("ok.hvp")
     value_fn = check.scalar(loss)
-    check_pair(check, params, vector)
+    _check_pair(check, params, vector)
     return product(value_fn, params, vector, *args)
 
 
-def value_grad_and_hvp(
-    loss: Callable[..., Any],
-) -> Callable[..., tuple[Array, Params, Params]]:
+def value_grad_and_hvp(loss: Callable[..., Any]) -> Callable[..., ValueGradHvp]:
     """Makes a function that returns value, gradient and Hessian-vector product.
 
-    All three come from one forward-over-reverse pass, which costs less than the
-    gradient and the product one after the other.
+    All three come from one forward-over-reverse pass, which costs less than computing
+    the gradient and the product separately.
 
     Args:
         loss: loss(params, *args) -> a real scalar.
 
     Returns:
-        A function (params, vector, *args) -> (value, gradient, product). It raises
-        what `ok.hvp` raises.
-
-    Raises:
-        TypeError: for a loss that is no function.
+        A function (params, vector, *args) -> (value, gradient, product).
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -75,10 +65,8 @@ def value_grad_and_hvp(
     check = Check("ok.value_grad_and_hvp")
     value_fn = check.scalar(loss)
 
-    def value_grad_hvp(
-        params: Params, vector: Params, *args: PyTree
-    ) -> tuple[Array, Params, Params]:
-        check_pair(check, params, vector)
+    def value_grad_hvp(params: Params, vector: Params, *args: PyTree) -> ValueGradHvp:
+        _check_pair(check, params, vector)
         value_and_grad = jax.value_and_grad(lambda p: value_fn(p, *args))
         primal, tangent = jax.jvp(value_and_grad, (params,), (vector,))
         return *primal, tangent[1]
@@ -94,7 +82,6 @@ def product(
     return jax.jvp(grad, (params,), (vector,))[1]
 
 
-def check_pair(check: Check, params: Params, vector: Params) -> None:
-    """Raises unless the params are real, and the vector is like them."""
+def _check_pair(check: Check, params: Params, vector: Params) -> None:
     check.real(params=params)
     check.like("vector", vector, params, "the params")

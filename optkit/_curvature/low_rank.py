@@ -1,4 +1,4 @@
-"""Low-rank curvature C = UᵀU from stacked rows, such as per-example gradients."""
+"""Low-rank curvature C = UᵀU of stacked rows, such as per-example gradients."""
 
 import math
 from collections.abc import Callable
@@ -19,15 +19,11 @@ from .base import AbstractCurvature
 class LowRank(AbstractCurvature):
     """C = UᵀU, with the r rows of U stacked: a pytree with a leading axis r.
 
-    Weights are held in the rows: the mean of m outer products g gᵀ has rows g / √m.
-    A product reads the rows twice. Positive semidefinite, of rank at most r.
+    The rows hold the weights: the mean of m outer products g gᵀ has rows g / √m. A
+    product reads the rows twice. C is positive semidefinite, of rank at most r.
 
     Args:
-        rows: real leaves (r, *leaf shape), the same r for all.
-
-    Raises:
-        ValueError: for leaves without a common leading axis.
-        TypeError: for integer or complex leaves.
+        rows: real leaves (r, *leaf shape), with the same r for all.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -40,14 +36,10 @@ class LowRank(AbstractCurvature):
 
     rows: PyTree
     maker: ClassVar[str] = "ok.LowRank"
+    is_psd: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         _check_rows(Check("ok.LowRank"), self.rows)
-
-    @property
-    def is_psd(self) -> bool:
-        """True."""
-        return True
 
     @property
     def num_rows(self) -> int:
@@ -59,39 +51,28 @@ class LowRank(AbstractCurvature):
         return combine(project(self.rows, vector), self.rows)
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """The structure of the params: the rows' without their leading axis."""
+        """The structure of the rows without their leading axis."""
         return structure_of(self.rows, drop=1)
 
     def diagonal(self) -> Params:
-        """The sum of the squares in each column of U."""
+        """The sum of squares of each column of U."""
         return _column_squares(self.rows)
 
     def block_diagonal(self, block_size: int) -> "BlockLowRank":
-        """The blocks of C on its diagonal, as M-FAC's block variant keeps them.
-
-        Args:
-            block_size: B, the number of consecutive entries in a block.
-
-        Returns:
-            A curvature with the same rows and diagonal, and inverses of blocks.
-        """
+        """The diagonal blocks of C, of `block_size` consecutive entries of a leaf."""
         return BlockLowRank(self.rows, block_size)
 
 
 class BlockLowRank(AbstractCurvature):
-    """The block diagonal of C = UᵀU: blocks of B consecutive entries of each leaf.
+    """The block diagonal of C = UᵀU, in blocks of B consecutive entries of each leaf.
 
-    Entries of a leaf are counted in C order. A block never crosses leaves; the last
-    of a leaf may be shorter, and is padded with zeros in `split`. Splitting reshapes
-    leaves, so on several devices keep leaves whole or their leading axis sharded.
+    Entries count in C order. A block never crosses leaves. The last block of a leaf
+    may be shorter, and `split` pads it with zeros. Splitting reshapes leaves, so on
+    several devices keep leaves whole, or shard their leading axis only.
 
     Args:
-        rows: real leaves (r, *leaf shape), the same r for all.
-        block_size: B >= 1; at least as large as a leaf, it is one block.
-
-    Raises:
-        ValueError: for leaves without a common leading axis, or block_size < 1.
-        TypeError: for integer or complex leaves.
+        rows: real leaves (r, *leaf shape), with the same r for all.
+        block_size: B >= 1. A leaf with at most B entries is one block.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -108,53 +89,43 @@ class BlockLowRank(AbstractCurvature):
     rows: PyTree
     block_size: int = eqx.field(static=True)
     maker: ClassVar[str] = "ok.BlockLowRank"
+    is_psd: ClassVar[bool] = True
 
     def __check_init__(self) -> None:
         check = Check("ok.BlockLowRank")
         _check_rows(check, self.rows)
         check.count(block_size=self.block_size)
 
-    @property
-    def is_psd(self) -> bool:
-        """True."""
-        return True
-
     def product(self, vector: Params) -> Params:
         """U_bᵀ(U_b x_b) in each block b."""
-
-        def product(u: Array, x: Array) -> Array:
-            return combine(project(u, x), u)
-
-        def leaf_product(u: Array, x: Array) -> Array:
-            return jax.vmap(product, in_axes=(1, 0))(u, x)
-
-        x = self.split(vector)
-        return self.join(jax.tree.map(leaf_product, self.split(self.rows, 1), x))
+        product = jax.vmap(lambda u, x: combine(project(u, x), u), in_axes=(1, 0))
+        blocks = jax.tree.map(product, self.split(self.rows, 1), self.split(vector))
+        return self.join(blocks)
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
-        """The structure of the params: the rows' without their leading axis."""
+        """The structure of the rows without their leading axis."""
         return structure_of(self.rows, drop=1)
 
     def diagonal(self) -> Params:
-        """The sum of the squares in each column of U."""
+        """The sum of squares of each column of U."""
         return _column_squares(self.rows)
 
     def split(self, tree: PyTree, num_kept: int = 0) -> PyTree:
-        """Cuts leaves into blocks, the last one padded with zeros.
+        """Cuts leaves into blocks and pads the last one with zeros.
 
         Args:
             tree: leaves (*kept, *leaf shape), with the params' leaf shapes.
-            num_kept: the number of leading axes that stay: 0 for a vector, 1 for
-                the rows.
+            num_kept: the number of leading axes to keep: 0 for a vector, 1 for rows.
 
         Returns:
-            Leaves (*kept, number of blocks, block length); the block length is at
-            most B, and less where the whole leaf is.
+            Leaves (*kept, number of blocks, block length). The block length is B, or
+            the size of the leaf if that is smaller.
         """
 
         def split_leaf(leaf: Array) -> Array:
             kept, size = leaf.shape[:num_kept], math.prod(leaf.shape[num_kept:])
-            length, num_blocks = self._blocks(size)
+            length = max(min(self.block_size, size), 1)
+            num_blocks = -(-size // length)
             flat = leaf.reshape(*kept, size)
             padding = [(0, 0)] * num_kept + [(0, num_blocks * length - size)]
             return jnp.pad(flat, padding).reshape(*kept, num_blocks, length)
@@ -170,11 +141,6 @@ class BlockLowRank(AbstractCurvature):
 
         return jax.tree.map(join_leaf, blocks, self.in_structure())
 
-    def _blocks(self, size: int) -> tuple[int, int]:
-        """The length and the number of the blocks of a leaf."""
-        length = max(min(self.block_size, size), 1)
-        return length, -(-size // length)
-
 
 def empirical_fisher(
     example_loss: Callable[..., Any],
@@ -183,26 +149,21 @@ def empirical_fisher(
     *,
     chunk: int | None = None,
 ) -> LowRank:
-    """The mean of g gᵀ over the examples of a batch, g the gradient of one example.
+    """Returns the mean of g gᵀ over a batch, with g the gradient of one example.
 
     C = 1/m Σᵢ gᵢ gᵢᵀ with gᵢ = ∇ example_loss(params, exampleᵢ), i = 1 ... m. It is
-    held as m rows gᵢ/√m: m times the memory of the params.
+    stored as m rows gᵢ/√m, m times the memory of the params.
 
     Args:
         example_loss: example_loss(params, example) -> the scalar loss of ONE
             example, whose leaves have no batch axis.
         params: real floating leaves.
         batch: a pytree whose leaves all have the examples along their first axis.
-        chunk: how many gradients to compute at a time, to bound what the backward
-            pass holds beside the rows. Default: all. Need not divide m.
+        chunk: how many gradients to compute at a time, which bounds the memory of the
+            backward pass but not of the rows. Default: all. It need not divide m.
 
     Returns:
         An `ok.LowRank` curvature.
-
-    Raises:
-        ValueError: for an empty batch, leaves of different lengths, a chunk < 1, or
-            a loss that is not a scalar.
-        TypeError: for a loss that is no function, or params not real floating.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -215,8 +176,8 @@ def empirical_fisher(
                [0. , 4.5]], dtype=float32)
 
     Reference:
-        Kunstner, Balles and Hennig 2019, arXiv:1905.12558, on what it is not: the
-        Fisher information samples labels from the model, and this uses the data's.
+        Kunstner, Balles and Hennig 2019, arXiv:1905.12558, on how it differs from the
+        Fisher information, whose labels are samples from the model, not the data.
     """
     check = Check("ok.empirical_fisher")
     gradient = jax.grad(check.scalar(example_loss, "example_loss"))

@@ -1,4 +1,4 @@
-"""Curvature restricted to some parameters: P C P, with P a mask."""
+"""Curvature restricted to some parameters: P C P with a mask P."""
 
 from typing import ClassVar
 
@@ -13,20 +13,15 @@ from .base import AbstractCurvature, diagonal_of
 
 
 class Masked(AbstractCurvature):
-    """P C P: the curvature restricted to some entries, zero elsewhere.
+    """P C P: the curvature of some entries, and zero elsewhere.
 
-    P keeps the entries where the mask is true and zeroes the others. P C P has the
-    size of C, and is singular unless all is kept; damping makes it λ outside.
+    P zeroes the entries where the mask is false. P C P has the size of C, so it is
+    singular unless all entries are kept; damping makes it λ on the others.
 
     Args:
         curvature: any symmetric Lineax operator.
-        mask: a pytree prefix of the params; its leaves are booleans, one for all
-            entries below it, or boolean arrays, one for each entry.
-
-    Raises:
-        ValueError: if the mask is not a prefix of the params, or an array in it does
-            not have the shape of its leaf.
-        TypeError: if it holds anything but booleans.
+        mask: a pytree prefix of the params with a boolean for all entries below it, or
+            a boolean array with the shape of its leaf.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -39,8 +34,8 @@ class Masked(AbstractCurvature):
     """
 
     curvature: lx.AbstractLinearOperator
+    mask: PyTree  # one boolean scalar or array per leaf of the params
     maker: ClassVar[str] = "ok.Masked"
-    mask: PyTree  # one boolean scalar or array for each leaf of the params
 
     def __init__(self, curvature: lx.AbstractLinearOperator, mask: PyTree) -> None:
         check = Check("ok.Masked")

@@ -1,7 +1,7 @@
-"""The spectrum of a curvature, from products alone: stochastic Lanczos quadrature.
+"""The spectrum of a curvature from products: stochastic Lanczos quadrature.
 
-Lanczos' method turns s products, from a start z, into a small tridiagonal matrix T.
-Its eigenvalues θ and the squared first entries w of its eigenvectors are the nodes and
+From a start z, s steps of Lanczos' method yield a small tridiagonal matrix T. Its
+eigenvalues θ and the squared first entries w of its eigenvectors are the nodes and
 weights of a Gauss quadrature:
 
     Σ_j w_j f(θ_j)  =  zᵀ f(C) z        exactly, for polynomials f of degree < 2s
@@ -34,17 +34,18 @@ from .._vector import (
     signs,
     subtract,
     widen,
+    zero_rows,
 )
 from .estimate import Estimate
 
 
 class Spectrum(eqx.Module):
-    """The eigenvalues of a curvature, as far as k probes of s products show them.
+    """Estimated eigenvalues of a curvature, from k probes of s products each.
 
-    `ok.spectrum` makes it. Each row of `nodes`, ascending, with its `weights`, which
-    sum to one, is one probe's guess of how the n = `size` eigenvalues are spread.
-    Within `errors` of a node lies an eigenvalue, up to rounding: that of the largest
-    settles first. A node of weight w stands for about n w eigenvalues.
+    Made by `ok.spectrum`. Each row of `nodes` is one probe's estimate, in ascending
+    order, of where the n = `size` eigenvalues lie: a node of weight w stands for about
+    n w of them. The `weights` of a row sum to one. Up to rounding, an eigenvalue lies
+    within `errors` of each node; the error of the largest node falls first.
     """
 
     nodes: Float[Array, "k s"]
@@ -60,11 +61,11 @@ class Spectrum(eqx.Module):
         eigenvalues that are negative.
 
         Args:
-            fn: from an array to one of its shape, entry by entry.
+            fn: maps an array to one of the same shape, entry by entry.
 
         Returns:
-            An `ok.Estimate` of a scalar; the standard error is over the probes, and
-            does not see the error of the quadrature, which falls with the products.
+            An `ok.Estimate` of a scalar. The standard error is over the probes and
+            does not include the quadrature error, which falls with the products.
         """
         values = jnp.asarray(fn(self.nodes), self.weights.dtype)
         terms = jnp.where(self.weights == 0, 0, self.weights * values)
@@ -74,11 +75,11 @@ class Spectrum(eqx.Module):
         """Estimates the density of the eigenvalues, smoothed by a Gaussian.
 
         Args:
-            at: where.
+            at: where to evaluate the density.
             width: the standard deviation of the Gaussian.
 
         Returns:
-            An `ok.Estimate` of arrays like `at`; the density integrates to one.
+            An `ok.Estimate` of arrays like `at`. The density integrates to one.
         """
         dtype = self.nodes.dtype
         at, width = jnp.asarray(at, dtype), jnp.asarray(width, dtype)
@@ -90,29 +91,23 @@ class Spectrum(eqx.Module):
 def spectrum(
     operator: lx.AbstractLinearOperator, *, key: Array, num_probes: int, num_steps: int
 ) -> Spectrum:
-    """Estimates the eigenvalues of a symmetric operator, and how many are where.
+    """Estimates the eigenvalues of a symmetric operator and their density.
 
-    The ends of the spectrum are found to many digits: `spectrum.nodes[:, -1]`. What is
-    dense inside is smeared over few nodes. Where fewer than s eigenvalues differ, all
-    are found, and the method goes on from a new random vector.
+    The ends of the spectrum, such as `spectrum.nodes[:, -1]`, come out to many digits.
+    A dense interior is smeared over few nodes. If fewer than s eigenvalues are
+    distinct, all are found, and the method restarts from a new random vector.
 
-    Takes k s products one after the other, and holds s vectors like the params, in
-    float32 or wider: each new one is made orthogonal to all before, twice.
+    It takes k s products, one after the other, and holds s vectors like the params in
+    float32 or wider. Each new vector is orthogonalised twice against all before it.
 
     Args:
         operator: any symmetric Lineax operator, such as `ok.hessian(...)`.
         key: a random key, consumed.
-        num_probes: k >= 1, starts; the standard errors fall as 1/√k.
-        num_steps: s, products for each, at most the number of params.
+        num_probes: k >= 1, the number of starts; standard errors fall as 1/√k.
+        num_steps: s, the products per start, at most the number of params.
 
     Returns:
-        An `ok.Spectrum`; `ok.plot.spectrum` draws it. Not finite where products are
-        not.
-
-    Raises:
-        ValueError: for numbers below 1, more steps than params, or an operator not
-            known to be symmetric.
-        TypeError: for something else than a real Lineax operator, or one random key.
+        An `ok.Spectrum`, not finite if a product is not. `ok.plot.spectrum` draws it.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -124,7 +119,7 @@ def spectrum(
     Reference:
         Golub and Meurant 1994, Matrices, moments and quadrature; Ubaru, Chen and Saad
         2017, Fast estimation of tr f(A) via stochastic Lanczos quadrature. Departs:
-        (1) starts anew where the Krylov space is exhausted.
+        (1) restarts when the Krylov space is exhausted.
     """
     check = Check("ok.spectrum")
     check.symmetric(operator)
@@ -149,7 +144,7 @@ def spectrum(
 def tridiagonalise(
     operator: lx.AbstractLinearOperator, start: Params, key: Array, num_steps: int
 ) -> tuple[Float[Array, " s"], Float[Array, " s"]]:
-    """Lanczos' method, with full orthogonalisation.
+    """Lanczos' method with full orthogonalisation.
 
     With q_0 the start, and Q the rows q_0, ..., q_j:
 
@@ -157,13 +152,12 @@ def tridiagonalise(
 
     Args:
         operator: C.
-        start: of norm one, in float32 or wider.
-        key: a random key, consumed where w vanishes: then β_j = 0, and q_{j+1} is
-            random.
+        start: q_0, of norm one, in float32 or wider.
+        key: a random key, used if w vanishes: then β_j = 0 and q_{j+1} is random.
         num_steps: s.
 
     Returns:
-        α, and β, whose last entry is the norm of what is left of C q_{s-1}.
+        α, and β, whose last entry is the norm of the remainder of C q_{s-1}.
     """
     dtype, structure = common_dtype(start), operator.in_structure()
 
@@ -171,9 +165,8 @@ def tridiagonalise(
         return widen(operator.mv(cast_like(q, structure)))
 
     def orthogonal(w: Params, rows: Params) -> Params:
-        for _ in range(2):  # once leaves what cancellation has left
-            known = combine(project(rows, w), rows)
-            w = subtract(w, known)
+        for _ in range(2):  # the first pass leaves errors from cancellation
+            w = subtract(w, combine(project(rows, w), rows))
         return w
 
     def step(carry: Any, j: Array) -> tuple[Any, tuple[Array, Array]]:
@@ -183,26 +176,23 @@ def tridiagonalise(
         alpha, length = dot(q, w), norm(w)
         w = orthogonal(w, rows)
         beta = norm(w)
-        # Below this, w is rounding error, whose direction is anything but orthogonal.
+        # Below this, w is rounding error and not orthogonal to the rows.
         is_lost = beta <= 10 * jnp.finfo(dtype).eps * length
 
-        def anew() -> Params:
-            # Not signs: of few entries, these often lie in the span of others.
+        def restart() -> Params:
+            # Not signs: with few entries, they often lie in the span of the rows.
             z = orthogonal(normals(jr.fold_in(key, j), q), rows)
             return _over(z, norm(z))
 
-        q = lax.cond(is_lost, anew, lambda: _over(w, jnp.where(is_lost, 1, beta)))
+        q = lax.cond(is_lost, restart, lambda: _over(w, jnp.where(is_lost, 1, beta)))
         return (rows, q), (alpha, jnp.where(is_lost, 0, beta))
 
-    def empty(a: Array) -> Array:
-        return jnp.broadcast_to(jnp.zeros_like(a), (num_steps, *a.shape))
-
-    init = (jax.tree.map(empty, start), start)
+    init = (zero_rows(num_steps, start), start)
     return lax.scan(step, init, jnp.arange(num_steps, dtype=jnp.int32))[1]
 
 
 def _over_probes(values: Float[Array, "probes ..."]) -> Estimate:
-    """The mean over the leading axis, with its standard error where there is one."""
+    """The mean over the leading axis, with a standard error for two probes or more."""
     k = values.shape[0]
     mean = jnp.mean(values, axis=0)
     error = jnp.std(values, axis=0, ddof=1) / k**0.5 if k > 1 else None

@@ -13,15 +13,14 @@ def hutchinson_trace(
 ) -> Estimate:
     """Estimates the trace of a symmetric operator by zᵀCz, averaged over probes.
 
-    With z uniform random signs, the estimate is unbiased. One probe has variance
+    With random signs z, the estimate is unbiased. One probe has the variance
 
         2 Σ_{i≠j} C_ij²
 
-    so it is exact for a diagonal C, and with k probes the error falls as 1/√k.
+    so it is exact for a diagonal C. With k probes the error falls as 1/√k.
 
-    For a spectrum that decays, matfree's XTrace needs far fewer products. It ravels
-    its vectors, so it fits small or unsharded params of one dtype, and works as is
-    on `C.mv`, mean and standard error in the same order:
+    If the spectrum decays, matfree's XTrace needs far fewer products. It ravels its
+    vectors, so it suits small, unsharded params of one dtype:
 
         from matfree import stochtrace
         sampler = stochtrace.sampler_normal(params, num=20)
@@ -33,15 +32,11 @@ def hutchinson_trace(
     Args:
         operator: any symmetric Lineax operator, such as `ok.hessian(...)`.
         key: a random key, consumed.
-        num_probes: k >= 1, the number of products. Under `jax.jit` all of it
-            compiles once; outside, each call traces the operator again.
+        num_probes: k >= 1, the number of products. Call this under `jax.jit`: outside,
+            each call traces the operator again.
 
     Returns:
-        An `ok.Estimate` of two scalars; with one probe there is no standard error.
-
-    Raises:
-        ValueError: for num_probes < 1, or an operator not known to be symmetric.
-        TypeError: for something else than a real Lineax operator, or one random key.
+        An `ok.Estimate` of two scalars; one probe has no standard error.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -56,10 +51,10 @@ def hutchinson_trace(
     check.symmetric(operator)
     check.count(num_probes=num_probes)
     check.key(key)
-    linear = lx.linearise(operator)
+    product, structure = lx.linearise(operator).mv, operator.in_structure()
 
     def draw(key: Array) -> Array:
-        z = signs(key, operator.in_structure())
-        return dot(z, linear.mv(z))
+        z = signs(key, structure)
+        return dot(z, product(z))
 
     return average(draw, key, num_probes)

@@ -1,17 +1,20 @@
-"""Arithmetic of pytrees and of tall matrices of stacked rows; one function of each."""
+"""Arithmetic of pytrees and of stacked rows, each operation once."""
 
 from .arithmetic import (
+    add as add,
     all_finite as all_finite,
     axpy as axpy,
     cast_like as cast_like,
     constant as constant,
     dot as dot,
+    multiply as multiply,
     norm as norm,
     scale as scale,
     strong as strong,
     subtract as subtract,
     where as where,
     widen as widen,
+    zeros_like as zeros_like,
 )
 from .blocks import combine_blocks as combine_blocks, project_blocks as project_blocks
 from .random import normals as normals, signs as signs
@@ -20,6 +23,7 @@ from .rows import (
     gram as gram,
     num_rows as num_rows,
     project as project,
+    zero_rows as zero_rows,
 )
 from .scaling import (
     normalised as normalised,
@@ -32,6 +36,7 @@ from .structure import (
     explicit_sharding as explicit_sharding,
     first_difference as first_difference,
     from_vector as from_vector,
+    narrowest_eps as narrowest_eps,
     structure_of as structure_of,
     to_vector as to_vector,
 )

@@ -1,7 +1,7 @@
-"""Products with the rows of a tall matrix, a few of them in float32 at a time.
+"""Products with stacked rows that cast only a block of rows to float32 at a time.
 
-A CPU has no product of narrow floats: XLA would cast all rows first, into a copy twice
-their size. So a block of rows is cast, and its differences are taken, at a time.
+CPUs have no products of narrow floats. XLA would cast all rows at once, into a copy
+twice their size.
 """
 
 import math
@@ -23,17 +23,14 @@ _BLOCK = 1 << 18  # entries that are cast to float32 at a time
 def project_blocks(
     rows: PyTree, x: PyTree, r: int, about: PyTree | None = None
 ) -> Float[Array, " r"]:
-    """Ux, as `project`, without a float32 copy of narrow rows.
+    """Returns Ux in float32 or wider, without a float32 copy of narrow rows.
 
     Args:
         rows: U.
         x: a tree like one row.
-        r: the number of rows, which a tree without leaves does not tell.
-        about: a row w. With it, (U - 1wᵀ)x + 1(wᵀx): what rows have in common with w
-            is subtracted before it is rounded.
-
-    Returns:
-        The dot of each row with x, in float32 or wider.
+        r: the number of rows, which a tree without leaves does not show.
+        about: a row w. Then computes (U - 1wᵀ)x + 1(wᵀx), so that what the rows share
+            with w is subtracted before rounding.
     """
 
     def projected(u: Array, a: Array, w: Array | None = None) -> Array:
@@ -57,15 +54,12 @@ def project_blocks(
 def combine_blocks(
     c: Float[Array, " r"], rows: PyTree, about: PyTree | None = None
 ) -> PyTree:
-    """Uᵀc, as `combine`, without a float32 copy of narrow rows.
+    """Returns Uᵀc in float32 or wider, without a float32 copy of narrow rows.
 
     Args:
-        c: a coefficient for each row.
+        c: one coefficient per row.
         rows: U.
-        about: a row w. With it, (U - 1wᵀ)ᵀc + (1ᵀc)w, as in `project_blocks`.
-
-    Returns:
-        A tree like one row, in float32 or wider.
+        about: a row w. Then computes (U - 1wᵀ)ᵀc + (1ᵀc)w, as in `project_blocks`.
     """
 
     def combined(u: Array, w: Array | None = None) -> Array:
@@ -100,7 +94,7 @@ def _over_blocks(
         return block if about is None else block - about.astype(block.dtype)
 
     def step(i: Any, result: Array) -> Array:
-        # The barrier ties u to i: else the cast of all rows is moved out of the loop.
+        # The barrier ties u to i. Otherwise XLA casts all rows outside the loop.
         here, i = lax.optimization_barrier((u, i))
         start = jnp.minimum(i * size, r - size)  # the last block may overlap
         is_new = start + jnp.arange(size) >= i * size

@@ -1,4 +1,4 @@
-"""Random pytrees that do not depend on how leaves are sharded."""
+"""Random pytrees whose values do not depend on sharding."""
 
 import math
 from collections.abc import Callable
@@ -17,31 +17,17 @@ _BITS = 32  # signs in one random word
 
 
 def signs(key: Array, tree: PyTree) -> PyTree:
-    """Independent uniform ±1 entries, in the shapes and dtypes of `tree`.
+    """Returns independent random signs in the shapes and dtypes of a tree.
 
-    One random uint32 makes 32 of them. Each leaf has its own key, so leaves are
-    independent; the values do not depend on how a leaf is sharded.
-
-    Args:
-        key: a random key, consumed.
-        tree: arrays, or `jax.ShapeDtypeStruct`s.
-
-    Returns:
-        A tree like `tree`; a leaf that is an array keeps its explicit sharding.
+    It may hold arrays, whose explicit shardings are kept, or `jax.ShapeDtypeStruct`s.
     """
     return _draw(key, tree, _leaf_signs)
 
 
 def normals(key: Array, tree: PyTree, num_rows: int | None = None) -> PyTree:
-    """Independent standard normal entries, in float32 or wider.
+    """Returns standard normals in the shapes of a tree, in float32 or wider.
 
-    Args:
-        key: a random key, consumed.
-        tree: arrays, or `jax.ShapeDtypeStruct`s.
-        num_rows: the length of a leading axis before the shapes of `tree`, if any.
-
-    Returns:
-        A tree like `tree`; without `num_rows`, a leaf keeps its explicit sharding.
+    `num_rows` adds a leading axis; without it, leaves keep their explicit shardings.
     """
     rows = () if num_rows is None else (num_rows,)
 
@@ -53,14 +39,14 @@ def normals(key: Array, tree: PyTree, num_rows: int | None = None) -> PyTree:
 
 
 def _draw(key: Array, tree: PyTree, draw: Callable[[Array, Any], Array]) -> PyTree:
-    """Draws each leaf with a key of its own."""
+    """Draws each leaf with its own key."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jr.split(key, len(leaves)) if leaves else ()
     return treedef.unflatten(map(draw, keys, leaves))
 
 
 def _leaf_signs(key: Array, leaf: Any) -> Array:
-    """±1 in the shape and dtype of one leaf: the first bits of enough random words."""
+    """One leaf of signs, from the first bits of enough random words."""
     shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
     size = math.prod(shape)
     words = jr.bits(key, (-(-size // _BITS), 1), jnp.uint32)

@@ -1,4 +1,4 @@
-"""Vectors scaled to a size at which no square under- or overflows."""
+"""Scaling of vectors, so that no square under- or overflows."""
 
 from typing import Any
 
@@ -9,31 +9,26 @@ from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from .._types import wide_dtype
-from .arithmetic import dot
+from .arithmetic import dot, norm
 from .structure import common_dtype
 
 
 def normalised(vector: PyTree) -> tuple[PyTree, Array]:
-    """The vector in float32 or wider over its norm, and the norm; 0 stays 0.
+    """Returns the vector over its norm, in float32 or wider, and the norm.
 
-    The size of the largest entry is divided out first, so that no square under- or
-    overflows.
-
-    Returns:
-        The scaled vector, and the norm, which is 1 for a vector of zeros.
+    Zeros stay zeros, with a norm of 1.
     """
     b, scale = over_peak(vector)
-    norm = jnp.sqrt(dot(b, b))
-    norm = jnp.where(norm == 0, 1, norm)
-    return jax.tree.map(lambda a: a / norm.astype(a.dtype), b), norm * scale
+    size = norm(b)
+    size = jnp.where(size == 0, 1, size)
+    return jax.tree.map(lambda a: a / size.astype(a.dtype), b), size * scale
 
 
 def over_peak(vector: PyTree) -> tuple[PyTree, Array]:
-    """The vector in float32 or wider over the size of its largest entry; 0 stays 0.
+    """Returns the vector over a power of two, in float32 or wider, and that power.
 
-    Returns:
-        The scaled vector, whose largest entry is in [1, 4); and the power of two that
-        scaled it, 1 for a vector of zeros, NaN or infinite if an entry is.
+    The largest entry becomes a number in [1, 4). The power is 1 for zeros, and NaN or
+    infinite if an entry is.
     """
     dtype = common_dtype(vector)
     peaks = [jnp.max(jnp.abs(leaf), initial=0) for leaf in jax.tree.leaves(vector)]
@@ -44,25 +39,25 @@ def over_peak(vector: PyTree) -> tuple[PyTree, Array]:
     scale, inverse = _power_of_two(peak)
 
     def scaled(a: Array) -> Array:
-        # Its own dtype may not hold the scale of a wider leaf.
+        # The leaf's own dtype may not hold the scale of a wider leaf.
         return (a.astype(dtype) * inverse).astype(wide_dtype(a))
 
     return jax.tree.map(scaled, vector), scale
 
 
 def safe_norm(tree: PyTree) -> Float[Array, ""]:
-    """|v| over all leaves, without overflow, and with derivative 0 at v = 0."""
+    """|v| without overflow, and with derivative 0 at v = 0."""
     unit, scale = over_peak(tree)
     square = dot(unit, unit)
     is_zero = square == 0
     return jnp.where(is_zero, 0, scale * jnp.sqrt(jnp.where(is_zero, 1, square)))
 
 
-# Division by 1e38 is no way to do it: a compiler may multiply by the reciprocal, which
-# is below the smallest normal float and flushed to zero. So may it be if it sees two
-# divisions in a row. A power of two and its reciprocal are made from exponent bits.
+# Dividing by 1e38 fails: a compiler may multiply by the reciprocal instead, which is
+# below the smallest normal float and flushed to zero. The same happens where it fuses
+# two divisions. So the power of two and its reciprocal are made from exponent bits.
 def _power_of_two(x: Array) -> tuple[Array, Array]:
-    """The power of two below x > 0, within the range of reciprocals, and its own."""
+    """The power of two below x > 0 that has a reciprocal, and the reciprocal."""
     info = jnp.finfo(x.dtype)
 
     def bits(x: float) -> Any:

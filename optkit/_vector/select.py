@@ -1,4 +1,4 @@
-"""The smallest entries of a pytree, without sorting or gathering them."""
+"""The smallest entries of a pytree, without sorting or gathering."""
 
 import jax
 import jax.numpy as jnp
@@ -9,20 +9,15 @@ from .structure import common_dtype
 
 
 def smallest(count: ArrayLike, tree: PyTree, mask: PyTree) -> PyTree:
-    """Where the `count` smallest entries are, over all leaves together.
+    """Returns booleans that mark the `count` smallest entries over all leaves.
 
-    The bits of a non-negative float, read as an integer, keep the order of floats. So
-    the threshold is found exactly by bisection on its bits, from counts alone: nothing
-    is sorted or gathered. A negative entry or a NaN counts as larger than any other.
+    Bits of non-negative floats, read as integers, keep their order. So bisection on
+    bits finds the threshold exactly, from counts alone.
 
     Args:
-        count: how many, an integer; ties at the threshold go together, so there can
-            be more.
-        tree: real leaves, non-negative.
+        count: how many. Entries that tie at the threshold are all marked.
+        tree: non-negative real leaves. NaN and negative entries count as largest.
         mask: boolean arrays like the leaves; only entries where it is true count.
-
-    Returns:
-        Boolean arrays like the leaves.
     """
     dtype = common_dtype(tree)
     num_bits = 8 * jnp.dtype(dtype).itemsize

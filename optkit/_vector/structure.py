@@ -1,4 +1,4 @@
-"""The structure of a pytree, and its entries in one vector."""
+"""Structures of pytrees, and conversion to and from one vector."""
 
 import math
 from collections.abc import Callable
@@ -14,25 +14,25 @@ from .._types import wide_dtype
 
 
 def common_dtype(tree: PyTree) -> Any:
-    """The narrowest dtype that holds every leaf, at least float32."""
+    """The widest of the leaves' dtypes, at least float32."""
     dtypes = [jnp.dtype(jnp.float32), *map(wide_dtype, jax.tree.leaves(tree))]
     return max(dtypes, key=lambda dtype: dtype.itemsize)
 
 
 def explicit_sharding(leaf: Any, drop: int = 0) -> NamedSharding | None:
-    """The explicit sharding of an array less its first `drop` axes, if it has one."""
-    # A product over a sharded axis is ambiguous on an explicit mesh: it must be told.
+    """The explicit sharding of an array without its first `drop` axes, or None."""
+    # On an explicit mesh, a product over a sharded axis needs an output sharding.
     is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
     sharding = leaf.sharding if is_shape else jax.typeof(leaf).sharding
     mesh = getattr(sharding, "mesh", None)
-    told = {AxisType.Explicit, AxisType.Manual}  # the latter inside `jax.shard_map`
-    if mesh is None or told.isdisjoint(mesh.axis_types):
+    explicit = {AxisType.Explicit, AxisType.Manual}  # Manual inside `jax.shard_map`
+    if mesh is None or explicit.isdisjoint(mesh.axis_types):
         return None
     return NamedSharding(mesh, PartitionSpec(*sharding.spec[drop:]))
 
 
 def replicated(leaf: Array, ndim: int) -> NamedSharding | None:
-    """A sharding on the leaf's explicit mesh, if it has one, that splits no axis."""
+    """A sharding that splits no axis, on the leaf's explicit mesh if it has one."""
     sharding = explicit_sharding(leaf)
     if sharding is None:
         return None
@@ -40,7 +40,7 @@ def replicated(leaf: Array, ndim: int) -> NamedSharding | None:
 
 
 def structure_of(tree: PyTree, drop: int = 0) -> PyTree[jax.ShapeDtypeStruct]:
-    """Shapes, dtypes and explicit shardings, less each leaf's first `drop` axes."""
+    """Shapes, dtypes and explicit shardings, without the first `drop` axes."""
 
     def one(leaf: Any) -> jax.ShapeDtypeStruct:
         shape, dtype = jnp.shape(leaf)[drop:], jnp.result_type(leaf)
@@ -50,15 +50,21 @@ def structure_of(tree: PyTree, drop: int = 0) -> PyTree[jax.ShapeDtypeStruct]:
     return jax.tree.map(one, tree)
 
 
+def narrowest_eps(tree: PyTree) -> float:
+    """The eps of the narrowest dtype among the leaves."""
+    dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(tree)]
+    return max((float(jnp.finfo(dtype).eps) for dtype in dtypes), default=0.0)
+
+
 def to_vector(tree: PyTree) -> Float[Array, " n"]:
-    """All entries in one vector of `common_dtype`: for small, dense problems only."""
+    """All entries in one vector, for small, dense problems only."""
     dtype = common_dtype(tree)
     flat = [jnp.ravel(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)]
     return jnp.concatenate(flat) if flat else jnp.zeros(0, dtype)
 
 
 def from_vector(vector: Float[Array, " n"], structure: PyTree) -> PyTree:
-    """The tree in the shapes and dtypes of `structure` whose `to_vector` this is."""
+    """Undoes `to_vector`, in the shapes and dtypes of `structure`."""
     leaves, treedef = jax.tree.flatten(structure)
     taken, start = [], 0
     for leaf in leaves:
@@ -82,7 +88,7 @@ def first_difference(
     reference: PyTree,
     dtype_of: Callable[[Any], Any] | None = jnp.result_type,
 ) -> Difference | None:
-    """Compares structure, then shape and dtype leaf by leaf; None if all agree."""
+    """Compares structures, then shapes and dtypes leaf by leaf; None if all agree."""
     if (got := jax.tree.structure(tree)) != (want := jax.tree.structure(reference)):
         return Difference("structure", "", got, want)
     leaves = zip(

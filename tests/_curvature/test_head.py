@@ -90,7 +90,7 @@ def test_what_is_left_out_may_be_nan(head):
 def test_a_mask_of_another_shape_or_dtype_is_refused(where):
     # oracle: none, the message
     head, logits = ok.SoftmaxCrossEntropy(), OUTPUTS[0]
-    with pytest.raises(ValueError, match=r"where` of booleans in shape \(2,\)"):
+    with pytest.raises(ValueError, match=r"where` of booleans of shape \(2,\)"):
         head(logits, jnp.array([1, 0]), where)
 
 

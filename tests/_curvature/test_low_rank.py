@@ -85,7 +85,7 @@ def test_join_undoes_split_and_the_padding_is_zero(block_size):
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda fn: fn(PARAMS, (INPUTS[:0], LABELS[:0])), "empty batch"),
+        (lambda fn: fn(PARAMS, (INPUTS[:0], LABELS[:0])), "at least one example"),
         (lambda fn: fn(PARAMS, (INPUTS, LABELS[:2])), "first axis"),
         (lambda fn: fn(PARAMS, (INPUTS, 1.0)), "first axis"),
         (lambda fn: fn(PARAMS, None), "first axis"),

@@ -9,7 +9,7 @@ from numpy.testing import assert_array_equal
 from precision import assert_allclose
 
 import optkit as ok
-from optkit._vector import smallest, to_vector
+from optkit._vector import to_vector
 
 DAMPING = 1e-2
 
@@ -208,20 +208,6 @@ def test_an_inverse_on_other_params_is_refused(weights, inverse):
     """Oracle: the message."""
     with pytest.raises(ValueError, match=r"`ok.obs_saliency`"):
         ok.obs_saliency(weights["w"], inverse)
-
-
-@pytest.mark.parametrize("count", [0, 1, 3, 7])
-def test_smallest_over_all_leaves_equals_a_sort(count, key):
-    """Oracle: NumPy's sort; mixed dtypes, and only where the mask is true."""
-    tree = {
-        "a": jr.uniform(key, (5,)),
-        "b": jr.uniform(jr.fold_in(key, 1), (2, 2), "f4"),
-    }
-    mask = {"a": np.array([1, 1, 0, 1, 1], bool), "b": np.ones((2, 2), bool)}
-    found = np.concatenate([np.ravel(x) for x in smallest(count, tree, mask).values()])
-    flat = np.concatenate([np.ravel(np.asarray(x, float)) for x in tree.values()])
-    flat[2] = np.inf
-    assert_array_equal(np.flatnonzero(found), np.sort(np.argsort(flat)[:count]))
 
 
 def test_weights_that_are_not_finite_are_refused(weights, inverse):
