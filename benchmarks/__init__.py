@@ -1,1 +1,1 @@
-"""Ratios against the floor and the peers: `python -m benchmarks`."""
+"""Comparisons with other libraries and with the floor: `python -m benchmarks`."""

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: ratios beside the peers and the floor, one table per job."""
+"""`python -m benchmarks`: compares optkit with other libraries and with the floor."""
 
 import argparse
 import sys
@@ -33,19 +33,19 @@ except ModuleNotFoundError as error:
     raise SystemExit(2) from None
 
 FAILED = "Failed"
-WIDTH = 120  # of the tables, where nobody looks at a terminal
+WIDTH = 120  # of the tables, if the output is not a terminal
 EPILOG = f"""\
-jobs: {", ".join(name for name, job in JOBS.items() if not job.is_long)}
-long: {", ".join(name for name, job in JOBS.items() if job.is_long)}
+jobs:      {", ".join(name for name, job in JOBS.items() if not job.is_long)}
+long jobs: {", ".join(name for name, job in JOBS.items() if job.is_long)}
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the chosen jobs, prints their tables, writes what was asked for."""
+    """Runs the chosen jobs, prints their tables, and writes the requested files."""
     parser = _make_parser()
     options = parser.parse_args(argv)
     if options.size is not None and len(options.job or []) != 1:
-        parser.error("argument --size: needs exactly one --job, whose size it is")
+        parser.error("argument --size: needs exactly one --job")
     for path in options.show or ():
         if not path.is_file():
             parser.error(f"argument --show: no such file: {path}")
@@ -54,15 +54,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"no such folder: {path.parent}")
     if options.write is not None and options.job:
         parser.error(
-            "argument --write: needs all jobs, as it writes the page anew: keep this "
-            "one's with --json, and join it to the others' with --show A B --write"
+            "argument --write: needs all jobs, because it rewrites the whole page. "
+            "Save single jobs with --json, then join the files: --show A B --write"
         )
     if options.tune and options.job not in (None, ["quality"]):
-        parser.error("argument --tune: searches the grids of quality, no other job's")
+        parser.error("argument --tune: only the job quality has grids to search")
     if options.tune:
         tune()
         return 0
-    jax.config.update("jax_enable_compilation_cache", False)  # compile times are real
+    jax.config.update(
+        "jax_enable_compilation_cache", False
+    )  # so that compile times are real
     choose_clock(options.clock)
     console = Console()
     console = console if console.is_terminal else Console(width=WIDTH)
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _joined(paths: Sequence[Path]) -> Session:
-    """The jobs of all, in the order of the page; the machine is the first one's."""
+    """Joins the jobs in the order of the page; the machine is that of the first."""
     sessions = [load(path) for path in paths]
     done = {item.job: item for session in sessions for item in session.done}
     ordered = [done[name] for name in JOBS if name in done]
@@ -101,7 +103,7 @@ def _run(options: argparse.Namespace, console: Console) -> Session:
         size = options.size or job.size
         try:
             result = job.run(size, options.rounds or job.rounds)
-        except Exception as error:  # the others still run, and the exit code is 1
+        except Exception as error:  # the other jobs still run; the exit code is 1
             result = Result(remarks=[f"{FAILED}: {type(error).__name__}: {error}"])
         result = result._replace(remarks=[*result.remarks, *missing()])
         finished.append(Done(name, size, time.perf_counter() - begin, result))
@@ -109,9 +111,8 @@ def _run(options: argparse.Namespace, console: Console) -> Session:
         jax.clear_caches()
     left_out = [name for name, job in JOBS.items() if job.is_long and name not in names]
     if left_out and not options.job:
-        console.print(
-            f"Left out, as they take minutes (--long): {', '.join(left_out)}."
-        )
+        names = ", ".join(left_out)
+        console.print(f"Skipped, because they take minutes (use --long): {names}.")
     return Session(machine, options.clock, finished, time.perf_counter() - start)
 
 
@@ -170,32 +171,40 @@ def _make_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=JOBS,
         metavar="NAME",
-        help="which jobs (default: all but the long ones)",
+        help="the jobs to run (default: all but the long ones)",
     )
-    parser.add_argument("--long", action="store_true", help="the long jobs, too")
-    parser.add_argument("--size", type=_positive, help="of one job, in its own unit")
-    parser.add_argument("--rounds", type=_positive, help="how often each is timed")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the figures")
-    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="keep the plots")
+    parser.add_argument("--long", action="store_true", help="run the long jobs as well")
     parser.add_argument(
-        "--write", type=Path, metavar="FILE.md", help="write the page, and its plots"
+        "--size",
+        type=_positive,
+        help="problem size of a single job, in the unit of that job",
+    )
+    parser.add_argument(
+        "--rounds", type=_positive, help="how often each candidate is timed"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save the numbers")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="save the plots")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE.md", help="write the page and its plots"
     )
     parser.add_argument(
         "--show",
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="run nothing: show what --json kept, of one run or of several",
+        help="run nothing; show the files that --json saved in one or several runs",
     )
     parser.add_argument(
         "--clock",
         choices=CLOCKS,
         default="wall",
-        help="seconds of the wall, or of this process's processors, for a look on a "
-        "machine that others use",
+        help="wall time, or CPU time of this process for a rough look on a machine "
+        "that is busy (default: wall)",
     )
     parser.add_argument(
-        "--tune", action="store_true", help="only search the grids of quality again"
+        "--tune",
+        action="store_true",
+        help="only search the grids of the job quality again",
     )
     return parser
 

@@ -1,8 +1,8 @@
 """A step of AdaHessian and of Sophia, from the batch to the new weights.
 
-Beside the one pass that makes loss, gradient and a Hessian-vector product; beside
-optax's Sophia; and beside AdaHessian in PyTorch where `torch` and one of its ports of
-the authors' code (`torch_optimizer`, `pytorch_optimizer`) can be imported.
+They are compared with the pass that computes the loss, the gradient and one
+Hessian-vector product; with optax's Sophia; and with AdaHessian in PyTorch if `torch`
+and a port of the authors' code (`torch_optimizer`, `pytorch_optimizer`) are installed.
 """
 
 import warnings
@@ -26,7 +26,7 @@ from .report import Job, Result, Role, Table, at_most
 from .torch_peers import on_device, synchronised
 
 TORCH_PORTS = {"torch_optimizer": "Adahessian", "pytorch_optimizer": "AdaHessian"}
-AUTHORS = "torch_optimizer.Adahessian"  # nearly line by line; the other port is faster
+AUTHORS = "torch_optimizer.Adahessian"  # the closest port; the other is faster
 PASS = "jvp of value_and_grad, ready probe"
 ADAHESSIAN = "ok.optim.adahessian"
 WRAPPED = "ok.optim.with_hutchinson(ok.optim.adahessian)"
@@ -35,7 +35,7 @@ TENTH = "ok.optim.with_hutchinson(ok.optim.sophia), K = 10"
 
 
 def run(size: int, rounds: int) -> Result:
-    """AdaHessian: tables against the pass, optax's Sophia, and PyTorch."""
+    """Compares AdaHessian with the pass, with optax's Sophia, and with PyTorch."""
     params, x, y = make_network(size)
     tx = ok.optim.with_hutchinson(ok.optim.adahessian(0.1), key=jr.key(1))
     in_torch = list(_torch_steps(params, x, y))
@@ -51,22 +51,22 @@ def run(size: int, rounds: int) -> Result:
 
     def against(reference: Candidate) -> Any:
         names = list(dict.fromkeys([reference.name, PASS, ADAHESSIAN, WRAPPED]))
-        return timing.table(f"Beside {reference.name}", reference.name, names, counted)
+        return timing.table(f"Against {reference.name}", reference.name, names, counted)
 
     to_pass, to_sophia, *to_torch = map(against, [*candidates[:2], *in_torch])
     targets = [
         at_most(
             1.15,
             to_pass.row(ADAHESSIAN),
-            "A step of `ok.optim.adahessian` takes at most 1.15 × one `jvp` of "
-            "`value_and_grad` with a ready probe",
+            "A step of `ok.optim.adahessian` takes at most 1.15 × the time of one "
+            "`jvp` of `value_and_grad` with a ready probe",
             _ELEMENTWISE,
         ),
         at_most(
             0.9,
             to_sophia.row(ADAHESSIAN),
-            "A step of `ok.optim.adahessian` takes at most 0.9 × optax's Sophia "
-            "at interval 1",
+            "A step of `ok.optim.adahessian` takes at most 0.9 × the time of optax's "
+            "Sophia with `update_interval=1`",
             _ELEMENTWISE,
         ),
     ]
@@ -74,10 +74,11 @@ def run(size: int, rounds: int) -> Result:
         at_most(
             0.7,
             table.row(ADAHESSIAN),
-            "A step of `ok.optim.adahessian` takes at most 0.7 × "
+            "A step of `ok.optim.adahessian` takes at most 0.7 × the time of "
             f"`{table.reference}`, the authors' code in PyTorch",
-            f"The pass alone, with a ready probe, takes {table.row(PASS).ratio:.2f} of "
-            f"its step, which leaves little to the rest. {_ELEMENTWISE}",
+            f"The pass alone, with a ready probe, already takes "
+            f"{table.row(PASS).ratio:.2f} × the time of the PyTorch step. "
+            f"{_ELEMENTWISE}",
         )
         for table in [t for t in to_torch if AUTHORS in t.reference] or [_absent()]
     ]
@@ -85,7 +86,7 @@ def run(size: int, rounds: int) -> Result:
 
 
 def run_sophia(size: int, rounds: int) -> Result:
-    """Sophia: tables against the pass, and optax's at equal intervals."""
+    """Compares Sophia with the pass, and with optax's Sophia at equal intervals."""
     params, x, y = make_network(size)
     tx = ok.optim.with_hutchinson(
         ok.optim.sophia(0.01), key=jr.key(1), update_interval=10
@@ -102,19 +103,21 @@ def run_sophia(size: int, rounds: int) -> Result:
     timing = measure(every, rounds)
     counted = floor(flops=pass_flops(params))
     tables = [
-        timing.table(f"Beside {every[i].name}", every[i].name, names, counted)
+        timing.table(f"Against {every[i].name}", every[i].name, names, counted)
         for i, names in enumerate(([PASS, SOPHIA], [every[1].name, SOPHIA]))
     ]
     lazy = measure(tenth, 10 * max(rounds // 2, 1)).mean_of(10)
-    tables.append(lazy.table("A refresh every ten steps: means of ten", tenth[0].name))
+    tables.append(
+        lazy.table("One refresh in ten steps, mean over ten steps", tenth[0].name)
+    )
     return Result(tables)
 
 
 def one_pass(params: Any, x: Any, y: Any) -> Candidate:
-    """What a step cannot do without: loss, gradient and one product with H."""
+    """The work that no step can avoid: loss, gradient and one product with H."""
 
-    # The probe is an argument: of a constant one the compiler multiplies the inputs
-    # with it beforehand, and a product less is measured.
+    # The probe is an argument. If it were a constant, the compiler would multiply the
+    # inputs with it in advance, and the pass would be one product short.
     def pass_(p: Any, z: Any) -> Any:
         return jax.jvp(lambda p: jax.value_and_grad(loss)(p, x, y), (p,), (z,))
 
@@ -122,7 +125,7 @@ def one_pass(params: Any, x: Any, y: Any) -> Candidate:
 
 
 def with_diag(name: str, tx: Any, params: Any, x: Any, y: Any) -> Candidate:
-    """A step by `ok.value_grad_and_diag`; it draws its own probe."""
+    """A step with `ok.value_grad_and_diag`, which draws its own probe."""
     value_grad_diag = ok.value_grad_and_diag(loss)
 
     def step(carry: Any) -> Any:
@@ -138,7 +141,7 @@ def with_diag(name: str, tx: Any, params: Any, x: Any, y: Any) -> Candidate:
 def _with_objective(
     name: str, tx: Any, params: Any, x: Any, y: Any, role: Role = "ours"
 ) -> Candidate:
-    """A step of an optimizer that is handed the objective."""
+    """A step of an optimizer that takes the objective."""
 
     def step(carry: Any) -> Any:
         params, state, i, _ = carry
@@ -154,7 +157,7 @@ def _with_objective(
 
 
 def optax_sophia(interval: int, params: Any, x: Any, y: Any) -> Candidate:
-    """Optax's Sophia-H; in the steps between, it makes no pass either."""
+    """Optax's Sophia-H, which also skips the pass between refreshes."""
     tx = optax.contrib.sophia(0.01, update_interval=interval)
     name = f"optax.contrib.sophia, K = {interval}"
     return _with_objective(name, tx, params, x, y, "peer")
@@ -163,16 +166,16 @@ def optax_sophia(interval: int, params: Any, x: Any, y: Any) -> Candidate:
 def _stepper(
     name: str, step: Callable[[Any], Any], tx: Any, params: Any, role: Role
 ) -> Candidate:
-    """A candidate from a step of (params, state, count, loss), all donated."""
+    """A candidate whose step maps (params, state, count, loss) to the same, donated."""
     params = jax.tree.map(jnp.copy, params)
     carry = params, tx.init(params), jnp.zeros([], jnp.int32), jnp.zeros([])
     return compiled(name, step, jax.tree.map(jnp.copy, carry), role)
 
 
 def _torch_steps(params: Any, x: Any, y: Any) -> Iterator[Candidate]:
-    """AdaHessian of each PyTorch port that can be imported, on the same network."""
+    """AdaHessian from each PyTorch port that is installed, on the same network."""
     torch = peer("torch")
-    # A graph of the gradient is what the optimizer is about; its cycle is broken below.
+    # The optimizer needs a graph of the gradient; the reference cycle is broken below.
     warnings.filterwarnings("ignore", message="Using backward.* with create_graph")
     for module, cls in TORCH_PORTS.items() if torch else ():
         port = peer(module)
@@ -199,22 +202,22 @@ def _torch_step(
         value.backward(create_graph=True)
         tx.step()
         for w in weights:
-            w.grad = None  # breaks the cycle that keeps the graph alive
+            w.grad = None  # breaks the cycle that would keep the graph alive
         value.item()
 
     return Candidate(name, synchronised(torch, step), (), "peer")
 
 
 def _absent() -> Any:
-    """A table without rows, for the target of a peer that is not here."""
+    """A table without rows, for the target if the peer is not installed."""
     return Table("", "the authors' optimizer", [])
 
 
 _ELEMENTWISE = (
-    "What comes on top of the pass is elementwise: the probe is drawn and multiplied "
-    "with its product, and the update reads and writes six trees. It does not shrink "
-    "with the batch, so its share depends on how fast the machine multiplies matrices "
-    "beside how fast it moves memory."
+    "The rest of a step is elementwise work: drawing the probe, multiplying it with "
+    "its Hessian product, and an update that reads and writes six trees. This work "
+    "does not shrink with the batch, so its share depends on how fast the machine "
+    "multiplies matrices compared with how fast it moves memory."
 )
 _NETWORK = "float32 weights of a tanh network, 784 inputs, 512 examples"
 
@@ -224,11 +227,11 @@ JOB = Job(
     size=1_800_000,
     unit=_NETWORK,
     reading=(
-        "The Hessian diagonal comes out of the pass that makes the gradient, so a step "
-        "costs that pass and some elementwise work. `ok.optim.with_hutchinson` is the same "
-        "behind the interface of optax, where gradient and curvature are two passes. "
-        "PyTorch builds the graph of the gradient anew in every step and goes through "
-        "it twice. The floor counts the products of matrices alone."
+        "The Hessian diagonal comes from the same pass as the gradient, so a step "
+        "costs that pass plus some elementwise work. `ok.optim.with_hutchinson` does "
+        "the same behind optax's interface, where the gradient and the curvature need "
+        "two passes. PyTorch builds the graph of the gradient in every step and goes "
+        "through it twice. The floor counts only the matrix products."
     ),
 )
 JOB_SOPHIA = Job(
@@ -237,8 +240,8 @@ JOB_SOPHIA = Job(
     size=1_800_000,
     unit=_NETWORK,
     reading=(
-        "With a refresh in every step the order is that of AdaHessian. With one in ten "
-        "steps both libraries make the pass in the step that refreshes alone, and the "
-        "ratio nears that of two gradients."
+        "With a refresh in every step, the picture is the same as for AdaHessian. With "
+        "one refresh in ten steps, both libraries skip the pass in the other nine, "
+        "which leaves a gradient and an update, and the ratio moves towards 1."
     ),
 )

@@ -1,7 +1,7 @@
-"""How long it takes to trace and compile a step, ours and the peers'.
+"""How long it takes to trace and compile a step.
 
-Each is compiled anew in every round, with all of JAX's caches cleared before. Compile
-times hardly depend on sizes, so these are small.
+Every round compiles each step again, after clearing all of JAX's caches. Compile times
+hardly depend on the sizes, so the sizes are small.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ Maker = Callable[[], Candidate]
 
 
 def run(size: int, rounds: int) -> Result:
-    """A table for each step; `size` is that of the hypergradient."""
+    """Measures each kind of step; `size` is that of the hypergradient."""
     tables = []
     for title, makers in _steps().items():
         timing = _compile(makers, rounds)
@@ -33,23 +33,23 @@ def run(size: int, rounds: int) -> Result:
             name: lambda item=(name, *maker): problem.candidate(*item)
             for name, maker in implicit.makers(problem).items()
         }
-        timing = _compile(made, 2 * rounds)  # targets need more than a hint
+        timing = _compile(made, 2 * rounds)  # it has targets
     for reference in (implicit.BY_HAND, implicit.JAXOPT, implicit.JAXOPT_CG):
         if reference in made:
-            title = f"Hypergradient, beside {reference}"
+            title = f"Hypergradient, against {reference}"
             tables.append(_table(title, reference, timing))
     found = {table.reference: table.row(implicit.OURS) for table in tables}
     cause = (
-        "More is compiled: a solve that has forward and reverse derivatives of its "
-        "own, the true residual, and the checks that make a failure seen; the columns "
-        "of tracing and of instructions say how much."
+        "There is more to compile: a solve with forward and reverse derivatives of its "
+        "own, the true residual, and the checks that report a failure. The columns for "
+        "tracing and instructions show how much."
     )
     targets = [
         at_most(
             1.0,
             found.get(reference, NAN),
-            f"A hypergradient by `ok.implicit_minimum` compiles in no more time than "
-            f"by {reference}",
+            f"A hypergradient by `ok.implicit_minimum` compiles at least as fast as by "
+            f"{reference}",
             cause,
         )
         for reference in (implicit.JAXOPT, implicit.JAXOPT_CG)
@@ -98,10 +98,10 @@ def _compile(makers: dict[str, Maker], rounds: int) -> Timing:
 
 
 def _table(title: str, reference: str, timing: Timing) -> Table:
-    """With two columns of the last round: the tracing, and what came out of it."""
+    """Adds two columns from the last round: the tracing time and the program size."""
     extras = {
         c.name: {
-            "of it tracing": 1e3 * c.trace_seconds,
+            "tracing ms": 1e3 * c.trace_seconds,
             "instructions": c.num_instructions,
         }
         for c in timing.candidates
@@ -118,8 +118,8 @@ JOB = Job(
     unit="float64 weights of the hypergradient",
     rounds=2,
     reading=(
-        "Tracing and compiling, once for each shape in the life of a program; the "
-        "column of milliseconds is that. A persistent cache of compiled functions, "
-        "which JAX has, makes it nothing in the next run."
+        "A program traces and compiles a step once for each shape; the column `ms` is "
+        "the time of both together. With JAX's persistent compilation cache, the next "
+        "run of the program does not compile at all."
     ),
 )

@@ -1,8 +1,8 @@
-"""How a step grows with the number of devices, at the same work in all.
+"""How the time of a step changes with the number of devices, for the same total work.
 
-Where there is one device, eight virtual ones are made of the processor, in a process of
-its own: they share its cores, so no step can get faster than on one. What can be seen
-is what splitting and exchanging costs. On real devices the same shows the speed-up.
+On a machine with one device, a separate process makes eight virtual devices. They share
+the cores of the processor, so no step can get faster than on one; the job then measures
+the cost of splitting and communicating. On real devices it measures the speed-up.
 """
 
 import argparse
@@ -36,7 +36,7 @@ NAMES = {
 
 
 def run(size: int, rounds: int) -> Result:
-    """On the devices at hand, or in a process with virtual ones."""
+    """Measures on the devices of the machine, or in a process with virtual ones."""
     if len(jax.devices()) > 1:
         return measured(size, rounds)
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def run(size: int, rounds: int) -> Result:
 
 
 def measured(size: int, rounds: int) -> Result:
-    """A table for each optimizer, all numbers of devices in the same rounds."""
+    """Times each optimizer, with all numbers of devices in the same rounds."""
     counts = [count for count in COUNTS if count <= len(jax.devices())]
     makers = {"adan": _adan, "mfac": _mfac, "adahessian": _adahessian}
     tables, lines = [], []
@@ -67,9 +67,9 @@ def measured(size: int, rounds: int) -> Result:
         lines.append(Line(title, "ours", counts, ratios))
     plot = Plot(
         "devices",
-        "A step at the same work in all",
+        "Time of a step for the same total work",
         "devices",
-        "time, to that on one",
+        "time, relative to one device",
         lines,
         y_log=False,
     )
@@ -79,7 +79,7 @@ def measured(size: int, rounds: int) -> Result:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Measures, and writes the result as JSON."""
+    """Measures and writes the result as JSON."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.devices")
     parser.add_argument("path", type=Path)
     parser.add_argument("size", type=int)
@@ -150,7 +150,7 @@ def _adahessian(size: int, mesh: Mesh, count: int) -> Candidate:
 
 
 def _leaves(size: int) -> Any:
-    """Four leaves whose first axis divides by every number of devices."""
+    """Four leaves whose first axis is divisible by every number of devices."""
     rows = COUNTS[-1] * max(size // (4 * 1000 * COUNTS[-1]), 1)
     keys = jr.split(jr.key(0), 4)
     return {str(i): jr.normal(k, (rows, 1000), jnp.float32) for i, k in enumerate(keys)}
@@ -169,14 +169,13 @@ JOB = Job(
     title="Scaling with the number of devices",
     run=run,
     size=4_000_000,
-    unit="parameters of Adan and M-FAC, four times those of AdaHessian",
+    unit="parameters for Adan and M-FAC, a quarter of that for AdaHessian",
     rounds=10,
     reading=(
-        "Virtual devices share the cores of one processor: with two cores nothing can "
-        "be gained from the third device on, and hardly from the second, as one device "
-        "already uses both. A flat line means that splitting costs nothing. Adan "
-        "exchanges nothing, M-FAC a row of its Gram matrix, AdaHessian its gradient "
-        "and diagonal."
+        "Virtual devices share the cores of one processor. With two cores, one device "
+        "already uses both, so more devices cannot make a step faster; a ratio of 1 "
+        "means that splitting costs nothing. Adan exchanges nothing, M-FAC a row of "
+        "its Gram matrix, and AdaHessian its gradient and diagonal."
     ),
 )
 

@@ -1,4 +1,4 @@
-"""Loss, gradient and Hutchinson diagonal in one pass, beside the pieces."""
+"""Loss, gradient and Hutchinson diagonal in one pass, compared with two passes."""
 
 import jax
 import jax.random as jr
@@ -18,7 +18,7 @@ PROBE = "drawing the probe alone"
 
 
 def run(size: int, rounds: int) -> Result:
-    """Tables for a tanh network of about `size` float32 weights on 784 inputs."""
+    """Measures a tanh network with about `size` float32 weights and 784 inputs."""
     params, x, y = make_network(size)
     value_and_grad = jax.value_and_grad(loss)
     one_pass = ok.value_grad_and_diag(loss)
@@ -41,28 +41,28 @@ def run(size: int, rounds: int) -> Result:
     ]
     timing = measure(candidates, rounds)
     counted = floor(flops=pass_flops(params))
-    to_pass = timing.table("Beside the pass alone", PASS, floor=counted)
-    to_pieces = timing.table("Beside two passes", PIECES, [PIECES, OURS])
-    to_ours = timing.table("The probe", OURS, [OURS, PROBE])
+    to_pass = timing.table("Against the bare pass", PASS, floor=counted)
+    to_pieces = timing.table("Against two passes", PIECES, [PIECES, OURS])
+    to_ours = timing.table("Share of the probe", OURS, [OURS, PROBE])
     targets = [
         at_most(
             1.15,
             to_pass.row(OURS),
-            "`ok.value_grad_and_diag` takes at most 1.15 × one `jvp` of "
+            "`ok.value_grad_and_diag` takes at most 1.15 × the time of one `jvp` of "
             "`value_and_grad` with a ready probe",
             _ELEMENTWISE,
         ),
         at_most(
             0.9,
             to_pieces.row(OURS),
-            "`ok.value_grad_and_diag` takes at most 0.9 × the gradient and a "
-            "separate HVP",
+            "`ok.value_grad_and_diag` takes at most 0.9 × the time of the gradient and "
+            "a separate HVP",
             _ELEMENTWISE,
         ),
         at_most(
             0.05,
             to_ours.row(PROBE),
-            "Probes take under 5 % of `ok.value_grad_and_diag`",
+            "Drawing the probe takes less than 5 % of `ok.value_grad_and_diag`",
             _ELEMENTWISE,
         ),
     ]
@@ -70,8 +70,8 @@ def run(size: int, rounds: int) -> Result:
 
 
 _ELEMENTWISE = (
-    "The probe and its product with Hz are elementwise work on every weight, which "
-    "does not shrink with the batch; the products of matrices do."
+    "Drawing the probe and multiplying it with Hz is elementwise work on every weight. "
+    "It does not shrink with the batch, while the matrix products do."
 )
 
 JOB = Job(
@@ -80,8 +80,9 @@ JOB = Job(
     size=1_800_000,
     unit="float32 weights of a tanh network, 784 inputs, 512 examples",
     reading=(
-        "The product with the Hessian shares the forward and the backward pass with "
-        "loss and gradient. A gradient and a separate product go through the network "
-        "once more. Probes come from the bits of one random word for 32 entries."
+        "The Hessian product shares the forward and the backward pass with the loss "
+        "and the gradient. A gradient followed by a separate product goes through the "
+        "network once more. One random word provides the signs of 32 entries of the "
+        "probe."
     ),
 )

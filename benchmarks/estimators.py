@@ -1,8 +1,8 @@
-"""Trace and diagonal by random probes: error and time at equal numbers of products.
+"""Trace and diagonal by random probes: error and time for equally many products.
 
-Beside matfree and traceax, on the Gauss-Newton matrix of a small network, whose trace
-and diagonal are known. All estimators get the same number of products, and all are
-repeated with other keys: the error is the root of its mean square.
+The comparison with matfree and traceax uses the Gauss-Newton matrix of a small network,
+whose trace and diagonal are known. All estimators get the same number of products. Each
+is repeated with several keys; the error is the root mean square.
 """
 
 from collections.abc import Callable
@@ -23,22 +23,22 @@ from .report import Job, Line, Plot, Result, Role, Table
 from .small_network import gauss_newton, small_network
 
 NUM_EXAMPLES = 512
-NUM_PRODUCTS = 48  # divisible by two and three: some estimators use products in groups
+NUM_PRODUCTS = 48  # some estimators use products in groups of 2 or 3
 NUM_KEYS = 16
 BUDGETS = (12, 48, 192)
 SHOWN = ("ok.hutchinson_trace", "matfree, XTrace")
-BARE = "the bare products"
+BARE = "the products alone"
 
 
 class Estimator(NamedTuple):
-    """From a curvature and a key to its trace or diagonal, with so many products."""
+    """Maps a curvature and a key to an estimate of its trace or diagonal."""
 
     call: Callable[[Any, Any], Any]
     role: Role = "ours"
 
 
 def run(size: int, rounds: int) -> Result:
-    """A table for the trace, one for the diagonal, and the error by the products."""
+    """Measures the trace, the diagonal, and the error by the number of products."""
     C = gauss_newton(small_network(size, NUM_EXAMPLES))
     diagonal = np.diagonal(np.asarray(jax.jit(lambda C: C.as_matrix())(C), np.float64))
     trace = np.sum(diagonal)
@@ -54,7 +54,7 @@ def run(size: int, rounds: int) -> Result:
             _, call = called(name, estimators[name].call, (C, jr.key(0)))
             errors[name].append(_error(call, C, trace))
     lines = [Line(name, shown[name].role, BUDGETS, y) for name, y in errors.items()]
-    title = "Trace: error by the number of products"
+    title = "Error of the trace by the number of products"
     plot = Plot("estimators", title, "products", "relative error", lines)
     return Result(tables, plots=[plot])
 
@@ -73,7 +73,7 @@ def _table(
 
 
 def _error(call: Callable[[Any, Any], Any], C: Any, exact: Any) -> float:
-    """The root of the mean square over keys, relative."""
+    """The relative root-mean-square error over several keys."""
     keys = jr.split(jr.key(7), NUM_KEYS)
     values = [np.asarray(ravel_pytree(call(C, key))[0], np.float64) for key in keys]
     squares = np.sum((np.array(values) - exact) ** 2, axis=-1)
@@ -81,7 +81,7 @@ def _error(call: Callable[[Any, Any], Any], C: Any, exact: Any) -> float:
 
 
 def _bare(k: int) -> Estimator:
-    """K products with ready vectors, one after the other."""
+    """Multiplies with k ready vectors, one after the other."""
 
     def products(C: Any, key: Any) -> Any:
         del key
@@ -161,7 +161,7 @@ def _in_matfree(make: Any, integrand: Any, sampler: Any, num: int) -> Any:
 
 
 def _in_traceax(estimator: Any, k: int) -> Any:
-    """Traceax takes operators on flat vectors."""
+    """Traceax takes operators on flat vectors only."""
 
     def estimate(C: Any, key: Any) -> Any:
         flat, back = ravel_pytree(jax.tree.map(_zeros, C.in_structure()))
@@ -187,12 +187,12 @@ JOB = Job(
     unit="float32 weights of a small network on digits",
     rounds=10,
     reading=(
-        "Every estimator is unbiased, and Hutchinson's are the same in each library: "
-        "their errors differ by chance. XTrace and Hutch++ spend a part of the "
-        "products on a sketch, which pays where the spectrum decays, as here. They "
-        "hold all their probes at once and ravel them, so optkit leaves them to "
-        "matfree, whose estimators take `C.mv` as it is. Peers multiply with all "
-        "probes at once, which is faster for a small network; optkit takes them one "
-        "after the other, in the memory of one."
+        "Every estimator is unbiased. Hutchinson's estimator is the same in each "
+        "library, so those errors differ only by chance. XTrace and Hutch++ spend part "
+        "of their products on a sketch, which pays if the spectrum decays, as here. "
+        "They hold all probes at once and ravel them; optkit therefore leaves them to "
+        "matfree, whose estimators accept `C.mv` directly. The other libraries "
+        "multiply with all probes at once, which is faster for a small network; optkit "
+        "takes them one after the other and needs the memory of one."
     ),
 )

@@ -1,9 +1,10 @@
-"""A step of F2SA beside the same step as the published script takes it.
+"""A step of F2SA, compared with the published script.
 
-That of benchopt's benchmark_bilevel is for two flat arrays, takes the gradients by x of
-both lower iterates apart, has its step sizes as a vector over powers of the step, and
-neither reports nor guards anything: here it stands for the floor. Both sides draw the
-same minibatches as there (`bilevel.drawn`), with ten inner steps for each step of x.
+The script of benchopt's benchmark_bilevel, transcribed here, is written for two flat
+arrays, computes the x-gradients at the two lower iterates separately, divides a vector
+of step sizes by powers of the step count, reports nothing and checks nothing: it serves
+as the floor. Both sides draw the same minibatches in its way
+(`bilevel.next_minibatch`), with ten inner steps for each step of x.
 """
 
 from collections.abc import Callable
@@ -20,9 +21,9 @@ from .bilevel import (
     MATRICES,
     VECTORS,
     Order,
-    beside_scripts,
     candidate,
-    drawn,
+    compare_with_scripts,
+    next_minibatch,
     objectives,
 )
 from .measure import Candidate
@@ -30,11 +31,11 @@ from .problems import Problem
 from .report import Job, Result, Role
 
 INNER_STEPS = 10
-SCRIPT, OURS = "F2SA, flat script", "ok.bilevel.f2sa"
+SCRIPT, OURS = "F2SA, published script", "ok.bilevel.f2sa"
 
 
 def schedule(inner_steps: int = 1) -> ok.bilevel.PenaltySchedule:
-    """Exponents for noise in both; from λ_0 = 10, γ_0 = 0.1 and α_0 λ_0 = γ_0 / 2."""
+    """Exponents for noise in both levels, λ_0 = 10, γ_0 = 0.1, α_0 λ_0 = γ_0 / 2."""
     a, c, k0, gamma, penalty = 5 / 7, 4 / 7, 1000.0, 0.1, 10.0
     return ok.bilevel.PenaltySchedule(
         a=a,
@@ -50,7 +51,7 @@ def schedule(inner_steps: int = 1) -> ok.bilevel.PenaltySchedule:
 
 
 def solver(steps: ok.bilevel.PenaltySchedule, blocks: Problem) -> ok.Solver:
-    """F2SA with all its steps from a schedule."""
+    """F2SA with all step sizes from a schedule."""
     return ok.bilevel.f2sa(
         *objectives(blocks),
         outer=steps.outer(),
@@ -62,20 +63,20 @@ def solver(steps: ok.bilevel.PenaltySchedule, blocks: Problem) -> ok.Solver:
 
 
 def batches(i: Array, j: Array) -> ok.bilevel.Batches:
-    """Independent minibatches of f and g by x and by y; y and z share theirs."""
+    """Independent minibatches for f and g and for x and y; y and z share theirs."""
     return ok.bilevel.Batches(
         upper_x=i[0], upper_y=i[1:], lower_x=j[0], lower_y=j[1:], lower_z=j[1:]
     )
 
 
 def run(size: int, rounds: int) -> Result:
-    """Tables for x and y of `size` entries, 1,024 examples and batches of 64."""
+    """Compares them for x and y with `size` entries, 1,024 examples, batches of 64."""
     steps = {MATRICES: 1, VECTORS: 64}
-    return beside_scripts(makers, [(SCRIPT, OURS)], steps, size, rounds)
+    return compare_with_scripts(makers, [(SCRIPT, OURS)], steps, size, rounds)
 
 
 def makers(blocks: Problem, steps: int) -> list[Callable[[], Candidate]]:
-    """Script and solver, not yet compiled."""
+    """The script and the solver, not yet compiled."""
     size = blocks.upper.q.shape[-1]
     x, y = jnp.zeros(size, jnp.float32), jnp.zeros(size, jnp.float32)
     given = schedule(INNER_STEPS)
@@ -89,11 +90,11 @@ def makers(blocks: Problem, steps: int) -> list[Callable[[], Candidate]]:
 
         return lambda: candidate(name, on, state, blocks, steps, role, _draw)
 
-    return [maker(SCRIPT, script, flat, "peer"), maker(OURS, ours(given), start)]
+    return [maker(SCRIPT, script, flat, "peer"), maker(OURS, solver_step(given), start)]
 
 
-def ours(given: ok.bilevel.PenaltySchedule) -> Any:
-    """A step of the solver on the given minibatches."""
+def solver_step(given: ok.bilevel.PenaltySchedule) -> Any:
+    """A step of the solver on given minibatches."""
 
     def step(state: Any, blocks: Problem, batches: ok.bilevel.Batches) -> Any:
         return solver(given, blocks).step(state, batches)[0]
@@ -102,12 +103,12 @@ def ours(given: ok.bilevel.PenaltySchedule) -> Any:
 
 
 def _draw(order: Order) -> tuple[Order, Array]:
-    """The minibatches of x and of the inner steps."""
-    return lax.scan(lambda o, _: drawn(o), order, length=1 + INNER_STEPS)
+    """Draws the minibatches for x and for the inner steps."""
+    return lax.scan(lambda o, _: next_minibatch(o), order, length=1 + INNER_STEPS)
 
 
 def script_start(x: Array, y: Array) -> Any:
-    """The state: x, y, z, λ, and of the rates k0 + k, sizes and powers."""
+    """The initial state: x, y, z, λ, and k0 + k, sizes and powers of the steps."""
     given = schedule()
     sizes = jnp.array([given.c_alpha, given.c_gamma])
     rates = jnp.float32(given.k0), sizes, jnp.array([given.a, given.c])
@@ -139,15 +140,15 @@ def script(state: Any, blocks: Problem, batches: ok.bilevel.Batches) -> Any:
 
 
 JOB = Job(
-    title="A step of F2SA, with ten of y and z each",
+    title="A step of F2SA, with ten inner steps",
     run=run,
     size=100,
-    unit="entries each of x and y, batches of 64",
+    unit="entries each in x and y, batches of 64",
     rounds=40,
     reading=(
-        "With vectors a step is dozens of small kernels, and what counts is how many: "
-        "the two gradients by x of the lower objective are one here, of y and z side "
-        "by side. Scripts report nothing; optkit's step also returns losses and norms, "
-        "which the compiler leaves out if nobody reads them."
+        "With vectors, a step is dozens of small kernels, and their number counts. "
+        "optkit computes the two x-gradients of the lower objective as one, at y and z "
+        "side by side. The script reports nothing. A step of optkit also returns "
+        "losses and norms, which the compiler removes if nobody reads them."
     ),
 )

@@ -1,8 +1,8 @@
-"""Products with an inverse, (C + λI)⁻¹ b: every method beside a dense Cholesky factor.
+"""Products with an inverse, (C + λI)⁻¹ b: every method against a dense Cholesky factor.
 
-Two curvatures of one small network: the empirical Fisher matrix of 512 examples, which
-is of low rank, and their Gauss-Newton matrix, which is known by its
-products alone. Errors are to a float64 solve by NumPy.
+The two curvatures belong to one small network: the empirical Fisher matrix of 512
+examples, which has low rank, and their Gauss-Newton matrix, which is only known by its
+products. The errors are relative to a float64 solve by NumPy.
 """
 
 import math
@@ -34,7 +34,7 @@ Solver = Callable[[Any, Any], Any]  # of the curvature and b
 
 
 class Method(NamedTuple):
-    """A way to (C + λI)⁻¹ b: all the work, and what remains for the next b."""
+    """A way to (C + λI)⁻¹ b: the work done once, and the work for each b."""
 
     factorise: Callable[[Any], Any]
     apply: Callable[[Any, Any], Any]
@@ -43,15 +43,18 @@ class Method(NamedTuple):
 
 
 def run(size: int, rounds: int) -> Result:
-    """Two tables for each curvature: with the factorisation, and without it."""
+    """Makes two tables for each curvature: with and without the factorisation."""
     low_rank = fisher(small_network(size, NUM_EXAMPLES))
     products = gauss_newton(small_network(size, NUM_EXAMPLES))
     some = _methods()
     title = f"Fisher matrix of {NUM_EXAMPLES} examples"
     tables, remarks = _tables(title, low_rank, _low_rank(some), rounds)
     more = _tables("Gauss-Newton matrix", products, _by_products(some), rounds)
-    limit = "1,024 × 1,000,000 float32 rows factorise and apply within their memory"
-    target = at_most(1.2, _big_memory(), f"{limit} and a fifth of it")
+    sentence = (
+        "Factorising 1,024 × 1,000,000 float32 rows and applying the inverse takes at "
+        "most 1.2 × the memory of the rows"
+    )
+    target = at_most(1.2, _big_memory(), sentence)
     return Result([*tables, *more[0]], [target], remarks=[*remarks, *more[1]])
 
 
@@ -64,15 +67,15 @@ def _tables(
     for name, method in methods.items():
         candidate, again, error = _candidates(name, method, curvature, b, exact)
         if not math.isfinite(error):
-            word = f"{title}: {name} is left out, as its compiled solution is not"
-            remarks.append(f"{word} finite.")
+            reason = "because its compiled solution is not finite"
+            remarks.append(f"{title}: {name} is left out, {reason}.")
             continue
         whole.append(candidate)
         further += again
         errors[name] = {"relative error": error}
     dense = floor(flops=ravel_pytree(b)[0].size ** 3 / 3)
-    first = f"{title}, one vector, all included"
-    second = f"{title}, each further vector, where something was factorised"
+    first = f"{title}: factorise and solve for one vector"
+    second = f"{title}: each further vector, for methods that factorise"
     tables = [
         measure(whole, rounds).table(first, DENSE, None, dense, errors),
         measure(further, rounds).table(second, DENSE, None, None, errors),
@@ -83,7 +86,7 @@ def _tables(
 def _candidates(
     name: str, method: Method, curvature: Any, b: Any, exact: np.ndarray
 ) -> tuple[Candidate, list[Candidate], float]:
-    """All of it; the part for a further vector, if it is less; the error."""
+    """The whole method, its part for a further vector (if less), and its error."""
     role = "peer" if method.is_peer or name == DENSE else "ours"
     if not method.has_factor:
 
@@ -113,7 +116,7 @@ def _error(found: Any, exact: np.ndarray) -> float:
 def _low_rank(some: dict[str, Method]) -> dict[str, Method]:
     return {
         DENSE: some[DENSE],
-        "ok.Woodbury (M-FAC's static algorithm)": _ours(ok.Woodbury()),
+        "ok.Woodbury (static M-FAC)": _ours(ok.Woodbury()),
         **{name: method for name, method in some.items() if name != DENSE},
     }
 
@@ -133,9 +136,7 @@ def _methods() -> dict[str, Method]:
         f"ok.Neumann({NUM_TERMS})": _ours(ok.Neumann(NUM_TERMS)),
         f"ok.Nystrom({RANK})": _ours(ok.Nystrom(RANK, key=jr.key(0))),
         f"lineax.CG({RTOL:.0e})": Method(_itself, _lineax_cg, True, False),
-        f"jax.scipy's and jaxopt's cg({RTOL:.0e})": Method(
-            _itself, by_scipy, True, False
-        ),
+        f"jax.scipy's cg({RTOL:.0e})": Method(_itself, by_scipy, True, False),
     }
 
 
@@ -182,7 +183,7 @@ def _flat_cg(solve: Any, C: Any, b: Any) -> Any:
 
 
 def _right_hand_side(curvature: Any) -> Any:
-    """Half in the range of the curvature, half anywhere."""
+    """A vector that is half in the range of the curvature, half anywhere."""
     structure = curvature.in_structure()
     leaves, treedef = jax.tree.flatten(structure)
     keys = jr.split(jr.key(3), len(leaves))
@@ -198,14 +199,14 @@ def _right_hand_side(curvature: Any) -> Any:
 
 
 def _exact(curvature: Any, b: Any) -> np.ndarray:
-    """A dense solve in float64; the matrix from its own float32 products."""
+    """A dense solve in float64, with the matrix from its own float32 products."""
     matrix = np.asarray(jax.jit(lambda C: C.as_matrix())(curvature), np.float64)
     damped = 0.5 * (matrix + matrix.T) + DAMPING * np.eye(len(matrix))
     return np.linalg.solve(damped, np.asarray(ravel_pytree(b)[0], np.float64))
 
 
 def _big_memory() -> float:
-    """What the compiler plans for large rows, over the rows; nothing is run."""
+    """The compiler's peak memory divided by that of the rows; nothing is run."""
 
     def solve(rows: Any, x: Any) -> Any:
         P = ok.invert(ok.LowRank(rows), ok.Woodbury(), damping=DAMPING)
@@ -224,12 +225,12 @@ JOB = Job(
     unit="float32 weights of a small network on digits",
     rounds=5,
     reading=(
-        "The methods do not compute the same thing at these settings: the error column "
-        "says how far each is from the exact inverse at λ = 0.01. jaxopt's conjugate "
-        "gradients are those of jax.scipy. Woodbury is exact for a Fisher "
-        "matrix and costs two passes over its rows for each further vector. A Neumann "
-        "series and a sketch are approximations by design; their errors are no "
-        "failures. A dense factor wins wherever it fits, for many vectors: it stops "
-        "to fit at some ten thousand weights."
+        "At these settings the methods do not compute the same thing: the error column "
+        "shows how far each one is from the exact inverse at λ = 0.01. Woodbury is "
+        "exact for a Fisher matrix and costs two passes over its rows for each further "
+        "vector. A Neumann series and a sketch are approximations by design, so their "
+        "errors are not failures. For many vectors, a dense factor is the fastest as "
+        "long as it fits, which ends at some ten thousand weights. jaxopt's conjugate "
+        "gradients are those of jax.scipy."
     ),
 )

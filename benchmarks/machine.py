@@ -1,4 +1,4 @@
-"""What this machine is, and how fast it copies and multiplies: the floor's rates."""
+"""The machine, and how fast it copies and multiplies: the rates of the floor."""
 
 import functools
 import os
@@ -14,13 +14,13 @@ import numpy as np
 
 from .report import Floor
 
-COPY_BYTES = 256 << 20  # more than a cache holds
+COPY_BYTES = 256 << 20  # larger than the caches
 MATMUL_SIZE = 2048
 REPEATS = 5
 
 
 def describe() -> str:
-    """One line: processor, cores, device, versions."""
+    """One line with processor, cores, device and versions."""
     devices = jax.devices()
     kind = devices[0].device_kind
     on = f"{len(devices)} x {kind}" if len(devices) > 1 else kind
@@ -31,12 +31,12 @@ def describe() -> str:
 
 
 def floor(*, num_bytes: float = 0.0, flops: float = 0.0) -> Floor:
-    """Counted work at this machine's rates, measured here and now."""
+    """The floor of counted work, at rates measured now."""
     return Floor(num_bytes, flops, *rates())
 
 
 def rates() -> tuple[float, float]:
-    """Bytes a second of a copy, and FLOPs a second of a float32 product of matrices."""
+    """Bytes per second of a copy, FLOPs per second of a float32 matrix product."""
     x = jnp.ones(COPY_BYTES // 4, jnp.float32)
     a = jnp.ones((MATMUL_SIZE, MATMUL_SIZE), jnp.float32)
     copying = _median_seconds(_scale(), x)
@@ -65,7 +65,7 @@ def _matmul() -> Callable[[Any], Any]:
 
 
 def _processor() -> str:
-    """The name of the processor, where the system tells."""
+    """The name of the processor, if the system provides it."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

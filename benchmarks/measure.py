@@ -1,7 +1,8 @@
-"""Interleaved timing: every candidate runs once a round, so a ratio is a fair one.
+"""Interleaved timing: every candidate runs once per round, which makes ratios fair.
 
-A machine drifts over seconds, and all candidates of a round drift together. What is
-reported is the median over rounds of the ratio within a round, and its quartiles.
+The speed of a machine drifts over seconds, and it drifts for all candidates of a round
+together. The reported ratio is the median over rounds of the ratio within a round, with
+its quartiles.
 """
 
 import time
@@ -14,11 +15,11 @@ import numpy as np
 from .report import NAN, Floor, Memory, Role, Row, Table
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-"""What seconds are of: `cpu` counts this process alone, on a machine that is shared."""
+"""The clocks: `cpu` counts only this process, which helps on a busy machine."""
 
 
 class Candidate(NamedTuple):
-    """Something to time: `run` takes and returns the carry, which it may donate."""
+    """Something to time: `run` maps a carry to the next one, and may donate it."""
 
     name: str
     run: Callable[[Any], Any]
@@ -26,12 +27,12 @@ class Candidate(NamedTuple):
     role: Role = "ours"
     compile_seconds: float = NAN
     memory: Memory | None = None
-    trace_seconds: float = NAN  # the part of the former before the compiler
-    num_instructions: float = NAN  # of what it compiled to
+    trace_seconds: float = NAN  # the part of compile_seconds before the compiler
+    num_instructions: float = NAN  # of the compiled program
 
 
 class Timing(NamedTuple):
-    """Seconds of all candidates: a row for each round, a column for each of them."""
+    """Seconds of all candidates: one row per round, one column per candidate."""
 
     candidates: Sequence[Candidate]
     times: np.ndarray
@@ -44,17 +45,17 @@ class Timing(NamedTuple):
         floor: Floor | None = None,
         extras: dict[str, dict[str, float]] | None = None,
     ) -> Table:
-        """Medians and quartiles of some candidates, and their ratios to one of them.
+        """Tabulates medians and quartiles, and the ratios to a reference.
 
         Args:
-            title: what is timed.
-            reference: the name of the candidate that ratios are to.
-            names: of the candidates to show, in this order; None is all of them.
-            floor: what the machine would need for the bytes and FLOPs alone.
-            extras: further columns, by the name of a candidate.
+            title: The title of the table.
+            reference: The name of the candidate in the denominator of the ratios.
+            names: The candidates to show, in this order. Default: all.
+            floor: The counted work, if the table has a floor.
+            extras: Further columns, by the name of the candidate.
 
         Returns:
-            A table with a row for each of the names that there is.
+            A table with one row for each name that was measured.
         """
         columns = {c.name: j for j, c in enumerate(self.candidates)}
         base = self.times[:, columns[reference]]
@@ -66,7 +67,7 @@ class Timing(NamedTuple):
         return Table(title, reference, rows, floor)
 
     def mean_of(self, count: int) -> "Timing":
-        """Means over so many rounds at a time: for steps of unequal cost."""
+        """Means over groups of `count` rounds, for steps of unequal cost."""
         blocks = self.times.reshape(-1, count, self.times.shape[1])
         return Timing(self.candidates, blocks.mean(axis=1))
 
@@ -94,7 +95,7 @@ def compiled(
     *,
     donate: bool = True,
 ) -> Candidate:
-    """A candidate from a pure function of its carry, compiled ahead of time."""
+    """A candidate from a pure function of the carry, compiled ahead of time."""
     now = CLOCKS[clock()]
     start = now()
     donated = (0,) if donate else ()
@@ -108,7 +109,7 @@ def compiled(
 
 
 def memory_of(executable: Any) -> Memory | None:
-    """What the compiler says that an executable needs, where it says so."""
+    """The memory of an executable, if the compiler reports it."""
     found = executable.memory_analysis()
     if found is None:
         return None
@@ -123,7 +124,7 @@ def memory_of(executable: Any) -> Memory | None:
 def called(
     name: str, fn: Callable[..., Any], args: tuple[Any, ...], role: Role = "ours"
 ) -> tuple[Candidate, Callable[..., Any]]:
-    """A candidate that calls a function of the same arguments, and the function."""
+    """A candidate that calls a function with fixed arguments, and that function."""
     made = compiled(name, lambda args: fn(*args), args, role, donate=False)
 
     def run(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -139,7 +140,7 @@ def in_turn(
     args: tuple[Any, ...],
     role: Role = "ours",
 ) -> Candidate:
-    """A candidate that calls functions of the same arguments, one after the other."""
+    """A candidate that calls several functions with the same arguments, in turn."""
     made = [called(name, fn, args)[0] for fn in functions]
 
     def run(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -154,10 +155,10 @@ def in_turn(
 
 
 def measure(candidates: Sequence[Candidate], rounds: int) -> Timing:
-    """Times all candidates in turn, `rounds` times, after one round of warming up.
+    """Times all candidates in turn, `rounds` times, after one warm-up round.
 
-    Each round is in an order of its own: what follows a long run finds caches cold and
-    processors warm, and no candidate shall always be the one.
+    The order is random in each round: a candidate that follows a long run finds cold
+    caches and a hot processor, and this must not always be the same one.
     """
     now = CLOCKS[clock()]
     carries = [candidate.carry for candidate in candidates]
@@ -175,10 +176,10 @@ _chosen = ["wall"]
 
 
 def clock() -> str:
-    """The name of the clock that `measure` reads."""
+    """The name of the clock that `measure` uses."""
     return _chosen[0]
 
 
 def choose_clock(name: str) -> None:
-    """Sets what `measure` reads from here on: a name in `CLOCKS`."""
+    """Sets the clock that `measure` uses, by its name in `CLOCKS`."""
     _chosen[0] = name

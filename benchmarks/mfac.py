@@ -1,4 +1,4 @@
-"""A step of M-FAC beside two bare passes over its window."""
+"""A step of M-FAC, compared with two bare passes over its window."""
 
 import math
 from typing import Any
@@ -22,7 +22,7 @@ NARROW = "ok.optim.scale_by_mfac, bfloat16 window"
 
 
 def run(size: int, rounds: int) -> Result:
-    """Rows for `size` float32 parameters in four leaves and a window of 512."""
+    """Measures `size` float32 parameters in four leaves with a window of 512."""
     grads = gradients(size)
     candidates = [
         passes(grads, WINDOW),
@@ -38,30 +38,30 @@ def run(size: int, rounds: int) -> Result:
         at_most(
             1.3,
             table.row(STEP),
-            "A step of M-FAC (m = 512, d = 1M) takes at most 1.3 × two bare passes "
-            "over its window",
-            "The table has the factor of the Gram matrix on its own: what remains of "
-            "the difference is the products, which are in blocks of rows.",
+            "A step of M-FAC (m = 512, d = 1M) takes at most 1.3 × the time of two "
+            "bare passes over its window",
+            "The table shows the factor of the Gram matrix separately. The rest of the "
+            "difference is that the products are computed in blocks of rows.",
         ),
         at_most(
             1.1,
             _peak(table.row(STEP)) / window,
-            "M-FAC holds at most its window and a tenth of it",
-            "At few parameters the Gram matrix counts, and blocks of rows that are "
-            "cast or subtracted from.",
+            "M-FAC needs at most 1.1 × the memory of its window",
+            "With few parameters, the Gram matrix counts, and so do the blocks of rows "
+            "that are cast or shifted.",
         ),
         at_most(
             0.51,
             _peak(table.row(NARROW)) / _peak(table.row(STEP)),
-            "A bfloat16 window holds half the memory, to 2 %",
-            "At few parameters the Gram matrix counts, which stays in float32.",
+            "A bfloat16 window halves the memory, to within 2 %",
+            "With few parameters, the Gram matrix counts, and it stays in float32.",
         ),
     ]
     return Result([table], targets)
 
 
 def gradients(size: int) -> dict[str, Any]:
-    """About `size` float32 entries in four leaves, none of them empty."""
+    """About `size` float32 entries in four leaves, none of which is empty."""
     leaf = max(size // NUM_LEAVES, 1)
     shape = (max(leaf // 1000, 1), min(leaf, 1000))
     keys = jr.split(jr.key(0), NUM_LEAVES)
@@ -69,12 +69,12 @@ def gradients(size: int) -> dict[str, Any]:
 
 
 def window_bytes(size: int, window: int) -> float:
-    """The window read twice; a row and an update written, the gradient read."""
+    """Reads the window twice and the gradient, writes a row and an update."""
     return 4.0 * size * (2 * window + 3)
 
 
 def step(grads: Any, window: int, window_dtype: Any = None) -> Candidate:
-    """A step, and the making of the next gradient: of the same size, never the same."""
+    """A step that also makes the next gradient: the same size, other values."""
     tx = ok.optim.scale_by_mfac(window, 1e-3, window_dtype=window_dtype)
 
     def one(carry: Any) -> Any:
@@ -88,7 +88,7 @@ def step(grads: Any, window: int, window_dtype: Any = None) -> Candidate:
 
 
 def passes(grads: Any, window: int) -> Candidate:
-    """G g, then Gᵀ of it: what a step has to read."""
+    """G g, then Gᵀ (G g): the data that a step has to read."""
 
     def one(carry: Any) -> Any:
         rows, grads = carry
@@ -101,7 +101,7 @@ def passes(grads: Any, window: int) -> Candidate:
 
 
 def _factor() -> Candidate:
-    """What a step does with its Gram matrix."""
+    """The work of a step on its Gram matrix."""
     gram = jnp.eye(WINDOW, dtype=jnp.float32) + 1e-3
 
     def solve(gram: Any) -> Any:
@@ -122,8 +122,9 @@ JOB = Job(
     unit="float32 parameters in four leaves",
     reading=(
         "A step has to read the window twice: once for the new row of the Gram matrix, "
-        "once for the combination of its rows. The rest is a Cholesky factor of a "
-        "matrix of 512 x 512. A bfloat16 window is half the memory. A CPU has no "
-        "product of such floats, so blocks of it are cast and the step is slower."
+        "and once for the combination of its rows. The rest is a Cholesky "
+        "factorisation of a 512 x 512 matrix. A bfloat16 window halves the memory. "
+        "CPUs cannot multiply these numbers directly, so blocks of the window are cast "
+        "and the step is slower."
     ),
 )

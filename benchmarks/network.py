@@ -34,11 +34,11 @@ def loss(params: Any, x: Any, y: Any) -> jax.Array:
 
 
 def pass_flops(params: Any) -> float:
-    """FLOPs of the products in one `jvp` of `value_and_grad`; all else is left out.
+    """FLOPs of the matrix products in one `jvp` of `value_and_grad`.
 
-    A layer x w has three products of the same size: x w, xᵀg and g wᵀ, of which each
-    has two in its tangent, and each of them costs 2 b m n. The inputs are constant:
-    the first layer has no g wᵀ, and one product in each tangent.
+    A layer x w has three products of the same size, x w, xᵀg and g wᵀ, and each of them
+    has two products in its tangent. Each product costs 2 b m n. The inputs are
+    constant, so the first layer has no g wᵀ, and only one product in each tangent.
     """
     first, *others = (2.0 * NUM_EXAMPLES * w.size for w in params)
     return (2 + 2) * first + (3 + 6) * sum(others)

@@ -1,4 +1,4 @@
-"""Writes docs/performance.md from a run: figures from the run, words from the jobs."""
+"""Writes docs/performance.md: the numbers of a run and the texts of its jobs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,27 +11,28 @@ from .show import TARGET_HEADINGS, as_words, floor_words, summary, target_words
 HEAD = """\
 # Performance
 
-This page is written by a run of the benchmarks, and no figure in its tables by hand:
+Every number in the tables of this page comes from one run of the benchmarks:
 
 ```bash
 pip install -e ".[bench]" && python -m benchmarks --write docs/performance.md
 ```
 
-`--job` runs some of it, `--long` adds training quality, hyper-cleaning and the demo,
-and `--json` keeps the figures of a run. PyTorch's ports are measured where installed.
+`--job NAME` runs one part. `--long` adds training quality, hyper-cleaning and the demo.
+`--json FILE` saves the numbers. PyTorch is measured if it is installed.
 """
 READING = """\
-How to read it. All candidates of a table run in turn in one process, and a ratio is
-the median over rounds of the ratio within a round, with its quartiles in brackets: it
-holds where milliseconds drift. A ratio below 1 is faster than the reference. *Floor* is
-what must be done in any case: bytes and FLOPs counted in code, at the rates that this
-machine was measured to copy memory and multiply matrices just then. *Peak* is the
-compiler's own account of arguments, outputs and temporaries.
+**How to read the tables.** All candidates of a table run in turn, in one process. A
+ratio is the median over rounds of the ratio within a round, with its quartiles in
+parentheses, so it does not depend on the drift of the machine. A ratio below 1 means
+faster than the reference. The *floor* is the time that the work itself needs: its bytes
+and FLOPs, counted in code, at the speeds of copying and multiplying that were measured
+in the same run. The *peak* is the memory of arguments, outputs and temporaries, as
+reported by the compiler.
 """
 
 
 def write_page(session: Session, path: Path) -> list[Path]:
-    """The page, and its plots in a folder beside it, named like it."""
+    """Writes the page, and its plots to a folder of the same name."""
     folder = path.with_suffix("")
     plots = [plot for done in session.done for plot in done.result.plots]
     written = write(plots, folder)
@@ -41,7 +42,11 @@ def write_page(session: Session, path: Path) -> list[Path]:
 
 def page(session: Session, folder: str) -> str:
     """The text of the page; its plots are in `folder`."""
-    parts = [HEAD, f"{session.machine}. Clock: {session.clock}.\n", READING]
+    parts = [
+        HEAD,
+        f"Measured on: {session.machine}. Clock: {session.clock}.\n",
+        READING,
+    ]
     parts += ["## Targets\n", summary(session) + "\n", _targets(session)]
     for done in session.done:
         parts.append(_section(done, folder))
@@ -54,11 +59,11 @@ def _targets(session: Session) -> str:
         for target in done.result.targets:
             rows.append([*target_words(target)])
             if target.verdict.startswith("missed"):
-                cause = target.cause or "No cause is known."
+                cause = target.cause or "The reason is not known."
                 causes.append(f"- *{target.sentence}.* {cause}")
     if not causes:
         return _markdown(TARGET_HEADINGS, rows)
-    words = "\n".join(["Missed, and why:", "", *causes, ""])
+    words = "\n".join(["Why some targets are missed:", "", *causes, ""])
     return f"{_markdown(TARGET_HEADINGS, rows)}\n{words}"
 
 

@@ -1,4 +1,4 @@
-"""Peers are optional: one that is not installed is skipped with a word."""
+"""Other libraries are optional: a missing one is skipped with a remark."""
 
 import importlib
 from typing import Any
@@ -7,18 +7,18 @@ _missing: list[str] = []
 
 
 def peer(module: str) -> Any:
-    """The module, or None, of which the table will say a word."""
+    """The module, or None, in which case the job gets a remark."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        word = f"Without {module}: it cannot be imported."
+        word = f"{module} is left out, because it cannot be imported."
         if word not in _missing:
             _missing.append(word)
         return None
 
 
 def missing() -> list[str]:
-    """The words since the last call."""
+    """The remarks since the last call."""
     words = list(_missing)
     _missing.clear()
     return words

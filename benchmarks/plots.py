@@ -17,7 +17,7 @@ MOST_POINTS = 60
 
 
 def draw(plot: Plot) -> Figure:
-    """Ours is solid, a peer dashed, a floor dotted."""
+    """Draws a plot: optkit solid, other libraries dashed, the floor dotted."""
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.subplots()
     for i, line in enumerate(plot.lines):
@@ -49,7 +49,7 @@ def draw(plot: Plot) -> Figure:
 
 
 def _name_points(axes: Any, plot: Plot) -> None:
-    """Few points on a logarithmic axis are its ticks, as plain numbers."""
+    """Labels the points of a logarithmic axis as plain numbers, if they are few."""
     at = sorted({float(x) for line in plot.lines for x in line.x})
     if len(at) < 10:
         axes.set_xticks(at, [f"{x:,.0f}" for x in at])
@@ -57,7 +57,7 @@ def _name_points(axes: Any, plot: Plot) -> None:
 
 
 def write(plots: Sequence[Plot], folder: Path) -> list[Path]:
-    """An SVG for each plot, `name`.svg; the same figures give the same bytes."""
+    """Writes `name`.svg for each plot; the same numbers give the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     written = []
     with mpl.rc_context({"svg.hashsalt": "optkit"}):

@@ -1,13 +1,13 @@
 """The simulated quadratic problem of published bilevel benchmarks.
 
-Both levels are means of n quadratics of rank one, drawn as those benchmarks draw them:
+Both levels are means of n quadratics of rank one, drawn as in those benchmarks:
 
     ½ (aᵀy)² + ½ (bᵀx)² + (uᵀx)(wᵀy) + pᵀy + qᵀx
 
-E aaᵀ has spectrum [μ, L], E bbᵀ the same with one eigenvalue of zero, and E uwᵀ has
-singular values in [μ, L_cross]. Held as vectors, 100 times smaller than as n matrices,
-which is how those benchmarks hold them. What is measured is ‖∇Φ(x)‖² in closed form,
-over all examples.
+E aaᵀ has the spectrum [μ, L], E bbᵀ the same but for one eigenvalue of zero, and E uwᵀ
+has singular values in [μ, L_cross]. The examples are held as vectors, which takes 100
+times less memory than the n matrices of those benchmarks. The measure of success is
+‖∇Φ(x)‖² over all examples, in closed form.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key
 
 
 class Quadratics(NamedTuple):
-    """The vectors of n quadratics, one in each row."""
+    """The vectors of n quadratics, one per row."""
 
     a: Float[Array, "n dy"]
     b: Float[Array, "n dx"]
@@ -35,7 +35,7 @@ class Quadratics(NamedTuple):
 
 
 class Matrices(NamedTuple):
-    """The same by the matrices aaᵀ, bbᵀ and uwᵀ."""
+    """The same quadratics with the matrices aaᵀ, bbᵀ and uwᵀ."""
 
     aa: Float[Array, "n dy dy"]
     bb: Float[Array, "n dx dx"]
@@ -61,7 +61,7 @@ class Problem(NamedTuple):
 
 
 def in_matrices(problem: Problem) -> Problem:
-    """The problem as the published benchmarks hold it."""
+    """The problem with matrices, as in the published benchmarks."""
 
     def level(rows: Quadratics) -> Matrices:
         outer = jax.vmap(jnp.outer)
@@ -72,7 +72,7 @@ def in_matrices(problem: Problem) -> Problem:
 
 
 def rows(examples: Any, index: Int[Array, " b"]) -> Any:
-    """The examples at an index."""
+    """The examples at some indices."""
     return jax.tree.map(lambda a: a[index], examples)
 
 

@@ -1,15 +1,15 @@
-"""Training quality on the digits: equal steps, every optimizer at its tuned values.
+"""Training quality on the digits: equal steps, each optimizer at its tuned values.
 
-Two questions, each over 5 seeds, with the network, batches and schedule of
-`python -m optkit`:
+There are two questions, each answered with 5 seeds and with the network, the batches
+and the schedule of `python -m optkit`:
 
-    accuracy after 2000 steps, on the 1,000 test digits
-    loss after 3 epochs, 188 steps, on the 4,000 training digits
+    accuracy on the 1,000 test digits after 2000 steps
+    loss on the 4,000 training digits after 3 epochs (188 steps)
 
-Values are tuned on grids, with seeds that the tables do not use: for the first question
-by mean accuracy on 800 digits held out of the training set, for the second by the mean
-train loss. `--tune` searches the grids again, about 15 minutes on two cores, and says
-what it finds; what it prints is copied here by hand.
+The values are tuned on grids, with seeds that the tables do not use: for the first
+question by the mean accuracy on 800 digits held out of the training set, for the second
+by the mean training loss. `--tune` searches the grids again and prints what it finds,
+which takes about 15 minutes on two cores; the results are copied here by hand.
 """
 
 import itertools
@@ -37,24 +37,26 @@ PEERS = ("adamw", "sgd, momentum")
 
 
 class Contender(NamedTuple):
-    """An optimizer, its grids, and the values that won."""
+    """An optimizer, its grids, and the best values."""
 
-    make: Callable[..., optax.GradientTransformation]  # of a schedule and other values
-    grids: tuple[tuple[float, ...], ...]  # the first is of peak learning rates
+    make: Callable[
+        ..., optax.GradientTransformation
+    ]  # from a schedule and other values
+    grids: tuple[tuple[float, ...], ...]  # peak learning rates first
     best: tuple[float, ...]
 
 
 class Question(NamedTuple):
-    """What is compared after how many steps."""
+    """A comparison after a number of steps."""
 
     title: str
     steps: int
-    hold_out: bool  # tune on held-out accuracy, else on train loss
+    hold_out: bool  # tune by held-out accuracy, else by train loss
     contenders: dict[str, Contender]
 
 
 def doubled(first: float, count: int) -> tuple[float, ...]:
-    """`count` values in factors of two."""
+    """`count` values, each twice the one before."""
     return tuple(first * 2**i for i in range(count))
 
 
@@ -74,7 +76,7 @@ def _mfac(rate: optax.Schedule, momentum: float = 0.9) -> optax.GradientTransfor
 
 QUESTIONS = [
     Question(
-        "2000 steps, tuned on held-out accuracy",
+        "2000 steps, tuned by held-out accuracy",
         STEPS,
         True,
         {
@@ -94,7 +96,7 @@ QUESTIONS = [
         },
     ),
     Question(
-        "3 epochs, tuned on train loss",
+        "3 epochs, tuned by train loss",
         EPOCHS_STEPS,
         False,
         {
@@ -110,7 +112,7 @@ QUESTIONS = [
 
 
 def run(size: int, rounds: int) -> Result:
-    """A table for each question, at the values that won."""
+    """Answers each question at the best values."""
     del size, rounds
     data = digits()
     tables = []
@@ -119,7 +121,7 @@ def run(size: int, rounds: int) -> Result:
             _row(name, _train(contender, contender.best, question.steps, data, SEED))
             for name, contender in question.contenders.items()
         ]
-        tables.append(Table(f"{question.title}; means over five seeds", "", rows))
+        tables.append(Table(f"{question.title}: means over five seeds", "", rows))
 
     def found(table: Table, name: str, column: str) -> float:
         return table.row(name).extra[column]
@@ -130,20 +132,20 @@ def run(size: int, rounds: int) -> Result:
             0.0,
             found(accuracy, "adamw", ACCURACY)
             - found(accuracy, "adahessian", ACCURACY),
-            "AdaHessian's test accuracy is at least AdamW's: points below it",
+            "AdaHessian's test accuracy is at least AdamW's (points below it)",
         ),
         at_most(
             1.0,
             found(loss, "mfac", LOSS) / found(loss, "sgd, momentum", LOSS),
-            "M-FAC's train loss after 3 epochs is no worse than that of SGD with "
-            "momentum: their ratio",
+            "M-FAC's train loss after 3 epochs is at most that of SGD with momentum "
+            "(ratio)",
         ),
     ]
     return Result(tables, targets)
 
 
 def tune() -> None:
-    """Searches the grids again, and says what won."""
+    """Searches the grids again, and prints the best values."""
     data = digits()
     for question in QUESTIONS:
         print(question.title)
@@ -156,7 +158,7 @@ def _row(name: str, result: Run) -> Row:
     loss, loss_std = mean_and_std(result.train_loss[-1])
     extra = {
         ACCURACY: 100 * float(accuracy),
-        "± [%]": 100 * float(accuracy_std),
+        "± [points]": 100 * float(accuracy_std),
         LOSS: float(loss),
         "±": float(loss_std),
     }
@@ -176,7 +178,7 @@ def _train(
 def _search(
     name: str, contender: Contender, question: Question, data: Digits
 ) -> tuple[float, ...]:
-    """Tries all of the grid, says what came out, and returns the best."""
+    """Tries the whole grid, prints the outcomes, and returns the best values."""
     if question.hold_out:
         data = _held_out(data)
     scores = {}
@@ -190,7 +192,7 @@ def _search(
 
 
 def _held_out(data: Digits) -> Digits:
-    """The training digits alone: the last 800 in the place of the test digits."""
+    """Only the training digits, with the last 800 in place of the test digits."""
 
     def rows(part: slice) -> Batch:
         return jax.tree.map(lambda leaf: leaf[part], data.train)
@@ -209,8 +211,9 @@ JOB = Job(
     unit="training digits",
     is_long=True,
     reading=(
-        "Equal steps, every optimizer at its tuned values. A step of AdaHessian costs "
-        "two to three of AdamW, so equal steps are not equal seconds. Milliseconds are "
-        "of a step of all five seeds side by side."
+        "All optimizers take the same number of steps, at their tuned values. A step "
+        "of AdaHessian costs two to three steps of AdamW, so equal steps are not equal "
+        "seconds. The milliseconds are those of a step with all five seeds side by "
+        "side."
     ),
 )

@@ -1,4 +1,4 @@
-"""What every job returns: tables, targets and plots; and its way to JSON and back."""
+"""The results of a job: tables, targets and plots, and how they become JSON."""
 
 import json
 import math
@@ -11,21 +11,21 @@ Role: TypeAlias = Literal["ours", "peer", "floor"]
 
 
 class Memory(NamedTuple):
-    """Bytes that an executable needs, by the compiler's own analysis."""
+    """Bytes that an executable needs, as reported by the compiler."""
 
     arguments: float
     outputs: float
-    aliased: float  # of the outputs, those that are in the place of arguments
+    aliased: float  # outputs that reuse the memory of arguments
     temporaries: float
 
     @property
     def peak(self) -> float:
-        """All that is held at once."""
+        """Everything that is held at the same time."""
         return self.arguments + self.outputs - self.aliased + self.temporaries
 
 
 class Row(NamedTuple):
-    """One line of a table; what was not measured is NaN."""
+    """One line of a table; NaN stands for what was not measured."""
 
     name: str
     role: Role
@@ -35,16 +35,16 @@ class Row(NamedTuple):
     high: float = NAN
     compile_seconds: float = NAN
     memory: Memory | None = None
-    extra: dict[str, float] = {}  # noqa: RUF012  # never changed
+    extra: dict[str, float] = {}  # noqa: RUF012  # never mutated
 
 
 class Floor(NamedTuple):
-    """Bytes and FLOPs counted in code, at the rates of this machine."""
+    """Bytes and FLOPs, counted in code, and the rates of this machine."""
 
     num_bytes: float
     flops: float
-    bytes_per_second: float  # of a copy: read and written bytes together
-    flops_per_second: float  # of a float32 product of matrices
+    bytes_per_second: float  # of a copy; counts bytes read and written
+    flops_per_second: float  # of a float32 matrix product
 
     @property
     def milliseconds(self) -> float:
@@ -54,7 +54,7 @@ class Floor(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Rows; their ratios are to the one named `reference`."""
+    """Rows, with ratios to the row named `reference`."""
 
     title: str
     reference: str
@@ -62,14 +62,14 @@ class Table(NamedTuple):
     floor: Floor | None = None
 
     def row(self, name: str) -> Row:
-        """The row of that name; one of NaN if it was skipped."""
+        """The row with that name, or a row of NaN if it was skipped."""
         return next((row for row in self.rows if row.name == name), Row(name, "peer"))
 
 
 class Target(NamedTuple):
-    """What was promised, and what came out: met if `measured` <= `limit`.
+    """A promise and the outcome: it is met if `measured` <= `limit`.
 
-    A ratio that is missed while its lower quartile is not is within the spread.
+    A missed ratio whose lower quartile meets the limit is within the spread.
     """
 
     sentence: str
@@ -77,7 +77,7 @@ class Target(NamedTuple):
     measured: float
     low: float = NAN
     high: float = NAN
-    cause: str = ""  # why it is missed, if it is
+    cause: str = ""  # the reason if it is missed
 
     @property
     def verdict(self) -> str:
@@ -101,7 +101,7 @@ class Line(NamedTuple):
 class Plot(NamedTuple):
     """Lines on two axes."""
 
-    name: str  # of the file
+    name: str  # the name of the file
     title: str
     x_label: str
     y_label: str
@@ -111,24 +111,24 @@ class Plot(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a job found."""
+    """The results of a job."""
 
     tables: Sequence[Table] = ()
     targets: Sequence[Target] = ()
     plots: Sequence[Plot] = ()
-    remarks: Sequence[str] = ()  # peers that are not here, and other words on this run
+    remarks: Sequence[str] = ()  # missing libraries and other notes on this run
 
 
 class Job(NamedTuple):
-    """Something to measure, and the words for a reader."""
+    """Something to measure, and how to read the result."""
 
     title: str
     run: Callable[[int, int], Result]  # of the size and the number of rounds
     size: int
     unit: str  # what the size counts
-    reading: str  # what the figures mean; no figure stands in it
+    reading: str  # what the numbers mean; contains no numbers of a run
     rounds: int = 12
-    is_long: bool = False  # left out unless asked for
+    is_long: bool = False  # only runs on request
 
 
 class Done(NamedTuple):
@@ -141,7 +141,7 @@ class Done(NamedTuple):
 
 
 class Session(NamedTuple):
-    """All of one call of the command."""
+    """Everything from one call of the command."""
 
     machine: str
     clock: str
@@ -152,7 +152,7 @@ class Session(NamedTuple):
 def at_most(
     limit: float, measured: Row | float, sentence: str, cause: str = ""
 ) -> Target:
-    """A target for the ratio of a row, with its quartiles, or for a number."""
+    """A target for the ratio of a row (with its quartiles) or for a number."""
     if isinstance(measured, Row):
         found = measured.ratio, measured.low, measured.high
         return Target(sentence, limit, *found, cause=cause)
@@ -217,7 +217,7 @@ def _plot(read: dict[str, Any]) -> Plot:
 
 
 def _numbers(read: dict[str, Any], *others: str) -> dict[str, Any]:
-    """With NaN in the place of null, but for the keys `others`."""
+    """Replaces null by NaN, except for the keys `others`."""
     return {
         name: NAN if value is None and name not in others else value
         for name, value in read.items()

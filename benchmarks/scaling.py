@@ -1,7 +1,6 @@
-"""How a step grows with the number of parameters d and with the window m.
+"""How the time of a step grows with the number of parameters d and the window m.
 
-Every size is timed in rounds of its own, and a row's ratio is to the floor or the peer
-of the same size.
+Each size is timed separately, and ratios are to the reference of the same size.
 """
 
 from collections.abc import Sequence
@@ -22,11 +21,11 @@ from .report import Job, Line, Plot, Result, Row, Table
 SMALL_WINDOW = 32
 NETWORK_LIMIT = 1_000_000
 WINDOWS = (64, 256, 1024)
-FACTORISE, APPLY = "ok.Woodbury, factorise", "ok.Woodbury, a vector"
+FACTORISE, APPLY = "ok.Woodbury, factorise", "ok.Woodbury, one vector"
 
 
 def run_d(size: int, rounds: int) -> Result:
-    """Adan, M-FAC and AdaHessian from `size` / 1,000 parameters to `size`."""
+    """Times Adan, M-FAC and AdaHessian with `size` / 1,000 to `size` parameters."""
     sizes = [max(size // factor, 1) for factor in (1000, 30, 1)]
     families = {
         "Adan": (_adan, "optax.adan", sizes),
@@ -47,7 +46,7 @@ def run_d(size: int, rounds: int) -> Result:
 
 
 def run_m(size: int, rounds: int) -> Result:
-    """M-FAC's step and Woodbury's two parts, by the number of gradients they hold."""
+    """Times M-FAC's step and the two parts of Woodbury, by the number of gradients."""
     grads = mfac.gradients(size)
     pairs = [
         measure([mfac.passes(grads, m), mfac.step(grads, m)], rounds) for m in WINDOWS
@@ -104,7 +103,7 @@ def _joined(
     sizes: Sequence[int],
     unit: str,
 ) -> Table:
-    """The tables of all sizes in one; the sizes stand in the names."""
+    """Joins the tables of all sizes; the names contain the sizes."""
     rows: list[Row] = []
     for timing, size in zip(timings, sizes, strict=True):
         found = timing.table(title, reference).rows
@@ -129,13 +128,13 @@ JOB_D = Job(
     title="Scaling with the number of parameters",
     run=run_d,
     size=10_000_000,
-    unit="parameters at the most",
+    unit="parameters at most",
     rounds=5,
     reading=(
-        "Below some hundred thousand parameters a step is dominated by what it takes "
-        "to start its kernels; above, all times grow in proportion to the parameters. "
-        "M-FAC adds the Cholesky factor of its Gram matrix, which does not depend on "
-        "them."
+        "Below some hundred thousand parameters, the time of a step is dominated by "
+        "starting its kernels; above, all times are proportional to the number of "
+        "parameters. M-FAC adds the Cholesky factorisation of its Gram matrix, whose "
+        "cost does not depend on the number of parameters."
     ),
 )
 JOB_M = Job(
@@ -145,9 +144,10 @@ JOB_M = Job(
     unit="parameters",
     rounds=5,
     reading=(
-        "A step of M-FAC, and a vector through Woodbury's identity, read the gradients "
-        "twice, so they grow as m; the factor of the Gram matrix grows as m³, which "
-        "shows for many gradients of few parameters, as here. Factorising multiplies "
-        "all pairs of gradients, m² d, and sums in twice the precision."
+        "A step of M-FAC and one vector through Woodbury's identity read the gradients "
+        "twice, so their time grows like m. The factorisation of the Gram matrix grows "
+        "like m³, which shows for many gradients of few parameters, as here. To "
+        "factorise, Woodbury multiplies all pairs of gradients (m² d) and sums in "
+        "twice the precision."
     ),
 )

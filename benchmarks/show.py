@@ -1,4 +1,4 @@
-"""Tables as rows of words: for the terminal and for the page alike."""
+"""Formats tables and targets, for both the terminal and the page."""
 
 import math
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from .report import Row, Session, Table, Target
 
 
 def as_words(table: Table) -> tuple[list[str], list[list[str]]]:
-    """The headings, and a list of words for each row; empty columns are left out."""
+    """The headings and the cells of each row, without empty columns."""
     columns = {
         "": [row.name for row in table.rows],
         "ms": [_milliseconds(row.milliseconds) for row in table.rows],
@@ -17,7 +17,7 @@ def as_words(table: Table) -> tuple[list[str], list[list[str]]]:
         "× floor": [_floors(table, row) for row in table.rows],
         "compile s": [_number(row.compile_seconds, ".2f") for row in table.rows],
         "peak MB": [_megabytes(row.memory and row.memory.peak) for row in table.rows],
-        "of it temporaries": [
+        "temporaries MB": [
             _megabytes(row.memory and row.memory.temporaries) for row in table.rows
         ],
     }
@@ -29,7 +29,7 @@ def as_words(table: Table) -> tuple[list[str], list[list[str]]]:
 
 
 def as_grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Grid:
-    """For the terminal."""
+    """A table for the terminal."""
     grid = Grid(title=title, title_justify="left")
     for i, heading in enumerate(headings):
         grid.add_column(heading, justify="right" if i else "left")
@@ -39,21 +39,25 @@ def as_grid(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def floor_words(table: Table) -> str:
-    """The counted floor and the two rates, in a sentence; empty without one."""
+    """One sentence on the floor and the rates; empty if the table has no floor."""
     floor = table.floor
     if floor is None:
         return ""
-    work = [f"{floor.num_bytes / 1e6:,.0f} MB moved"] if floor.num_bytes else []
+    work = (
+        [f"{floor.num_bytes / 1e6:,.0f} MB of memory traffic"]
+        if floor.num_bytes
+        else []
+    )
     work += [f"{floor.flops / 1e9:,.1f} GFLOP"] if floor.flops else []
     return (
-        f"Floor: {' and '.join(work)}, {_milliseconds(floor.milliseconds)} ms at this "
-        f"machine's {floor.bytes_per_second / 1e9:.1f} GB/s of copying and "
-        f"{floor.flops_per_second / 1e9:,.0f} GFLOP/s of float32 products."
+        f"Floor: {' and '.join(work)} take {_milliseconds(floor.milliseconds)} ms; "
+        f"this machine copies {floor.bytes_per_second / 1e9:.1f} GB/s and multiplies "
+        f"float32 matrices at {floor.flops_per_second / 1e9:,.0f} GFLOP/s."
     )
 
 
 def target_words(target: Target) -> list[str]:
-    """Sentence, limit, what was measured, quartiles, verdict."""
+    """The sentence, limit, measured value, quartiles and verdict."""
     spread = ""
     if math.isfinite(target.low):
         spread = f"{_short(target.low)} to {_short(target.high)}"
@@ -65,10 +69,10 @@ TARGET_HEADINGS = ["target", "at most", "measured", "quartiles", "verdict"]
 
 
 def summary(session: Session) -> str:
-    """How many targets are met, missed and not measured, and the time of it all."""
+    """How many targets are met, missed and not measured, and the total time."""
     verdicts = [t.verdict for done in session.done for t in done.result.targets]
     counts = [f"{verdicts.count(word)} {word}" for word in _VERDICTS]
-    return f"Targets: {'; '.join(counts)}. All in {session.seconds:.0f} s."
+    return f"Targets: {'; '.join(counts)}. Total time: {session.seconds:.0f} s."
 
 
 _VERDICTS = ("met", "missed", "missed, within the spread", "not measured")
@@ -101,7 +105,7 @@ def _number(value: float, form: str) -> str:
 
 
 def _short(value: float) -> str:
-    """Three digits, without an exponent where none is needed."""
+    """Three digits, with an exponent only if needed."""
     if math.isnan(value):
         return ""
     if value == int(value) and abs(value) < 1e6:

@@ -1,7 +1,7 @@
-"""A small network on digits, whose curvature also fits as a dense matrix.
+"""A small network on digits, whose curvature fits into memory as a dense matrix.
 
-64 pixels, one hidden layer, ten classes: the curvature of real data at weights that
-have been trained for a while, with the decaying spectrum that such matrices have.
+64 pixels, one hidden layer, ten classes, trained for a while on real data, so that the
+curvature has the decaying spectrum that is typical of such matrices.
 """
 
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ STEPS = 50
 
 
 class SmallNetwork(NamedTuple):
-    """Weights and the data that they were trained on."""
+    """Weights, and the data on which they were trained."""
 
     params: dict[str, Any]
     images: jax.Array
@@ -28,7 +28,7 @@ class SmallNetwork(NamedTuple):
 
 
 def small_network(size: int, num_examples: int) -> SmallNetwork:
-    """About `size` float32 weights, and so many examples."""
+    """Trains about `size` float32 weights on `num_examples` examples."""
     width = max(size // (NUM_PIXELS + NUM_CLASSES), 1)
     pixels, targets = load_digits(return_X_y=True)
     images = jnp.asarray(np.asarray(pixels)[:num_examples] / 16.0, jnp.float32)
@@ -52,7 +52,7 @@ def small_network(size: int, num_examples: int) -> SmallNetwork:
 
 
 def logits(params: Any, images: Any) -> jax.Array:
-    """The network."""
+    """The outputs of the network."""
     return jnp.tanh(images @ params["in"]) @ params["out"]
 
 
@@ -82,6 +82,6 @@ def gauss_newton(network: SmallNetwork) -> Any:
 
 
 def fisher(network: SmallNetwork) -> Any:
-    """The empirical Fisher matrix: a row for each example."""
+    """The empirical Fisher matrix, with one row per example."""
     batch = network.images, network.labels
     return ok.empirical_fisher(example_loss, network.params, batch)

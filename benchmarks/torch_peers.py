@@ -1,4 +1,4 @@
-"""Running a PyTorch peer on the device that JAX uses, and waiting for it."""
+"""Runs PyTorch on the device that JAX uses, and waits for it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,13 @@ import jax
 
 
 def on_device(torch: Any, tensor: Any) -> Any:
-    """The tensor on a GPU, if JAX is on one and PyTorch can use it."""
+    """Moves the tensor to the GPU, if JAX uses one and PyTorch can."""
     wanted = jax.default_backend() == "gpu" and torch.cuda.is_available()
     return tensor.to("cuda") if wanted else tensor
 
 
 def synchronised(torch: Any, step: Callable[[], Any]) -> Callable[[Any], Any]:
-    """A step for `Candidate`: it ends when the device has ended."""
+    """Turns a step into the `run` of a `Candidate`, which waits for the device."""
 
     def run(carry: Any) -> Any:
         step()

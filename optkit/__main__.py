@@ -3,11 +3,9 @@
 import argparse
 import contextlib
 import difflib
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import jax.random as jr
 
@@ -18,7 +16,16 @@ try:
     from .demo.data import digits
     from .demo.optimizers import OPTIMIZERS
     from .demo.progress import add_bar, progress_bar
-    from .demo.results import as_table, claim_folder, save, summarize
+    from .demo.results import DEFAULT_FOLDER, as_table, claim_folder, save, summarize
+    from .demo.terminal import (
+        INTERRUPTED,
+        PROG,
+        Parser,
+        held_interrupt,
+        make_parser,
+        read_seed,
+        whole_number,
+    )
     from .demo.training import Run, train
 except ModuleNotFoundError as error:
     print(
@@ -27,42 +34,40 @@ except ModuleNotFoundError as error:
     )
     raise SystemExit(2) from None
 
-PROG = "python -m optkit"
 STEPS, SEEDS = 2000, 5
 QUICK_STEPS, QUICK_SEEDS = 200, 2
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
+COMMANDS = {"cleaning": cleaning_command.main, "distributed": distributed.main}
 
 DESCRIPTION = """\
-Trains a small network on 4,000 real handwritten digits, once per optimizer
-with several seeds side by side, and tests it on 1,000 others. Prints a table,
-writes it with the learning curves. No download. Ctrl-C keeps what is finished.
+Compares optimizers on real handwritten digits. Each one trains a small network
+on 4,000 digits, with several seeds side by side, and is tested on 1,000 others.
+Prints a table, and writes it to a folder together with the learning curves.
+Nothing is downloaded. Ctrl-C stops the run and keeps the finished optimizers.
 """
 EPILOG = f"""\
 optimizers: {", ".join(OPTIMIZERS)}
-example:    {PROG} --optimizers adan --steps 500 --out my-run
-also:       {PROG} cleaning      (finds wrong labels)
-            {PROG} distributed   (trains on several processes)
+
+example:
+  {PROG} --optimizers adan --steps 500 --out my-run
+
+other commands (each has its own --help):
+  {PROG} cleaning       finds wrong labels by bilevel optimization
+  {PROG} distributed    trains on several processes
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains, prints the table, writes table and curves.
+    """Trains with each optimizer, prints the table, writes the table and the curves.
 
     Args:
-        argv: the command line, without the name of the program.
+        argv: The command line without the program's name. Default: `sys.argv[1:]`.
 
     Returns:
-        The exit code: 0, or 130 if Ctrl-C cut the run short.
+        The exit code: 0, or 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == ["cleaning"]:
-        parser = _Parser(prog=f"{PROG} cleaning")
-        return cleaning_command.main(
-            words[1:], parser, _whole(0, 2**32 - 1), _held_interrupt
-        )
-    if words[:1] == ["distributed"]:
-        parser = _Parser(prog=f"{PROG} distributed")
-        return distributed.main(words[1:], parser, _whole)
+    if words and words[0] in COMMANDS:
+        return COMMANDS[words[0]](words[1:])
     parser = _make_parser()
     options = parser.parse_args(words)
     names = _split_names(options.optimizers, parser)
@@ -85,18 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _train_each(
     names: list[str], options: argparse.Namespace, runs: dict[str, Run]
 ) -> None:
-    """Fills `runs` one by one, so that an interrupt leaves the finished ones there."""
+    """Fills `runs` one by one, so that Ctrl-C keeps the finished ones."""
     default = (QUICK_STEPS, QUICK_SEEDS) if options.quick else (STEPS, SEEDS)
     steps, num_seeds = options.steps or default[0], default[1]
     data = digits()
-    with _held_interrupt() as check, progress_bar(Console(stderr=True)) as progress:
+    with held_interrupt() as check, progress_bar(Console(stderr=True)) as progress:
         for name in names:
             check()
             bar = add_bar(progress, name.ljust(max(map(len, names))), steps)
 
             def report(step: int, *values: float, bar: Callable[..., None] = bar):
                 bar(step, *values)
-                if step < steps:  # after the last step the run is as good as finished
+                if step < steps:  # after the last step, keep the run
                     check()
 
             runs[name] = train(
@@ -109,35 +114,8 @@ def _train_each(
             )
 
 
-@contextlib.contextmanager
-def _held_interrupt() -> Iterator[Callable[[], None]]:
-    """Holds a first Ctrl-C back while XLA works; a second one ends at once.
-
-    Raised while XLA compiles, it gets lost in a callback or crashes the interpreter.
-
-    Yields:
-        A function that raises the `KeyboardInterrupt`, if there is one.
-    """
-    pressed = False
-
-    def hold(*_: object) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, previous)
-
-    def check() -> None:
-        if pressed:
-            raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGINT, hold)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 def _conclude(runs: dict[str, Run], folder: Path) -> None:
-    """Prints and writes the finished runs; without one, leaves no empty folder."""
+    """Prints and writes the finished runs; without any, removes the empty folder."""
     if not runs:
         with contextlib.suppress(OSError):  # the user's own folder may hold files
             folder.rmdir()
@@ -147,69 +125,46 @@ def _conclude(runs: dict[str, Run], folder: Path) -> None:
     print("Wrote", " and ".join(map(str, save(runs, folder))))
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake in one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (--help explains)\n")
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=PROG,
-        description=DESCRIPTION,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _make_parser() -> Parser:
+    parser = make_parser(PROG, DESCRIPTION, EPILOG)
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where table and curves go; results there are never overwritten "
-        "(default: optkit-demo, or optkit-demo-2, ... if that exists)",
+        help="where to write the table and the curves; existing results are never "
+        f"overwritten (default: {DEFAULT_FOLDER}, or the next free one of "
+        f"{DEFAULT_FOLDER}-2, {DEFAULT_FOLDER}-3, ...)",
     )
     parser.add_argument(
         "--seed",
-        type=_whole(0, 2**32 - 1),
+        type=read_seed,
         default=0,
-        help="of weights and batches; the split of the data is fixed (default: 0)",
+        help="seed of the initial weights and the batches; the train/test split is "
+        "always the same (default: 0)",
     )
     parser.add_argument(
         "--steps",
-        type=_whole(1, 10**6),
-        help=f"updates per optimizer (default: {STEPS}, with --quick {QUICK_STEPS})",
+        type=whole_number(1, 10**6),
+        help=f"steps of each optimizer (default: {STEPS}, with --quick {QUICK_STEPS})",
     )
     parser.add_argument(
         "--optimizers",
         nargs="+",
         default=list(OPTIMIZERS),
         metavar="NAME",
-        help="which, in which order; commas or spaces between them (default: all)",
+        help="which optimizers to run, in this order, separated by spaces or commas "
+        "(default: all)",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"a look in seconds: {QUICK_STEPS} steps, and {QUICK_SEEDS} seeds "
+        help=f"a first look in seconds: {QUICK_STEPS} steps and {QUICK_SEEDS} seeds "
         f"instead of {SEEDS}",
     )
     return parser
 
 
-def _whole(low: int, high: int) -> Callable[[str], int]:
-    """What reads an option that is a whole number from `low` to `high`."""
-
-    def read(text: str) -> int:
-        with contextlib.suppress(ValueError):
-            if low <= (number := int(text)) <= high:
-                return number
-        raise argparse.ArgumentTypeError(
-            f"needs a whole number from {low} to {high}, got {text!r}"
-        )
-
-    return read
-
-
-def _split_names(words: list[str], parser: argparse.ArgumentParser) -> list[str]:
-    """The names of the optimizers, each known and said once."""
+def _split_names(words: list[str], parser: Parser) -> list[str]:
+    """Splits the names at spaces and commas, and refuses unknown and repeated ones."""
     names = " ".join(words).replace(",", " ").split()
     option, known = "argument --optimizers:", ", ".join(OPTIMIZERS)
     if not names:
@@ -218,9 +173,9 @@ def _split_names(words: list[str], parser: argparse.ArgumentParser) -> list[str]
         if name not in OPTIMIZERS:
             near = difflib.get_close_matches(name.lower(), OPTIMIZERS, n=1)
             hint = f"did you mean {near[0]}? " if near else ""
-            parser.error(f"{option} no {name!r} here; {hint}there are {known}")
+            parser.error(f"{option} unknown name {name!r}; {hint}there are {known}")
         if name in names[:i]:
-            parser.error(f"{option} {name} is there twice")
+            parser.error(f"{option} {name} is given twice")
     return names
 
 

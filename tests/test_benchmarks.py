@@ -1,4 +1,4 @@
-"""The benchmark command: its statistics, its counted floors, its files."""
+"""The benchmark command: its statistics, its floors and its files."""
 
 import math
 
@@ -33,7 +33,7 @@ from benchmarks.report import (
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time that passes only where a test says so."""
+    """A clock that only advances when a test says so."""
     now = [0.0]
     monkeypatch.setitem(measure.CLOCKS, "wall", lambda: now[0])
     return now
@@ -41,7 +41,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def session():
-    """One job with a table, a target of each verdict, and a plot."""
+    """A session with one job: a table, a target of each verdict, and a plot."""
     memory = Memory(4e6, 2e6, 1e6, 3e6)
     rows = [
         Row("optax.adan", "peer", 2.0, 1.0, 1.0, 1.0),
@@ -63,7 +63,7 @@ def session():
 
 
 def test_a_ratio_is_taken_within_a_round(clock):
-    """Oracle: closed form. A machine that slows down leaves the ratios alone."""
+    """Oracle: closed form. A machine that slows down does not change the ratios."""
     order = []
 
     def taking(name, seconds):
@@ -78,9 +78,11 @@ def test_a_ratio_is_taken_within_a_round(clock):
     timing = measure.measure([taking("one", 1.0), taking("two", 3.0)], 3)
     rounds = [order[i : i + 2] for i in range(0, 8, 2)]
     assert all(sorted(each) == ["one", "two"] for each in rounds)
-    assert ["one", "two"] in rounds  # nobody is always first
+    assert ["one", "two"] in rounds  # neither is always first
     assert ["two", "one"] in rounds
-    assert_allclose(timing.times, [[2, 6], [4, 12], [8, 24]])  # without the first
+    assert_allclose(
+        timing.times, [[2, 6], [4, 12], [8, 24]]
+    )  # without the warm-up round
     row = timing.table("", "one").row("two")
     assert (row.ratio, row.low, row.high, row.milliseconds) == (3, 3, 3, 12_000)
 
@@ -112,7 +114,7 @@ def test_the_flops_of_a_pass_are_those_of_its_products():
 
 
 def _product_flops(jaxpr):
-    """2 b m n for each `dot_general`, also in functions that are called."""
+    """Adds 2 b m n for each `dot_general`, including those in called functions."""
     flops = 0
     for equation in jaxpr.eqns:
         for inner in jax.tree.leaves(
@@ -149,7 +151,7 @@ def test_peak_counts_outputs_in_the_place_of_arguments_once():
 
 
 def test_json_brings_back_all_of_a_session(session, tmp_path):
-    """Oracle: identity, NaN included."""
+    """Oracle: identity, including NaN."""
     save(session, tmp_path / "run.json")
     again = load(tmp_path / "run.json")
     assert repr(again) == repr(session)
@@ -157,7 +159,7 @@ def test_json_brings_back_all_of_a_session(session, tmp_path):
 
 
 def test_the_page_says_why_a_target_is_missed(session, tmp_path):
-    """Oracle: identity of words and figures; the same run gives the same bytes."""
+    """Oracle: identity of texts and numbers; the same run gives the same bytes."""
     page, plot = write_page(session, tmp_path / "performance.md")
     text = page.read_text()
     assert (
@@ -175,7 +177,7 @@ def test_the_page_says_why_a_target_is_missed(session, tmp_path):
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_job_runs_and_is_kept_and_shown(tmp_path, capsys, monkeypatch):
-    """Oracle: identity of what is printed now and from the file."""
+    """Oracle: identity of the output of the run and of its file."""
     monkeypatch.setattr(machine, "COPY_BYTES", 4096)
     monkeypatch.setattr(machine, "MATMUL_SIZE", 8)
     kept = tmp_path / "run.json"
@@ -189,7 +191,7 @@ def test_a_job_runs_and_is_kept_and_shown(tmp_path, capsys, monkeypatch):
 
 
 def test_a_job_that_fails_does_not_take_the_others_with_it(capsys, monkeypatch):
-    """Oracle: identity, the exit code and the words."""
+    """Oracle: identity of the exit code and of the message."""
 
     def broken(size, rounds):
         raise FloatingPointError("no luck")

@@ -21,7 +21,7 @@ def _in_an_empty_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def _promotion_of_optax():
-    """AdamW and schedules of optax mix dtypes; strict promotion is for our own code."""
+    """Optax's AdamW and schedules mix dtypes; strict promotion is for our code."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
@@ -37,8 +37,8 @@ def _signal(steps):
 
 @pytest.mark.usefixtures("_promotion_of_optax")
 def test_run_prints_the_table_and_writes_both_files(tmp_path, capsys, monkeypatch):
-    # Oracle: identity of names in table, CSV and folder. SGD stands in for all of them:
-    # `.ci/run` trains with each by the command itself, and compares these names, too.
+    # Oracle: identity of names in table, CSV and folder. SGD replaces all optimizers
+    # here; `.ci/run` trains with the real ones and compares these names, too.
     for name in OPTIMIZERS:
         monkeypatch.setitem(OPTIMIZERS, name, lambda steps: optax.sgd(0.1))
     assert cli.main([*TINY, "--seed", "3"]) == 0
@@ -79,7 +79,7 @@ def test_interrupt_before_anything_finished_leaves_nothing(
     [
         (["--optimizers", "adamm"], "did you mean adamw?"),
         (["--optimizers", "newton"], "there are adamw, adan"),
-        (["--optimizers", "adan", "adan"], "adan is there twice"),
+        (["--optimizers", "adan", "adan"], "adan is given twice"),
         (["--optimizers", ","], "needs a name"),
         (["--optimizers"], "expected at least one argument"),
         (["--steps", "0"], "whole number from 1 to 1000000, got '0'"),

@@ -1,6 +1,6 @@
-"""Many processes: the same losses and probes as one, and no process that is left over.
+"""Many processes: the same losses and probes as one, and no process is left over.
 
-The processes are real ones that `jax.distributed` joins; arrays are split over all.
+The processes are real, joined by `jax.distributed`; arrays are split over all of them.
 """
 
 import sys
@@ -16,9 +16,9 @@ STEPS = 5
 
 
 def test_two_processes_train_as_one_does():
-    """Oracle: one process with one device; 50 steps are `python -m optkit distributed`.
+    """Oracle: one process with one device. (The command itself takes 50 steps.)
 
-    `import optkit` must not start JAX's backend, or they could not join.
+    `import optkit` must not start JAX's backend, or the processes could not join.
     """
     one, many = distributed.launch(2, 2, STEPS, timeout=300)
     rows, is_same = distributed.compare(one, many)

@@ -1,11 +1,12 @@
-"""Data hyper-cleaning: which training labels are wrong, learnt from clean validation.
+"""Data hyper-cleaning: finds wrong training labels with the help of clean digits.
 
-Half of the training labels are drawn anew. The lower level fits a linear classifier y
-to examples weighted by sigmoid(x_i), and the upper one judges it on clean digits:
+Half of the training labels are replaced by random ones. The lower level fits a linear
+classifier y to examples weighted by sigmoid(x_i); the upper level judges y on clean
+validation digits:
 
     g(x, y) = mean_i sigmoid(x_i) loss_i(y) + c |y|²    f(x, y) = mean validation loss
 
-so a label that harms on the validation set loses its weight. Seeds run side by side.
+A label that harms the validation loss loses its weight. Several seeds run side by side.
 """
 
 import time
@@ -26,18 +27,18 @@ from .models import Layer, accuracy, logits, loss
 
 NUM_TRAIN = 3000
 DECAY = 5e-3
-"""c, the weight of |y|²: of 1e-4, 1e-3, 5e-3 and 1e-2 the best on the validation digits
-for training on right labels alone."""
+"""The coefficient c of |y|². Of 1e-4, 1e-3, 5e-3 and 1e-2 it was the best on the
+validation digits when training on the right labels alone."""
 REFIT_STEPS = 400
 NUM_POINTS = 20
-"""How often a run comes back to Python."""
+"""How often a run reports its progress."""
 
 
 class Task(NamedTuple):
-    """What a solver sees as its batch; labels of many seeds have a leading axis."""
+    """The batch of the solvers; the labels of several seeds have a leading axis."""
 
     images: Float32[Array, "n 784"]
-    labels: Int32[Array, "*seeds n"]  # half of them drawn anew
+    labels: Int32[Array, "*seeds n"]  # half of them random
     validation: Batch  # clean
 
 
@@ -45,28 +46,30 @@ SEEDS_AXES = Task(images=None, labels=0, validation=None)  # pyright: ignore  # 
 
 
 class Cleaning(NamedTuple):
-    """What one method made of the task; arrays have a leading axis of seeds."""
+    """The outcome of one method; arrays have a leading axis of seeds."""
 
     weights: Float32[np.ndarray, "seeds n"]  # in [0, 1]
-    validation_accuracy: Float32[np.ndarray, " seeds"]  # of a classifier trained anew
+    validation_accuracy: Float32[
+        np.ndarray, " seeds"
+    ]  # of a classifier trained from zero
     test_accuracy: Float32[np.ndarray, " seeds"]  # of the same classifier
-    auc: Float[np.ndarray, " seeds"]  # that a right label outweighs a wrong one
-    seconds: float  # everything, all seeds together
+    auc: Float[np.ndarray, " seeds"]  # P(a right label outweighs a wrong one)
+    seconds: float  # everything, for all seeds together
     steps: int
 
 
 def corrupted(
     data: Digits, *, key: Key[Array, ""], num_seeds: int
 ) -> tuple[Task, Bool[Array, "seeds n"]]:
-    """Splits the training digits, and draws half of the labels anew.
+    """Splits the training digits and replaces half of their labels by random ones.
 
     Args:
-        data: from `data.digits()`.
-        key: consumed; what is drawn anew and to which label differs from seed to seed.
-        num_seeds: how many.
+        data: From `data.digits()`.
+        key: Random key; each seed replaces other labels.
+        num_seeds: Number of seeds.
 
     Returns:
-        The task, and where a label is right: a tenth of those drawn anew are, too.
+        The task, and which labels are right (a tenth of the random ones are).
     """
     train, rest = (
         jax.tree.map(lambda a, s=s: a[s], data.train)
@@ -90,12 +93,12 @@ def upper(x: Array, y: Layer, task: Task) -> Float32[Array, ""]:
 
 
 def lower(x: Array, y: Layer, task: Task) -> Float32[Array, ""]:
-    """Weighted cross-entropy on the training digits, and weight decay."""
+    """Weighted cross-entropy on the training digits, plus weight decay."""
     return _weighted(jax.nn.sigmoid(x), y, task)
 
 
 def train_weighted(weights: Float32[Array, "seeds n"], task: Task) -> Layer:
-    """Trains one classifier a seed from zero, with weights that stay as they are."""
+    """Trains one classifier per seed from zero, with fixed weights."""
     return _train_weighted(weights, task, REFIT_STEPS)
 
 
@@ -108,19 +111,19 @@ def clean(
     steps: int,
     report: Callable[[int, float, float], Any] = lambda step, loss, accuracy: None,
 ) -> Cleaning:
-    """Learns the weights by a bilevel solver, and trains a classifier with them.
+    """Learns the weights by a bilevel solver, then trains a classifier with them.
 
     Args:
-        solver: of `upper` and `lower`.
-        task: from `corrupted`, with labels of many seeds.
-        is_right: the truth, from `corrupted`; only looked at after the last step.
-        test: digits that nothing was chosen by.
-        steps: how many steps of the weights.
-        report: called about `NUM_POINTS` times with the step, and the mean over the
+        solver: A bilevel solver for `upper` and `lower`.
+        task: From `corrupted`, with the labels of several seeds.
+        is_right: The truth, from `corrupted`; used only after the last step.
+        test: Test digits, which no choice depends on.
+        steps: Number of steps of the weights.
+        report: Called about `NUM_POINTS` times with the step and the means over the
             seeds of validation loss and accuracy.
 
     Returns:
-        The weights, and how good they are.
+        The weights and how good they are.
     """
     start = time.perf_counter()
     num_seeds = len(task.labels)
@@ -152,18 +155,18 @@ def judge(
     start: float,
     steps: int = 0,
 ) -> Cleaning:
-    """Trains with the weights, from zero, and looks at the test digits.
+    """Trains a classifier from zero with given weights, and tests it.
 
     Args:
-        weights: of the training examples.
-        task: from `corrupted`.
-        is_right: the truth.
-        test: the test digits.
-        start: when the clock was started.
-        steps: how many steps made the weights.
+        weights: Weights of the training examples.
+        task: From `corrupted`.
+        is_right: Which labels are right.
+        test: The test digits.
+        start: `time.perf_counter()` when the method started.
+        steps: Number of steps that produced the weights.
 
     Returns:
-        How good they are.
+        How good the weights are.
     """
     y = jax.block_until_ready(train_weighted(weights, task))
     seconds = time.perf_counter() - start
@@ -212,9 +215,9 @@ def _evaluate(y: Layer, batch: Batch) -> Float32[Array, "2 seeds"]:
 
 
 def _auc(weights: Array, is_right: Array) -> Array:
-    """The share of pairs, right and wrong, in which the right one outweighs; ties half.
+    """The share of (right, wrong) pairs in which the right label has more weight.
 
-    That is the statistic of Mann and Whitney, over all pairs at once.
+    Ties count one half. This is the Mann-Whitney statistic, over all pairs at once.
     """
     ordered = jnp.sort(jnp.where(is_right, jnp.inf, weights))
     num_wrong = jnp.sum(~is_right)

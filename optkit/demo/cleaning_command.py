@@ -1,11 +1,9 @@
-"""`python -m optkit cleaning`: finds wrong labels, by several bilevel methods."""
+"""`python -m optkit cleaning`: finds wrong labels by several bilevel methods."""
 
 import contextlib
 import sys
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -27,40 +25,30 @@ from .cleaning_results import (
 from .data import Digits, digits
 from .progress import add_bar, progress_bar
 from .results import claim_folder
+from .terminal import INTERRUPTED, PROG, Parser, held_interrupt, make_parser, read_seed
 
 SEEDS, QUICK_SEEDS, QUICK_STEPS = 3, 2, 3
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-
-Interrupts = Callable[[], AbstractContextManager[Callable[[], None]]]
-"""A context that holds Ctrl-C back, and gives what raises it."""
 
 DESCRIPTION = """\
-Draws half of the labels of 3,000 real handwritten digits anew, and finds out
-which are wrong: a weight for each of them, learnt by bilevel optimization so
-that a linear classifier trained with them does well on 1,000 clean digits.
-Prints a table, writes it with a picture of the lowest-weighted digits.
+Finds wrong labels by bilevel optimization. Half of the labels of 3,000 real
+handwritten digits are replaced by random ones. Every digit then gets a weight,
+learned so that a linear classifier trained with the weights does well on 1,000
+clean digits. Prints a table, and writes it to a folder together with a picture
+of the digits of lowest weight. Ctrl-C stops and keeps the finished methods.
 """
 EPILOG = f"methods: {', '.join(CLEANERS)}"
 
 
-def main(
-    argv: Sequence[str],
-    parser: ArgumentParser,
-    seed: Callable[[str], int],
-    interrupts: Interrupts,
-) -> int:
-    """Cleans with every method, prints the table, writes table and picture.
+def main(argv: Sequence[str]) -> int:
+    """Runs every method, prints the table, writes the table and the picture.
 
     Args:
-        argv: the command line after `cleaning`.
-        parser: still without options.
-        seed: what reads the option of that name.
-        interrupts: what holds Ctrl-C back.
+        argv: The command line after `cleaning`.
 
     Returns:
-        The exit code: 0, or 130 if Ctrl-C cut the run short.
+        The exit code: 0, or 130 after Ctrl-C.
     """
-    _add_options(parser, seed)
+    parser = _make_parser()
     options = parser.parse_args(argv)
     try:
         folder = claim_folder(options.out, DEFAULT_FOLDER, (CSV_NAME, PNG_NAME))
@@ -68,13 +56,14 @@ def main(
         parser.error(f"argument --out: {error}")
     data = digits()
     num_seeds = QUICK_SEEDS if options.quick else SEEDS
-    # Steps were tuned with labels of keys 0 and 1: no seed draws those again.
+    # The numbers of steps were tuned on the labels of keys 0 and 1. `fold_in` makes
+    # sure that no seed draws those labels again.
     key = jr.fold_in(jr.key(options.seed), NUM_TRAIN)
     task, is_right = corrupted(data, key=key, num_seeds=num_seeds)
     runs: dict[str, Cleaning] = {}
     code = 0
     try:
-        _clean_each(runs, task, is_right, data, options.quick, interrupts)
+        _clean_each(runs, task, is_right, data, options.quick)
     except KeyboardInterrupt:
         code = INTERRUPTED
         missing = ", ".join(name for name in CLEANERS if name not in runs)
@@ -83,24 +72,28 @@ def main(
     return code
 
 
-def _add_options(parser: ArgumentParser, seed: Callable[[str], int]) -> None:
-    parser.description, parser.epilog = DESCRIPTION, EPILOG
-    parser.formatter_class = RawDescriptionHelpFormatter
+def _make_parser() -> Parser:
+    parser = make_parser(f"{PROG} cleaning", DESCRIPTION, EPILOG)
     parser.add_argument(
         "--out",
         metavar="FOLDER",
-        help="where table and picture go; results there are never overwritten "
-        f"(default: {DEFAULT_FOLDER}, or {DEFAULT_FOLDER}-2, ... if that exists)",
+        help="where to write the table and the picture; existing results are never "
+        f"overwritten (default: {DEFAULT_FOLDER}, or the next free one of "
+        f"{DEFAULT_FOLDER}-2, {DEFAULT_FOLDER}-3, ...)",
     )
     parser.add_argument(
-        "--seed", type=seed, default=0, help="of the labels drawn anew (default: 0)"
+        "--seed",
+        type=read_seed,
+        default=0,
+        help="seed of the random labels (default: 0)",
     )
     parser.add_argument(
         "--quick",
         action="store_true",
-        help=f"a look at the program, not at the methods: {QUICK_STEPS} steps, and "
-        f"{QUICK_SEEDS} seeds instead of {SEEDS}",
+        help=f"try the program in seconds: {QUICK_STEPS} steps and {QUICK_SEEDS} seeds "
+        f"instead of {SEEDS}; too short to compare the methods",
     )
+    return parser
 
 
 def _clean_each(
@@ -109,12 +102,11 @@ def _clean_each(
     is_right: Bool[Array, "seeds n"],
     data: Digits,
     quick: bool,
-    interrupts: Interrupts,
 ) -> None:
-    """Fills `runs` one by one, so that an interrupt leaves the finished ones there."""
+    """Fills `runs` one by one, so that Ctrl-C keeps the finished ones."""
     ones = jnp.ones(task.labels.shape, jnp.float32)
     baselines = {"all one": ones, "the truth": is_right.astype(jnp.float32)}
-    with interrupts() as check, progress_bar(Console(stderr=True)) as progress:
+    with held_interrupt() as check, progress_bar(Console(stderr=True)) as progress:
         for name, weights in baselines.items():
             check()
             start = time.perf_counter()
@@ -126,7 +118,7 @@ def _clean_each(
 
             def report(step: int, *values: float, bar=bar, steps=steps) -> None:
                 bar(step, *values)
-                if step < steps:  # after the last step it is as good as finished
+                if step < steps:  # after the last step, keep the run
                     check()
 
             runs[name] = clean(
@@ -137,7 +129,7 @@ def _clean_each(
 def _conclude(
     runs: dict[str, Cleaning], folder: Path, task: Task, data: Digits
 ) -> None:
-    """Prints and writes the finished runs; without one, leaves no empty folder."""
+    """Prints and writes the finished runs; without any, removes the empty folder."""
     if not runs:
         with contextlib.suppress(OSError):  # the user's own folder may hold files
             folder.rmdir()

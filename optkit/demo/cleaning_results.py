@@ -1,4 +1,4 @@
-"""Table and picture of the hyper-cleaning demo."""
+"""The table and the picture of the hyper-cleaning demo."""
 
 import csv
 from collections.abc import Mapping
@@ -30,13 +30,13 @@ class Row(NamedTuple):
     validation_accuracy_std: float
     auc_mean: float
     auc_std: float
-    seconds: float  # everything, all seeds together
+    seconds: float  # everything, for all seeds together
     steps: int
     seeds: int
 
 
 def summarize(runs: Mapping[str, Cleaning]) -> list[Row]:
-    """Makes one row per method."""
+    """Returns one row per method."""
 
     def both(values: np.ndarray) -> tuple[float, float]:
         mean, std = mean_and_std(values)
@@ -57,13 +57,13 @@ def summarize(runs: Mapping[str, Cleaning]) -> list[Row]:
 
 
 def as_table(rows: list[Row]) -> Table:
-    """The rows for a reader, in at most 80 columns; the caption says what they mean."""
+    """Formats the rows for the terminal, in at most 80 columns."""
     table = Table(
-        title=f"3,000 digits, half of the labels drawn anew, mean ± std over "
+        title=f"3,000 digits, half of their labels random, mean ± std over "
         f"{rows[0].seeds} seeds",
-        caption="test accuracy: of a linear classifier trained anew with the weights.\n"
-        "AUC: how often a right label outweighs a wrong one.\n"
-        "seconds: all seeds together, with compilation and that training.",
+        caption="test accuracy: a linear classifier trained with the final weights.\n"
+        "AUC: how often a right label has more weight than a wrong one.\n"
+        "seconds: all seeds together, including compilation and that training.",
         caption_justify="left",
     )
     table.add_column("weights")
@@ -86,16 +86,16 @@ def lowest_weights(
     given: np.ndarray,
     true: np.ndarray,
 ) -> Figure:
-    """Draws the digits that each method weighs least, with their labels.
+    """Draws the digits to which each method gives the least weight, with their labels.
 
     Args:
-        runs: by the name of the method.
-        images: the training digits.
-        given: the labels of the first seed that the methods saw.
-        true: the labels before half of them were drawn anew.
+        runs: The outcomes, by the name of the method.
+        images: The training digits.
+        given: The labels that the methods saw, of the first seed.
+        true: The true labels.
 
     Returns:
-        A row of digits for each method, in the first seed.
+        A row of digits for each method, of the first seed.
     """
     size = len(runs), NUM_SHOWN
     figure = Figure(
@@ -104,7 +104,7 @@ def lowest_weights(
         dpi=160,
     )
     figure.suptitle(
-        "The lowest weights of all: given → true label, or the label where it is right",
+        "The digits of lowest weight: given → true label, or the label if it is right",
         fontsize=11,
     )
     grid = figure.subplots(*size, squeeze=False)
@@ -134,23 +134,23 @@ def save(
     """Writes the table as CSV and the picture as PNG.
 
     Args:
-        runs: by the name of the method, baselines among them.
-        folder: without such files in it.
-        images: the training digits.
-        given: the labels that the methods saw, of the first seed.
-        true: their true labels.
+        runs: The outcomes by the name of the method, including the baselines.
+        folder: A folder without these files.
+        images: The training digits.
+        given: The labels that the methods saw, of the first seed.
+        true: The true labels.
 
     Returns:
-        The files written; no picture where no weights were learnt.
+        The files written; the picture is left out if no weights were learned.
     """
     table, picture = folder / CSV_NAME, folder / PNG_NAME
     with table.open("x", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
         writer.writerows(summarize(runs))
-    learnt = {name: run for name, run in runs.items() if run.steps}
-    if not learnt:
+    learned = {name: run for name, run in runs.items() if run.steps}
+    if not learned:
         return [table]
     with picture.open("xb") as file:
-        lowest_weights(learnt, images, given, true).savefig(file, format="png")
+        lowest_weights(learned, images, given, true).savefig(file, format="png")
     return [table, picture]

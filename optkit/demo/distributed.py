@@ -1,7 +1,7 @@
-"""`python -m optkit distributed`: one training run on one process, and on many.
+"""`python -m optkit distributed`: one training run on one process and on many.
 
-Starts the processes of `optkit.demo.worker` on this machine, as a cluster's launcher
-would on many, and compares the losses.
+Starts the processes of `optkit.demo.worker` on this machine, as the launcher of a
+cluster would on many machines, and compares the losses.
 """
 
 import json
@@ -12,8 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,50 +21,47 @@ from rich.console import Console
 from rich.table import Table
 
 from .hlo import Collective, total_bytes
+from .terminal import INTERRUPTED, PROG, Parser, make_parser, whole_number
 
 STEPS = 50
 TIMEOUT = 900
-TOLERANCE = 1e-5  # of a loss, relative; float32 sums in another order
+TOLERANCE = 1e-5  # relative, of a loss: float32 sums are taken in another order
 WORKER = "optkit.demo.worker"
-INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
 
 DESCRIPTION = """\
-Trains a small network with Adan, AdaHessian, M-FAC and F2SA on one process with
-one device, and again on several processes that are joined by jax.distributed,
-each with several virtual CPU devices, over which weights, optimizer states and
-batches are split. Prints how far the losses are apart, and what devices exchange.
+Trains a small network with Adan, AdaHessian, M-FAC and F2SA: once on a single
+process with one device, and once on several processes joined by jax.distributed,
+each with several virtual CPU devices over which weights, optimizer states and
+batches are split. Prints how far the losses of the two runs differ, and how many
+bytes the devices exchange. Everything runs on this machine.
 """
 
 
 class ProcessError(RuntimeError):
-    """A process ended badly, or did not end in time."""
+    """A process failed or did not end in time."""
 
 
 class Row(NamedTuple):
     """One optimizer: one process against many."""
 
     optimizer: str
-    difference: float  # the largest of a loss, relative
+    difference: float  # the largest relative difference of a loss
     gathered: int  # bytes per step and device
     reduced: int
     other: int
 
 
-def main(
-    argv: Sequence[str], parser: ArgumentParser, whole: Callable[[int, int], Any]
-) -> int:
-    """Runs both, prints the table.
+def main(argv: Sequence[str]) -> int:
+    """Trains in both ways and prints the table.
 
     Args:
-        argv: the command line after `distributed`.
-        parser: still without options.
-        whole: what reads a whole number between two others.
+        argv: The command line after `distributed`.
 
     Returns:
-        The exit code: 0, 1 if losses or probes differ or a process failed, or 130 if
-        Ctrl-C ended the run.
+        The exit code: 0; 1 if losses or probes differ or a process failed; 130 after
+        Ctrl-C.
     """
-    _add_options(parser, whole)
+    parser = _make_parser()
     options = parser.parse_args(argv)
     try:
         one, many = launch(
@@ -83,7 +79,7 @@ def main(
     is_close = all(row.difference <= TOLERANCE for row in rows)
     print(
         f"Losses: {'all' if is_close else 'not all'} within {TOLERANCE:.0e} of those "
-        f"of one process."
+        f"on one process."
     )
     return 0 if is_same and is_close else 1
 
@@ -91,19 +87,19 @@ def main(
 def launch(
     processes: int, devices: int, steps: int, timeout: int | float = TIMEOUT
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Trains on one process with one device, and at the same time on many.
+    """Trains on one process with one device and, at the same time, on many.
 
     Args:
-        processes: how many join.
-        devices: virtual CPU devices of each.
-        steps: of each optimizer.
-        timeout: seconds after which all are ended.
+        processes: How many processes join.
+        devices: How many virtual CPU devices each of them has.
+        steps: Steps of each optimizer.
+        timeout: Seconds after which all processes are stopped.
 
     Returns:
-        What the first process of either run wrote.
+        What the first process of each run wrote.
 
     Raises:
-        ProcessError: if one fails, with its last words, or takes too long.
+        ProcessError: If a process fails (with its last output) or takes too long.
     """
     port = _free_port()
 
@@ -127,14 +123,14 @@ def launch(
 
 
 def run_together(commands: list[list[str]], timeout: int | float) -> None:
-    """Runs commands side by side; if one fails, the others are ended.
+    """Runs commands side by side; if one fails, the others are stopped.
 
     Args:
-        commands: programs and their arguments.
-        timeout: seconds for all of them.
+        commands: Programs with their arguments.
+        timeout: Seconds for all of them together.
 
     Raises:
-        ProcessError: if one returns something else than 0, or the time is over.
+        ProcessError: If a command returns anything but 0, or the time is up.
     """
     end = time.monotonic() + timeout
     with tempfile.TemporaryDirectory() as folder:
@@ -155,11 +151,11 @@ def run_together(commands: list[list[str]], timeout: int | float) -> None:
 
 
 def compare(one: Mapping[str, Any], many: Mapping[str, Any]) -> tuple[list[Row], bool]:
-    """Makes one row per optimizer, and says whether the probes were the same."""
+    """Returns one row per optimizer, and whether the random probes were the same."""
     rows = []
     for name, run in many["runs"].items():
         expected, found = (np.asarray(r["losses"]) for r in (one["runs"][name], run))
-        # Not finite, or of another length, is not close.
+        # A loss that is not finite makes this NaN, which is not <= TOLERANCE.
         difference = float(np.max(np.abs(found - expected) / np.abs(expected)))
         sizes = total_bytes([Collective(*each) for each in run["collectives"]])
         gathered, reduced = sizes.pop("all-gather", 0), sizes.pop("all-reduce", 0)
@@ -168,12 +164,12 @@ def compare(one: Mapping[str, Any], many: Mapping[str, Any]) -> tuple[list[Row],
 
 
 def as_table(rows: list[Row], processes: int, devices: int, steps: int) -> Table:
-    """The rows for a reader, in at most 80 columns."""
+    """Formats the rows for the terminal, in at most 80 columns."""
     table = Table(
         title=f"{steps} steps on {processes} processes x {devices} devices, against "
         f"1 x 1",
-        caption="bytes: of the results of XLA's collective operations, on one device "
-        "in one step;\nwithout branches that a usual step does not take.",
+        caption="bytes: the results of XLA's collective operations, per step and "
+        "device,\nwithout the branches that an ordinary step does not take.",
         caption_justify="left",
     )
     table.add_column("optimizer")
@@ -190,32 +186,37 @@ def as_table(rows: list[Row], processes: int, devices: int, steps: int) -> Table
     return table
 
 
-def _add_options(parser: ArgumentParser, whole: Callable[[int, int], Any]) -> None:
-    parser.description = DESCRIPTION
-    parser.formatter_class = RawDescriptionHelpFormatter
+def _make_parser() -> Parser:
+    parser = make_parser(f"{PROG} distributed", DESCRIPTION)
     for name, kind, default, text in (
-        ("processes", whole(2, 64), 2, "how many join"),
-        ("devices", whole(1, 8), 2, "virtual CPU devices of each process"),
-        ("steps", whole(1, 10**6), STEPS, "updates per optimizer"),
-        ("timeout", whole(1, 10**6), TIMEOUT, "seconds until all processes are ended"),
+        ("processes", whole_number(2, 64), 2, "how many processes join"),
+        ("devices", whole_number(1, 8), 2, "virtual CPU devices of each process"),
+        ("steps", whole_number(1, 10**6), STEPS, "steps of each optimizer"),
+        (
+            "timeout",
+            whole_number(1, 10**6),
+            TIMEOUT,
+            "seconds until all processes are stopped",
+        ),
     ):
         parser.add_argument(
             f"--{name}", type=kind, default=default, help=f"{text} (default: {default})"
         )
+    return parser
 
 
 def _free_port() -> int:
-    """A port that no program listens on now."""
+    """Returns a port that no program listens on at the moment."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         return free.getsockname()[1]
 
 
 def _environment() -> dict[str, str]:
-    """This process's, but for a number of devices that is meant for itself."""
+    """Returns this process's environment without its own number of devices."""
     flags = os.environ.get("XLA_FLAGS", "")
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", flags)
-    # Programs this small are compiled for longer than they run.
+    # Programs this small take longer to compile than to run.
     return os.environ | {"XLA_FLAGS": f"{flags} --xla_backend_optimization_level=0"}
 
 
@@ -225,19 +226,19 @@ def _wait(
     end: float,
     timeout: int | float,
 ) -> None:
-    """Returns when all have ended well."""
+    """Waits until all have succeeded; raises as soon as one fails or time is up."""
     while (codes := [process.poll() for process in running]) != [0] * len(running):
         for i, code in enumerate(codes):
             if code:
                 words = logs[i].read_text(errors="replace").strip()[-4000:]
                 raise ProcessError(
-                    f"process {i} of {len(running)} ended with code {code}; the "
-                    f"others were ended. It said:\n{words}"
+                    f"process {i} of {len(running)} ended with exit code {code}; the "
+                    f"others were stopped. Its output:\n{words}"
                 )
         if time.monotonic() > end:
             left = [i for i, code in enumerate(codes) if code is None]
             raise ProcessError(
                 f"processes {left} did not end within {timeout:g} seconds; all were "
-                f"ended. Pass a longer `--timeout`, or fewer `--steps`."
+                f"stopped. Pass a longer `--timeout` or fewer `--steps`."
             )
         time.sleep(0.05)

@@ -1,8 +1,8 @@
-"""What devices send each other, read off the program that XLA compiled.
+"""What devices send each other, read from the program that XLA compiled.
 
-`compiled.as_text()` lists instructions by computation; loops and branches name the
-computations that they run. A walk from the entry finds every collective operation,
-how often it runs, and on how many bytes.
+`compiled.as_text()` lists the instructions of each computation; loops and branches name
+the computations that they run. A walk from the entry finds every collective operation,
+how often it runs, and how many bytes it produces.
 """
 
 import math
@@ -33,23 +33,23 @@ class Collective(NamedTuple):
     """One operation in which devices exchange arrays."""
 
     operation: str  # as XLA calls it, such as "all-reduce"
-    shapes: tuple[str, ...]  # of its results on one device, such as "f32[16,24]"
-    num_bytes: int  # of these together
-    times: int  # runs of it in one run of the program
-    varies: bool  # in a branch, or in a loop whose length depends on data, counted once
+    shapes: tuple[str, ...]  # of the results on one device, such as "f32[16,24]"
+    num_bytes: int  # of all results together
+    times: int  # how often it runs in one run of the program
+    varies: bool  # in a branch, or in a loop of unknown length (counted once)
 
 
 def collectives(text: str | None) -> list[Collective]:
     """Lists the collective operations of a compiled program.
 
     Args:
-        text: from `jax.jit(f).lower(...).compile().as_text()`.
+        text: From `jax.jit(f).lower(...).compile().as_text()`.
 
     Returns:
-        One item for each instruction and each place that it is called from.
+        One item for each instruction and each place from which it is called.
 
     Raises:
-        ValueError: for a text without an entry computation.
+        ValueError: If the text has no entry computation.
     """
     computations, entry = _split(text or "")
     if entry is None:
@@ -61,7 +61,7 @@ def collectives(text: str | None) -> list[Collective]:
 
 
 def total_bytes(found: list[Collective]) -> dict[str, int]:
-    """Bytes by operation in one run of the program, without what varies."""
+    """Bytes by operation in one run of the program, without those that vary."""
     totals: dict[str, int] = {}
     for each in found:
         if not each.varies:
@@ -100,7 +100,7 @@ def _walk(
 
 def _read(found: re.Match[str], times: int, varies: bool) -> Collective:
     arrays = list(_ARRAY.finditer(found[1]))
-    if found[3] and found[2] != "all-reduce":  # an asynchronous one shows operands too
+    if found[3] and found[2] != "all-reduce":  # asynchronous: the operands come first
         arrays = arrays[len(arrays) // 2 :]
     shapes = tuple(array[0] for array in arrays)
     return Collective(found[2], shapes, sum(map(_num_bytes, arrays)), times, varies)

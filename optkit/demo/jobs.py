@@ -1,7 +1,8 @@
-"""A small network trained on many devices: what every process of a run does alike.
+"""Training a small network on many devices: what every process of a run does.
 
 Weights, states and batches are split over all devices along their first axis, as in
-fully sharded data parallelism: the loss gathers the weights, XLA sums the gradients.
+fully sharded data parallelism: the loss gathers the weights, and XLA sums the
+gradients.
 """
 
 from collections.abc import Callable
@@ -30,14 +31,14 @@ WHOLE = PartitionSpec()
 
 
 class Job(NamedTuple):
-    """An optimizer and how it is fed."""
+    """An optimizer together with the data that it needs in a step."""
 
-    init: Callable[[PyTree], PyTree]  # params -> state, which holds them
+    init: Callable[[PyTree], PyTree]  # params -> state, which contains them
     step: Callable[[PyTree, Any, Array], tuple[PyTree, Array]]  # -> state, loss
 
 
 class Halves(NamedTuple):
-    """Two batches: what a bilevel problem trains on, and what it is judged by."""
+    """Two batches: one to train on, and one to judge by (for bilevel problems)."""
 
     train: Batch
     validation: Batch
@@ -49,7 +50,7 @@ def whole_mesh() -> Mesh:
 
 
 def gathered_loss(params: Mlp, batch: Batch) -> Array:
-    """The loss of weights that each device gathers before it uses them."""
+    """The loss, for which each device gathers the weights before it uses them."""
     whole = jax.tree.map(lambda w: lax.with_sharding_constraint(w, WHOLE), params)
     return loss_of(whole, batch)
 
@@ -57,7 +58,7 @@ def gathered_loss(params: Mlp, batch: Batch) -> Array:
 def by_gradient(
     tx: optax.GradientTransformation, loss: Callable[..., Array] = gathered_loss
 ) -> Job:
-    """Trains with a transform that needs the gradient alone."""
+    """Trains with a transform that needs only the gradient."""
 
     def init(params: PyTree) -> PyTree:
         return params, tx.init(params)
@@ -76,7 +77,7 @@ def by_diagonal(
     tx: optax.GradientTransformationExtraArgs,
     loss: Callable[..., Array] = gathered_loss,
 ) -> Job:
-    """Trains with a transform that reads a Hessian diagonal, made in the same pass."""
+    """Trains with a transform that reads a Hessian diagonal from the same pass."""
 
     def init(params: PyTree) -> PyTree:
         return params, tx.init(params)
@@ -92,7 +93,7 @@ def by_diagonal(
 
 
 def by_penalty() -> Job:
-    """Learns how much each input's weights decay, for the loss of other examples."""
+    """Learns a weight decay for each input from the loss of other examples."""
 
     def upper(x: Array, y: Mlp, batch: Halves) -> Array:
         del x
@@ -133,7 +134,7 @@ JOBS: dict[str, Callable[[], Job]] = {
 
 
 def first_params(mesh: Mesh) -> Mlp:
-    """The same weights on any number of devices, each device with its part."""
+    """Initial weights, the same on any number of devices, split over them."""
     rng, split = np.random.default_rng(0), NamedSharding(mesh, SPLIT)
 
     def place(array: np.ndarray) -> Array:
@@ -150,13 +151,13 @@ def first_params(mesh: Mesh) -> Mlp:
 
 
 def make_batches(mesh: Mesh) -> Callable[[int], Halves]:
-    """The batches of a linear teacher's labels, of which a process has its own rows.
+    """Batches with the labels of a linear teacher; each process has its own rows.
 
     Args:
-        mesh: of all devices.
+        mesh: The mesh of all devices.
 
     Returns:
-        A function of the step.
+        A function from the step to its batches.
     """
     rng = np.random.default_rng(0)
     inputs = rng.normal(size=(NUM_EXAMPLES, WIDTHS[0])).astype(np.float32)
@@ -165,7 +166,7 @@ def make_batches(mesh: Mesh) -> Callable[[int], Halves]:
     split = NamedSharding(mesh, SPLIT)
 
     def place(rows: np.ndarray) -> Batch:
-        # A process hands over the rows of its own devices; a loader would read no more.
+        # A process provides only the rows of its own devices, as a data loader would.
         mine = np.split(rows, jax.process_count())[jax.process_index()]
         return Batch(
             jax.make_array_from_process_local_data(split, inputs[mine]),
@@ -187,10 +188,10 @@ def step_key(step: int) -> Array:
 
 
 def probe_sum(leaf: Array, key: Array) -> Array:
-    """A number that tells probes of a leaf apart, exact on any number of devices.
+    """A checksum of the random probe of a leaf, exact on any number of devices.
 
-    Of half the squared sum of all entries, z ∘ Hz is the sign z_i times the sum of all
-    signs: integers.
+    For half the squared sum of all entries, z ∘ Hz is the sign z_i times the sum of all
+    signs, so all values are integers.
     """
 
     def half_square(leaf: Array) -> Array:

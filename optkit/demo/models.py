@@ -1,7 +1,7 @@
-"""A small smooth network: a pytree of weights and pure functions of it.
+"""A small network: a pytree of weights, and pure functions of it.
 
-Smooth (tanh, not relu), so that its curvature exists everywhere: the second-order
-optimizers of the demo look at it.
+It is smooth (tanh, not relu), so that the curvature which second-order optimizers use
+exists everywhere.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ class Layer(NamedTuple):
 
 
 Mlp: TypeAlias = list[Layer]
-"""Affine maps with a tanh between each two."""
+"""Affine maps with a tanh between them."""
 
 
 def init_mlp(
@@ -32,14 +32,14 @@ def init_mlp(
     key: Key[Array, ""],
     widths: Sequence[int] = (NUM_PIXELS, 64, NUM_CLASSES),
 ) -> Mlp:
-    """Draws weights of variance 1 / inputs; biases are zero.
+    """Draws weights of variance 1 / inputs; the biases are zero.
 
     Args:
-        key: consumed once.
-        widths: of the input, of each hidden layer, of the output.
+        key: Random key.
+        widths: Widths of the input, of each hidden layer and of the output.
 
     Returns:
-        float32 weights, also where x64 is enabled.
+        float32 weights, even where x64 is enabled.
     """
     layers = list(pairwise(widths))
     keys = jr.split(key, len(layers))
@@ -72,7 +72,7 @@ def loss(params: Mlp, batch: Batch) -> Float32[Array, ""]:
 
 
 def accuracy(params: Mlp, batch: Batch) -> Float32[Array, ""]:
-    """Share of the batch whose largest logit is the label's."""
+    """Share of the batch for which the largest logit is that of the label."""
     predicted = jnp.argmax(logits(params, batch.images), axis=-1)
     hits = predicted.astype(batch.labels.dtype) == batch.labels
     return jnp.mean(hits, dtype=jnp.float32)

@@ -1,8 +1,8 @@
-"""What a large run costs on N devices, computed without them.
+"""What a large run costs on N devices, computed without these devices.
 
-`python -m optkit.demo.plan docs/scaling.md` writes its tables between two marks of
-that page. Bytes come from `jax.eval_shape` of `init` on a mesh of N devices that need
-not exist; what is exchanged, from a step compiled for 8 virtual ones.
+`python -m optkit.demo.plan docs/scaling.md` writes its tables between two marks of that
+page. The bytes come from `jax.eval_shape` of `init` on an abstract mesh of N devices;
+the traffic comes from a step compiled for 8 virtual devices.
 """
 
 import math
@@ -37,11 +37,11 @@ class Sizes(NamedTuple):
     """Bytes on one device between two steps."""
 
     params: int
-    state: int  # all that the optimizer keeps beside them
+    state: int  # everything else that the optimizer keeps
 
 
 def deep_loss(params: PyTree, batch: Any) -> Array:
-    """Squared error of a deep network whose layers are gathered one at a time."""
+    """Squared error of a deep network that gathers its layers one at a time."""
 
     @jax.checkpoint
     def layer(h: Array, part: PyTree) -> tuple[Array, None]:
@@ -54,7 +54,7 @@ def deep_loss(params: PyTree, batch: Any) -> Array:
 
 
 def deep_f2sa() -> Job:
-    """Learns how much each neuron's weights decay."""
+    """Learns a weight decay for each neuron."""
 
     def upper(x: Array, y: PyTree, batch: Halves) -> Array:
         del x
@@ -99,7 +99,7 @@ JOBS: dict[str, Callable[[], Job]] = {
 
 
 def shapes(mesh: Any, layers: int, width: int) -> PyTree:
-    """The params, every array split over the devices by its second axis."""
+    """The params, every array split over the devices along its second axis."""
     split = NamedSharding(mesh, SPLIT)
 
     def one(*shape: int) -> jax.ShapeDtypeStruct:
@@ -109,7 +109,7 @@ def shapes(mesh: Any, layers: int, width: int) -> PyTree:
 
 
 def planned(job: Job, num_devices: int, layers: int, width: int) -> Sizes:
-    """Bytes on one of `num_devices`, by the shardings that `init` gives its arrays."""
+    """Bytes on one of `num_devices`, from the shardings that `init` chooses."""
     mesh = AbstractMesh((num_devices,), ("devices",), (AxisType.Explicit,))
     with jax.sharding.use_abstract_mesh(mesh):
         params = shapes(mesh, layers, width)
@@ -143,12 +143,13 @@ def exchanged(job: Job, layers: int, width: int) -> tuple[list[Collective], int]
     """The collective operations of a step on virtual devices, and its temporaries.
 
     Args:
-        job: what steps.
-        layers: of the network.
-        width: of each layer.
+        job: The training step.
+        layers: Number of layers.
+        width: Width of each layer.
 
     Returns:
-        What XLA compiled, and the bytes on each device that it needs during a step.
+        The compiled collectives, and the bytes that a step needs for temporaries on
+        each device.
     """
     mesh = _virtual_mesh()
     rows = NamedSharding(mesh, PartitionSpec("devices"))
@@ -157,7 +158,7 @@ def exchanged(job: Job, layers: int, width: int) -> tuple[list[Collective], int]
         state = jax.tree.map(lambda leaf: _on(mesh, leaf), state)
         half = jax.ShapeDtypeStruct((BATCH_SIZE, width), jnp.float32, sharding=rows)
         batch = Halves((half, half), (half, half))  # pyright: ignore  # pairs of arrays
-        fast = {"xla_backend_optimization_level": 0}  # it is never run
+        fast = {"xla_backend_optimization_level": 0}  # the step is never run
         step = jax.jit(job.step, donate_argnums=0, compiler_options=fast)
         compiled = step.lower(state, batch, jr.key(0)).compile()
     temporaries = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
@@ -174,8 +175,8 @@ def tables() -> str:
         f"{jax.__version__}, for {layers} layers of width {width:,}: "
         f"{count:,} float32 parameters.",
         "",
-        "GiB on each device between two steps, parameters and all that the optimizer "
-        "keeps:",
+        "GiB on each device between two steps, for the parameters and everything that "
+        "the optimizer keeps:",
         "",
         _row("", *(f"{n} devices" for n in NUM_DEVICES), "state / params"),
         _row("---", *["--:"] * (len(NUM_DEVICES) + 1)),
@@ -186,8 +187,8 @@ def tables() -> str:
         lines.append(_row(name, *(_gib(sum(s)) for s in sizes), f"{ratio:.2f}"))
     lines += [
         "",
-        f"One step on {NUM_VIRTUAL} devices, {BATCH_SIZE} examples. GiB on each: "
-        "results of the collective operations, and XLA's temporaries:",
+        f"One step with {BATCH_SIZE} examples on {NUM_VIRTUAL} devices, in GiB on "
+        "each: the results of the collective operations, and XLA's temporaries:",
         "",
         _row("", "all-gather", "all-reduce", "other", "in branches", "temporaries"),
         _row("---", *["--:"] * 5),
@@ -201,14 +202,14 @@ def tables() -> str:
         lines.append(_row(name, *map(_gib, cells)))
     lines += [
         "",
-        f"The plan against the arrays themselves: {TEN_MILLION[0]} layers of width "
-        f"{TEN_MILLION[1]:,} on {NUM_VIRTUAL} virtual devices, bytes on the first:",
+        f"The plan against the real arrays: {TEN_MILLION[0]} layers of width "
+        f"{TEN_MILLION[1]:,} on {NUM_VIRTUAL} virtual devices, in bytes on the first:",
         "",
         _row("", "planned", "measured"),
         _row("---", "--:", "--:"),
     ]
     for name, job in jobs.items():
-        if "256" in name:  # as long a window of these is not made on a laptop
+        if "256" in name:  # this window does not fit on a laptop
             continue
         pair = planned(job, NUM_VIRTUAL, *TEN_MILLION), measured(job, *TEN_MILLION)
         lines.append(_row(name, *(f"{sum(sizes):,}" for sizes in pair)))
@@ -216,10 +217,10 @@ def tables() -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the tables, or writes them into the page that is named.
+    """Prints the tables, or writes them into a page.
 
     Args:
-        argv: nothing, or the path of a page with the two marks.
+        argv: Empty, or the path of a page with the two marks.
 
     Returns:
         The exit code.
@@ -244,14 +245,14 @@ def _virtual_mesh() -> Any:
 
 
 def _on(mesh: Any, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    """The same on the devices of a mesh."""
+    """The same array on the devices of a mesh."""
     spec = leaf.sharding.spec if leaf.sharding else WHOLE
     sharding = NamedSharding(mesh, spec)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _bytes_of(tree: PyTree) -> int:
-    """Bytes of each device's part; what has no sharding is whole on every device."""
+    """Bytes on each device; an array without a sharding is whole on every device."""
 
     def one(leaf: jax.ShapeDtypeStruct) -> int:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding else leaf.shape
@@ -265,7 +266,7 @@ def _row(*cells: str) -> str:
 
 
 def _gib(count: float) -> str:
-    """Three digits; less than a MiB, but not nothing, is said so."""
+    """Three digits; a positive number below 1 MiB is shown as such."""
     if 0 < count < 2**20:
         return "< 0.001"
     return f"{count / GIB:.3g}"

@@ -1,4 +1,4 @@
-"""Figures of the demo, drawn without pyplot: no global state, no display needed."""
+"""The figure of the demo, drawn without pyplot: no global state, no display."""
 
 from collections.abc import Mapping
 
@@ -15,10 +15,10 @@ def learning_curves(runs: Mapping[str, Run]) -> Figure:
     """Draws train loss and test accuracy, one line per optimizer.
 
     Args:
-        runs: what `training.train` returned, by the name of the optimizer.
+        runs: What `training.train` returned, by the name of the optimizer.
 
     Returns:
-        Means over the seeds, in a band of one standard deviation on either side.
+        A figure of the means over the seeds, with a band of one standard deviation.
     """
     figure = Figure(figsize=(9.0, 3.6), layout="constrained", dpi=160)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
@@ -44,7 +44,7 @@ def _prepare(axes: Axes, title: str) -> None:
 
 
 def _accuracy_limits(runs: Mapping[str, Run]) -> tuple[float, float]:
-    """Leaves out the climb from chance, which would flatten all that follows."""
+    """Leaves out the first rise from chance, which would flatten the rest."""
     shown = [run.test_accuracy[len(run.steps) // 10 :] for run in runs.values()]
     low = min(float(values.mean(axis=-1).min()) for values in shown)
     high = max(float(values.max()) for values in shown)

@@ -1,4 +1,4 @@
-"""The live bar of a run."""
+"""The progress bars of a run."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar per optimizer with the losses beside it; use it as a context.
+    """A context manager that shows one bar per optimizer, with its losses.
 
-    Where the console is not a terminal only the finished bars are printed.
+    If the console is not a terminal, only the finished bars are printed.
     """
     return Progress(
         TextColumn("{task.description}"),
@@ -25,15 +25,15 @@ def progress_bar(console: Console) -> Progress:
 def add_bar(
     progress: Progress, name: str, steps: int
 ) -> Callable[[int, float, float], None]:
-    """Adds an optimizer's bar.
+    """Adds a bar.
 
     Args:
-        progress: from `progress_bar`.
-        name: what stands before the bar.
-        steps: the length of the bar.
+        progress: From `progress_bar`.
+        name: The text before the bar.
+        steps: The length of the bar.
 
     Returns:
-        What `training.train` takes as `report`: moves the bar.
+        A function that moves the bar: the `report` of `training.train`.
     """
     task = progress.add_task(name, total=steps, status="compiling")
 

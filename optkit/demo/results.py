@@ -1,4 +1,4 @@
-"""The table of a comparison: on the screen, and in a folder that nothing overwrites."""
+"""The table of a comparison, on the screen and in a folder; never overwritten."""
 
 import contextlib
 import csv
@@ -20,21 +20,21 @@ PNG_NAME = "learning_curves.png"
 
 
 class Row(NamedTuple):
-    """One optimizer at the last step; means and standard deviations over the seeds."""
+    """One optimizer after the last step; means and standard deviations over seeds."""
 
     optimizer: str
     train_loss_mean: float
     train_loss_std: float
     test_accuracy_mean: float
     test_accuracy_std: float
-    ms_per_step: float  # training steps alone, all seeds together
-    seconds: float  # everything: compilation, steps, evaluation
+    ms_per_step: float  # training steps only, all seeds together
+    seconds: float  # including compilation and evaluation
     steps: int
     seeds: int
 
 
 def summarize(runs: Mapping[str, Run]) -> list[Row]:
-    """Makes one row per run."""
+    """Returns one row per run."""
 
     def last(values: np.ndarray) -> tuple[float, float]:
         mean, std = mean_and_std(values[-1])
@@ -55,12 +55,12 @@ def summarize(runs: Mapping[str, Run]) -> list[Row]:
 
 
 def as_table(rows: list[Row]) -> Table:
-    """The rows for a reader, in at most 80 columns; the caption says what they mean."""
+    """Formats the rows for the terminal, in at most 80 columns."""
     steps, seeds = rows[0].steps, rows[0].seeds
     table = Table(
         title=f"{steps:,} steps of 64 digits, mean ± std over {seeds} seeds",
         caption="ms/step: all seeds together, training only, without compilation.\n"
-        "seconds: everything, with compilation and evaluation.",
+        "seconds: the whole run, with compilation and evaluation.",
         caption_justify="left",
     )
     table.add_column("optimizer")
@@ -82,19 +82,19 @@ def claim_folder(
     default: str = DEFAULT_FOLDER,
     files: Sequence[str] = (CSV_NAME, PNG_NAME),
 ) -> Path:
-    """Finds the folder for the results, makes it, and checks that it can be written.
+    """Creates the folder for the results, and checks that it can be written.
 
     Args:
-        out: the user's choice, or None for the first free one of `optkit-demo`,
+        out: The user's choice, or None for the first free one of `optkit-demo`,
             `optkit-demo-2`, ... in the working directory.
-        default: the name of the first of these.
-        files: what must not be there yet.
+        default: The name of the first of these.
+        files: The files that must not exist yet.
 
     Returns:
-        A folder without results in it.
+        A folder without results.
 
     Raises:
-        OSError: if there cannot be such a folder; the text says why.
+        OSError: If there is no such folder; the message says why.
     """
     if out is None:
         return _next_free(Path(default))
@@ -107,7 +107,7 @@ def claim_folder(
                 f"{out!r} already holds {name}; choose another folder"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):  # permissions alone do not tell
+    with tempfile.TemporaryFile(dir=folder):  # permissions alone do not say
         return folder
 
 
@@ -115,14 +115,14 @@ def save(runs: Mapping[str, Run], folder: Path) -> list[Path]:
     """Writes the table as CSV and the learning curves as PNG.
 
     Args:
-        runs: what `training.train` returned, by the name of the optimizer.
-        folder: from `claim_folder`.
+        runs: What `training.train` returned, by the name of the optimizer.
+        folder: From `claim_folder`.
 
     Returns:
         The files written.
 
     Raises:
-        FileExistsError: if one of them has appeared in the meantime.
+        FileExistsError: If one of them has appeared in the meantime.
     """
     table, figure = folder / CSV_NAME, folder / PNG_NAME
     with table.open("x", newline="", encoding="utf-8") as file:
@@ -135,11 +135,11 @@ def save(runs: Mapping[str, Run], folder: Path) -> list[Path]:
 
 
 def _next_free(folder: Path) -> Path:
-    """Makes the folder, or the first of `folder-2`, `folder-3`, ... that is new."""
+    """Creates the folder, or the first of `folder-2`, `folder-3`, ... that is free."""
     first = folder.name
     for i in count(2):
         with contextlib.suppress(FileExistsError):
-            folder.mkdir()  # atomic: two runs at once get two folders
+            folder.mkdir()  # atomic: simultaneous runs get different folders
             break
         folder = folder.with_name(f"{first}-{i}")
     return folder

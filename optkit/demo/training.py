@@ -1,8 +1,8 @@
-"""Training over several seeds at once, for any optax transform.
+"""Training with several seeds at once, for any optax transform.
 
-Everything random hangs on one key: seed i of every optimizer starts from the same
-weights and sees the same batches. Seeds are one `jax.vmap`, steps are one compiled
-loop that returns to Python about fifty times a run, to evaluate and to move a bar.
+One key determines everything random: seed i of every optimizer starts from the same
+weights and sees the same batches. The seeds run under one `jax.vmap`. The steps are a
+compiled loop that returns to Python about fifty times, to evaluate and to report.
 """
 
 import time
@@ -24,14 +24,14 @@ NUM_POINTS = 50
 
 
 class Run(NamedTuple):
-    """The learning curves of one optimizer, and what they cost."""
+    """The learning curves of one optimizer, and their cost."""
 
     steps: Int[np.ndarray, " points"]  # 0, ..., the last step
     train_loss: Float32[np.ndarray, "points seeds"]  # over the whole training set
     test_accuracy: Float32[np.ndarray, "points seeds"]
-    step_seconds: float  # in training steps alone, all seeds together
-    total_seconds: float  # with initialisation, compilation and evaluation
-    params: PyTree  # after the last step, seeds on the leading axis
+    step_seconds: float  # training steps only, all seeds together
+    total_seconds: float  # including initialisation, compilation, evaluation
+    params: PyTree  # after the last step; seeds on the leading axis
 
 
 def train(
@@ -47,25 +47,25 @@ def train(
     """Trains the network of `models.init_mlp` on the digits.
 
     Args:
-        tx: any optax transform; one that asks for `value`, `grad` or `value_fn` in
-            its `update`, as line searches and curvature estimates do, gets them.
-        data: from `data.digits()`.
-        key: all randomness of the run; the same key gives the same run.
-        steps: number of updates, at least 1.
-        num_seeds: how many networks train side by side.
-        batch_size: examples a step, drawn with replacement.
-        report: called at each point of the curves with the step, and the mean over
-            the seeds of train loss and test accuracy.
+        tx: Any optax transform. If its `update` takes `value`, `grad` or `value_fn`, as
+            line searches and curvature estimates do, it gets them.
+        data: From `data.digits()`.
+        key: Random key; the same key gives the same run.
+        steps: Number of steps, at least 1.
+        num_seeds: Number of networks that train side by side.
+        batch_size: Examples per step, drawn with replacement.
+        report: Called at each point of the curves with the step and the means over the
+            seeds of train loss and test accuracy.
 
     Returns:
-        Curves with a point at step 0 and at most `NUM_POINTS` more, evenly spread.
+        Curves with a point at step 0 and at most `NUM_POINTS` more, evenly spaced.
     """
     start = time.perf_counter()
     keys = jr.split(key, num_seeds)
     params, state = _init(tx, keys)
     points = np.linspace(0, steps, min(steps, NUM_POINTS) + 1).round().astype(np.int32)
     spans = np.stack([points[:-1], points[1:]], axis=-1)
-    # Compiled ahead, so that no chunk's time holds the compilation.
+    # Compiled ahead of time, so that no chunk's time includes the compilation.
     advance = _advance(tx, batch_size)
     advance = advance.lower(params, state, keys, data.train, spans[0]).compile()
 
@@ -91,7 +91,7 @@ def train(
 def mean_and_std(
     values: Float[np.ndarray, "*points seeds"],
 ) -> tuple[Float[np.ndarray, "*points"], Float[np.ndarray, "*points"]]:
-    """Mean and sample standard deviation over the seeds; of one seed, 0."""
+    """Mean and sample standard deviation over the seeds (0 for a single seed)."""
     ddof = min(1, values.shape[-1] - 1)
     with np.errstate(invalid="ignore"):  # a seed that diverged: inf - inf
         mean, std = values.mean(axis=-1), values.std(axis=-1, ddof=ddof)
@@ -109,9 +109,9 @@ def _init(tx: optax.GradientTransformation, keys: Array) -> tuple[PyTree, PyTree
 
 
 def _advance(tx: optax.GradientTransformation, batch_size: int) -> Any:
-    """A jitted function that takes the steps `span[0], ..., span[1] - 1`.
+    """Returns a jitted function that takes the steps `span[0], ..., span[1] - 1`.
 
-    The span is data, not shape: chunks of any length share one compilation.
+    The span is data, not a shape: chunks of any length share one compilation.
     """
     tx = optax.with_extra_args_support(tx)
 

@@ -1,7 +1,7 @@
-"""One process of a run on many: `python -m optkit.demo.worker`, started by a launcher.
+"""One process of a distributed run: `python -m optkit.demo.worker`.
 
-Every process runs this same program. Arrays are global: each process holds the parts
-on its own devices, and XLA sends what a computation needs of the others.
+A launcher starts this same program in every process. Arrays are global: each process
+holds the parts on its own devices, and XLA exchanges what a computation needs.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from .jobs import JOBS, Job, first_params, make_batches, probe_sum, step_key, wh
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Joins the other processes, trains with every optimizer, writes what happened.
+    """Joins the other processes, trains with every optimizer, and writes the outcome.
 
     Args:
-        argv: the command line, without the name of the program.
+        argv: The command line without the program's name. Default: `sys.argv[1:]`.
 
     Returns:
         The exit code.
@@ -50,12 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def train(job: Job, mesh: Mesh, steps: int) -> dict[str, Any]:
-    """Takes the steps of one job.
+    """Trains with one job.
 
     Args:
-        job: from `jobs.JOBS`.
-        mesh: of all devices; the current one.
-        steps: how many.
+        job: From `jobs.JOBS`.
+        mesh: The mesh of all devices, which is also the current one.
+        steps: Number of steps.
 
     Returns:
         The losses, and the collective operations of a step.
@@ -63,7 +63,7 @@ def train(job: Job, mesh: Mesh, steps: int) -> dict[str, Any]:
     batches = make_batches(mesh)
     state = job.init(first_params(mesh))
     shardings = jax.tree.map(lambda x: x.sharding, state)
-    # The state comes back as it went in: the next step takes it as it is.
+    # The state keeps its shardings, so the compiled step accepts its own output.
     step = jax.jit(job.step, donate_argnums=0, out_shardings=(shardings, None))
     compiled = step.lower(state, batches(0), step_key(0)).compile()
     losses = []

@@ -18,7 +18,7 @@ def data():
 
 @pytest.fixture
 def _promotion_of_optax():
-    """Line searches of optax mix dtypes; strict promotion is for our own code."""
+    """Optax's line searches mix dtypes; strict promotion is for our code."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 
