@@ -1,4 +1,4 @@
-"""What a state becomes on a disk, and what is left of a training that is killed."""
+"""States survive a round trip to disk, and killed training runs can be resumed."""
 
 import os
 from pathlib import Path
@@ -34,7 +34,7 @@ def through_a_file(folder: Path, tree):
 
 
 def assert_same_bits(tree, other):
-    """Structure, shapes, dtypes and every bit, and no dtype that is weak."""
+    """Compares structure, shapes, dtypes (with weakness) and every bit."""
     assert jax.tree.structure(tree) == jax.tree.structure(other)
     for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True):
         assert jax.typeof(a) == jax.typeof(b)
@@ -43,7 +43,7 @@ def assert_same_bits(tree, other):
 
 @pytest.fixture(scope="module")
 def kills(tmp_path_factory):
-    """A few kills, and where the trainings left their checkpoints."""
+    """A few kills, and the folder with the checkpoints of the training runs."""
     folder = tmp_path_factory.mktemp("kills")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles in half the time
@@ -55,7 +55,7 @@ def kills(tmp_path_factory):
 
 
 def test_a_killed_training_ends_with_the_bits_of_one_that_was_not(kills):
-    """Oracle: the training that nobody killed."""
+    """Oracle: the same training run without a kill."""
     tally, _ = kills
     assert tally.kills == NUM_KILLS
     assert tally.resumes > 0
@@ -64,7 +64,7 @@ def test_a_killed_training_ends_with_the_bits_of_one_that_was_not(kills):
 
 @pytest.mark.parametrize("through", [through_orbax, through_a_file])
 def test_the_states_of_all_methods_come_back_bit_for_bit(kills, tmp_path, through):
-    """Oracle: what was saved, the states after the last step of a training."""
+    """Oracle: what was saved, the states after the last step of a run."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"):
         like = jax.eval_shape(killed.start)._replace(key=jr.key(0))
         trained = killed.restore(kills[1] / "0" / "checkpoint.eqx", like)
@@ -97,7 +97,7 @@ def test_every_kind_of_leaf_comes_back(through, tmp_path, key):
 
 
 def test_orbax_refuses_an_empty_leaf(tmp_path):
-    """Oracle: its message, which `docs/checkpoints.md` repeats; nothing is dropped."""
+    """Oracle: its message. `docs/checkpoints.md` mentions this; nothing is dropped."""
     with pytest.raises(ValueError, match="zero size"):
         through_orbax(tmp_path, {"a": jnp.ones(2), "empty": jnp.zeros((0, 2))})
 
@@ -113,7 +113,7 @@ def test_a_state_is_restored_onto_another_sharding(tmp_path, saved, wanted):
     tx = ok.optim.mfac(0.1, 4, 0.5, momentum=0.9)
 
     def fresh(axis):
-        """A new state of parameters that are split along an axis of the mesh."""
+        """A new state for parameters that are split along an axis of the mesh."""
         sharding = NamedSharding(mesh, PartitionSpec(axis))
         return tx.init({"w": jax.device_put(np.zeros((8, 2), "f4"), sharding)})
 
@@ -132,7 +132,7 @@ def test_a_state_is_restored_onto_another_sharding(tmp_path, saved, wanted):
 
 
 def test_an_unfinished_file_leaves_the_old_one_whole(tmp_path, monkeypatch):
-    """Oracle: the old values, after a write that breaks off."""
+    """Oracle: the old values, after an interrupted write."""
     path = tmp_path / "state.eqx"
     killed.save(path, {"a": jnp.ones(3)})
 

@@ -1,8 +1,8 @@
-"""Many devices: every array stays where its parameter is, and nothing is gathered.
+"""Many devices: every array is split like its parameter, and nothing is gathered.
 
-The oracle is the same program on one device. What is exchanged is read off the program
-that XLA compiled: collective operations, their shapes and bytes. Every optimizer on
-meshes of one axis is a row of `test_contract.py`.
+The oracle is the same program on one device. The traffic is read from the program that
+XLA compiled: its collective operations with their shapes and bytes. `test_contract.py`
+tests every optimizer on meshes with one axis.
 """
 
 import functools
@@ -25,7 +25,7 @@ import optkit as ok
 from optkit.demo import plan
 from optkit.demo.hlo import collectives, total_bytes
 
-FAST = {"xla_backend_optimization_level": 0}  # compiled for longer than it runs
+FAST = {"xla_backend_optimization_level": 0}  # takes longer to compile than to run
 WINDOW = 3
 EXAMPLES = jnp.asarray(np.random.default_rng(0).normal(size=(16, 24)))
 PARAMS = {
@@ -52,14 +52,14 @@ OPTIMIZERS = {
 
 
 def network_loss(params, examples, multiply=jnp.matmul):
-    """Squared error of a tanh network; `multiply` makes the sum over split units."""
+    """Squared error of a tanh network; `multiply` sums over the split units."""
     inputs, targets = examples[:, :16], examples[:, 16:]
     hidden = jnp.tanh(inputs @ params["w1"] + params["b1"])
     return jnp.mean((multiply(hidden, params["w2"]) + params["b2"] - targets) ** 2)
 
 
 def loss_on(name):
-    """The loss as a user of that mesh writes it."""
+    """The loss as a user would write it for that mesh."""
     if name == "data and tensor":
         summed = functools.partial(jnp.matmul, out_sharding=P("data", None))
         return functools.partial(network_loss, multiply=summed)
@@ -70,12 +70,12 @@ def loss_on(name):
 
 
 def coupled(params):
-    """A Hessian that is not diagonal, so that its estimate tells probes apart."""
+    """A loss with a non-diagonal Hessian, whose estimate depends on the probes."""
     return sum(jnp.sum(jnp.cos(p)) for p in jax.tree.leaves(params)) ** 2
 
 
 def update_all(params, states, grads, diag):
-    """One update of each optimizer, at the same params and of the same gradient."""
+    """One update of each optimizer, for the same params and the same gradient."""
     updates, extra = {}, {"hessian_diag": diag}
     for name, tx in OPTIMIZERS.items():
         given = extra if name in ("adahessian", "sophia") else {}
@@ -85,9 +85,9 @@ def update_all(params, states, grads, diag):
 
 
 def train(loss, params, examples):
-    """Three steps of Adan on the network, while the other optimizers look on.
+    """Takes three steps of Adan; the other optimizers compute their updates as well.
 
-    The program of the gradient, that of the updates, and what the last step returned.
+    Returns the programs of the gradient and of the updates, and the last results.
     """
     states = {name: tx.init(params) for name, tx in OPTIMIZERS.items()}
     slopes = jax.jit(ok.value_grad_and_diag(loss), compiler_options=FAST)
@@ -123,7 +123,7 @@ def test_states_and_updates_stay_sharded_and_no_update_gathers(name, on_one_devi
     assert_same(found, on_one_device)
     assert_sharded(found[:3], mesh, specs)
     slopes, update = (collectives(program.as_text()) for program in programs)
-    if name != "fully sharded":  # there the loss gathers weights
+    if name != "fully sharded":  # where the loss gathers weights
         assert {each.operation for each in slopes} == {"all-reduce"}
     # Rows of K and scalars of each leaf; random words at the edge of a shard; the sums
     # of `ok.optim.average_rows`, of the 512 and 256 entries of the weights 32 and 8.
@@ -139,7 +139,7 @@ def dims(shape):
 
 
 def assert_same(found, expected):
-    """To rounding, which ratios of small numbers magnify."""
+    """Equal up to rounding, which ratios of small numbers magnify."""
     for leaf, like in zip(
         jax.tree.leaves(found), jax.tree.leaves(expected), strict=True
     ):
@@ -147,7 +147,7 @@ def assert_same(found, expected):
 
 
 def assert_sharded(found, mesh, specs):
-    """A leaf below the name of a parameter is split as it is, rows of a window too."""
+    """Leaves below a parameter's name are split like it, and so are window rows."""
     seen = 0
     for path, leaf in jax.tree_util.tree_leaves_with_path(found):
         names = [getattr(entry, "key", None) for entry in path]
@@ -172,7 +172,7 @@ TARGET = jnp.sin(jnp.arange(16.0))
 
 
 def lower(x, y, batch):
-    """Strongly convex in y, whose entries are coupled."""
+    """Strongly convex in y, with coupled entries."""
     near = 0.5 * jnp.sum(batch["scale"] * (y - x * batch["target"]) ** 2)
     return near + 0.05 * jnp.sum(y) ** 2 + 0.01 * jnp.sum(y**4)
 
@@ -182,7 +182,7 @@ def upper(x, y, batch):
 
 
 def nested():
-    """A step of each kind of solver, all in one program."""
+    """One solver of each kind."""
     sgd = {"outer": optax.sgd(0.05, momentum=0.9), "inner": optax.sgd(0.1)}
     implicit = functools.partial(ok.bilevel.hypergradient_descent, upper, lower, **sgd)
     cg = ok.bilevel.Implicit(ok.CG(rtol=1e-10), warm_start=True)
@@ -262,7 +262,7 @@ def test_bilevel_and_implicit_derivatives_stay_split_on_an_explicit_mesh(what):
 
 @pytest.mark.parametrize("axis_type", [AxisType.Explicit, AxisType.Auto], ids=str)
 def test_each_device_of_a_shard_map_may_solve_a_problem_of_its_own(axis_type):
-    """Oracle: the same problems one after the other, on one device."""
+    """Oracle: the same problems, one after the other on one device."""
 
     def run(batch):
         return derivatives(batch, jnp.zeros(2))
@@ -292,7 +292,7 @@ assert jnp.all(jnp.isnan(jax.grad(lambda a: jnp.sum(solve(a, a)))(a)))
 
 
 def test_a_failed_solve_on_several_devices_can_be_told_to_give_nan():
-    """Oracle: the exit code; by default the devices that do not raise would wait."""
+    """Oracle: the exit code. By default, the devices that do not raise would hang."""
     command = [sys.executable, "-c", FAILING_SOLVE]
     env = os.environ | {"EQX_ON_ERROR": "nan"}
     subprocess.run(command, env=env, check=True, timeout=100)

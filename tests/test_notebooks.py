@@ -12,7 +12,7 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 @pytest.mark.filterwarnings("default")  # the kernel's own start-up is not ours
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path, monkeypatch):
-    """Oracle: no cell raises, with XLA as users have it."""
+    """Oracle: no cell raises, with XLA's flags as users have them."""
     monkeypatch.delenv("XLA_FLAGS")
     notebook = nbformat.read(path, as_version=4)
     client = NotebookClient(notebook, timeout=300, kernel_name="python3")

@@ -1,6 +1,6 @@
-"""What holds for every input, tried on random ones: pytrees, dtypes, sizes.
+"""Properties that hold for every input, tried on random pytrees, dtypes and sizes.
 
-An oracle that is not named is the property itself.
+Where a test names no oracle, the property itself is the oracle.
 """
 
 import functools
@@ -53,7 +53,7 @@ def square(p: Any) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def two_steps(name: str, params: Any, grads: Any) -> Any:
-    """The update of the second of two steps, and the state."""
+    """Takes two steps; returns the update of the second and the state."""
     tx, extra = optax.with_extra_args_support(TRANSFORMS[name]), {}
     if name in {"adahessian", "sophia", "accumulate"}:
         extra["hessian_diag"] = jax.tree.map(jnp.ones_like, grads)
@@ -69,7 +69,7 @@ def two_steps(name: str, params: Any, grads: Any) -> Any:
     name=st.sampled_from(list(TRANSFORMS)), like=trees(), seed=seeds(), size=sizes()
 )
 def test_transforms_keep_trees_and_are_finite(name, like, seed, size):
-    """Finite in, finite out; where a square overflows, NaN and not another number."""
+    """Finite inputs give finite updates, or NaN where a square overflows; never inf."""
     params, grads = fill(like, seed), fill(like, seed + 1, size)
     updates, state = two_steps(name, params, grads)
     assert same_kind(updates, params)
@@ -101,7 +101,7 @@ def test_transforms_do_not_see_the_order_of_leaves(name, like, seed, size):
 
 @jax.jit
 def adan_step(grads: Any) -> Any:
-    """The first one, without eps."""
+    """The first step, without eps."""
     tx = ok.optim.scale_by_adan(eps=0.0)
     return tx.update(grads, tx.init(grads))[0]
 
@@ -139,18 +139,18 @@ def test_accumulated_gradients_are_averaged(like, seed, size):
 
 
 def loss(p: Any, scale: Any) -> jax.Array:
-    """Smooth, and coupled over leaves."""
+    """A smooth loss that couples the leaves."""
     total = square(p)
     return scale * jnp.log1p(total) + 0.1 * total
 
 
 def model(p: Any, x: Any) -> jax.Array:
-    """Two outputs of three inputs."""
+    """A model with two outputs for each input."""
     return jnp.stack([jnp.sin(x * square(p)), x * square(p)], axis=-1)
 
 
 def stacked(tree: Any, seed: int, count: int = 2) -> Any:
-    """Rows like the tree."""
+    """Rows with the structure of the tree."""
     rows = [fill(tree, seed + i) for i in range(count)]
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 
@@ -209,7 +209,7 @@ def test_curvatures_are_linear_and_symmetric(kind, like, seed, size):
 
 @jax.jit
 def diagonal_and_matrix(C: Any) -> Any:
-    """What is known without an estimate, and all of it."""
+    """The exact diagonal, and the dense matrix."""
     return C.diagonal(), C.as_matrix()
 
 
@@ -247,7 +247,7 @@ def test_hutchinson_is_exact_for_a_diagonal_curvature(like, seed, size):
 
 @functools.partial(jax.jit, static_argnums=0)
 def value_grads_diag(probes: int, p: Any, key: Any) -> Any:
-    """Ours, and JAX's value and gradient."""
+    """The result of optkit, and that of `jax.value_and_grad`."""
     one = jnp.ones(())
     found = ok.value_grad_and_diag(loss)(p, one, key=key, num_probes=probes)
     return found, jax.value_and_grad(loss)(p, one)
@@ -282,7 +282,7 @@ METHODS = {
 
 @functools.partial(jax.jit, static_argnums=0)
 def solved(name: str, rows: Any, damping: Any, b: Any) -> Any:
-    """The solution, how it went, and (C + λI) x."""
+    """The solution x, whether the solve succeeded, and (C + λI) x."""
     C = ok.LowRank(rows)
     if name in {"cholesky", "lu"}:
         C = lx.TaggedLinearOperator(C, lx.positive_semidefinite_tag)
@@ -300,7 +300,7 @@ def solved(name: str, rows: Any, damping: Any, b: Any) -> Any:
     size=sizes(),
 )
 def test_inverses_invert_or_say_that_they_did_not(name, like, seed, damping, size):
-    """(C + λI) P b = b to the stated tolerance, or a result that is no success."""
+    """(C + λI) P b = b to the stated tolerance, or the result is not successful."""
     rows, b = stacked(like, seed), fill(like, seed + 9, size)
     value, is_fine, product = solved(name, rows, jnp.asarray(damping), b)
     assert same_kind(value, b)
@@ -309,7 +309,7 @@ def test_inverses_invert_or_say_that_they_did_not(name, like, seed, damping, siz
     gap = np.linalg.norm(flat(product) - flat(b)) / np.linalg.norm(flat(b))
     top = float(np.sum(flat(rows) ** 2))
     condition = (top + damping) / damping
-    # Neumann's series is cut off, which is no failure; direct methods lose κ eps.
+    # A truncated Neumann series is not a failure; direct methods lose κ eps.
     cut = (1 - 1 / condition) ** 50 if name == "neumann" else 0
     assert gap <= 2e-4 + cut + 40 * eps(like) * condition, (gap, condition)
 
@@ -334,7 +334,7 @@ def test_a_solve_does_not_see_the_scale_of_its_right_hand_side(name, like, seed,
 
 @property_test(like=trees(WIDE), seed=seeds(), sparsity=st.floats(0, 0.9))
 def test_pruned_weights_are_zero_and_as_many_as_asked(like, seed, sparsity):
-    """Zero where not kept, and the number that was asked for, but for ties."""
+    """Removed weights are zero, and there are as many as requested, up to ties."""
     p = fill(like, seed)
     inverse = ok.invert(ok.LowRank(stacked(like, seed)), ok.Woodbury(), damping=1.0)
     pruned = ok.obs_prune(p, inverse, sparsity=sparsity)
@@ -396,7 +396,7 @@ def test_proxes_do_not_expand(name, like, seed, size, strength):
 
 @property_test(**prox_inputs)
 def test_proxes_minimise_their_objective(name, like, seed, size, strength):
-    """½|y - v|² + r(y) is no smaller at points near by, nor at 0 and v."""
+    """½|y - v|² + r(y) is not smaller at nearby points, at 0, or at v."""
     v = fill(like, seed, size)
     y, x = flat(prox(name, v, jnp.asarray(strength), jnp.ones(()))), flat(v)
     unit = max(float(np.max(np.abs(x))), 1e-37)
@@ -460,7 +460,7 @@ def projected(name: str, x: Any) -> Any:
     size=sizes(-30, 6),
 )
 def test_projections_are_feasible_idempotent_and_do_not_expand(name, dtype, seed, size):
-    """In the set to rounding, of x and of itself; NaN would be a reported failure."""
+    """In the set up to rounding, again after a second time, and nonexpansive."""
     rng = np.random.default_rng(seed)
     x, y = (jnp.asarray(size * rng.normal(size=4), dtype) for _ in range(2))
     p, q = projected(name, x), projected(name, y)
@@ -470,7 +470,7 @@ def test_projections_are_feasible_idempotent_and_do_not_expand(name, dtype, seed
     tolerance = 60 * ε * (1 + max(np.linalg.norm(x), np.linalg.norm(y)))
     tolerance = max(tolerance, 4 * ε**0.5) if "birkhoff" in name else tolerance
     assert violation(name, np.float64(p)) <= tolerance
-    if name == "kl_birkhoff":  # of the logarithms, where it is no Euclidean projection
+    if name == "kl_birkhoff":  # a KL projection is not a Euclidean one
         return
     np.testing.assert_allclose(projected(name, p), p, rtol=0, atol=tolerance)
     if name != "sparse_simplex":  # its set is not convex
@@ -490,17 +490,17 @@ def objective(y: Any, a: Any) -> jax.Array:
 
 
 def residual(y: Any, a: Any) -> Any:
-    """Zero at a."""
+    """A residual that is zero at a."""
     return jax.tree.map(lambda y, a: 2 * (y - a), y, a)
 
 
 def halfway(y: Any, a: Any) -> Any:
-    """Fixed at a."""
+    """A map with the fixed point a."""
     return jax.tree.map(lambda y, a: (y + a) / 2, y, a)
 
 
 def exact(y0: Any, a: Any) -> Any:
-    """The solution of all three."""
+    """The solution of all three problems."""
     return a
 
 
@@ -513,7 +513,7 @@ SOLVERS = {
 
 @functools.partial(jax.jit, static_argnums=0)
 def pulled(name: str, a: Any, w: Any) -> Any:
-    """The vjp of the solution, and its jvp, in the direction w."""
+    """The vjp and the jvp of the solution in the direction w."""
     solve = functools.partial(SOLVERS[name], a)
     _, pull = jax.vjp(solve, a)
     return pull(w)[0], jax.jvp(solve, (a,), (w,))[1]
@@ -527,7 +527,7 @@ def pulled(name: str, a: Any, w: Any) -> Any:
     scale=sizes(-20, 20),
 )
 def test_derivatives_of_solutions_are_exact(name, like, seed, size, scale):
-    """Oracle: dy/da = I, whatever the size of a and of the cotangent."""
+    """Oracle: dy/da = I, for any size of a and of the cotangent."""
     a, w = fill(like, seed, size), fill(like, seed + 1, scale)
     for found in pulled(name, a, w):
         assert same_kind(found, a)
@@ -537,7 +537,7 @@ def test_derivatives_of_solutions_are_exact(name, like, seed, size, scale):
 
 @jax.jit
 def accelerated(a: Any) -> Any:
-    """Anderson's fixed point, the residual and whether it is one."""
+    """The fixed point that Anderson finds, and whether it succeeded."""
 
     def mapping(y: Any, a: Any) -> Any:
         return jax.tree.map(lambda y, a: 0.5 * y + a, y, a)
@@ -558,6 +558,6 @@ def test_anderson_finds_the_fixed_point_or_says_so(like, seed, size):
 
 
 def test_every_property_is_in_the_table():
-    """Oracle: the names of this file."""
+    """Oracle: the names in this file."""
     names = {n.removeprefix("test_") for n in globals() if n.startswith("test_")}
     assert names - {"every_property_is_in_the_table"} == set(EXAMPLES)
