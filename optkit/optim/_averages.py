@@ -1,7 +1,7 @@
-"""Averages of a Hessian diagonal over parts of a leaf, against the noise of probes.
+"""Averages of a Hessian diagonal over parts of a leaf, which reduce the probes' noise.
 
-Each is for one leaf, to be given to `ok.optim.adahessian(average=...)`. The authors' code
-averages |h|, so that curvatures of both signs add; their paper h, so that they cancel.
+Each takes one leaf, for `ok.optim.adahessian(average=...)`. The authors' code averages
+|h|, so curvatures of both signs add up; their paper averages h, so they cancel.
 """
 
 from collections.abc import Callable
@@ -13,20 +13,21 @@ from jaxtyping import Array, Float
 from .._check import Check
 
 Average: TypeAlias = Callable[[Array], Array]
-"""From a leaf of the diagonal to an array of its shape."""
+"""A function from a leaf of the diagonal to an array of its shape."""
 
 Leaf = Float[Array, "..."]
 
 
 def average_conv_kernels(diag: Leaf, *, signed: bool = False) -> Leaf:
-    """Averages a 2-D convolution's diagonal over kernel positions, not channels.
+    """Averages the diagonal of a 2-D convolution over kernel positions, not channels.
 
-    A leaf with four axes is a kernel in JAX's layout, height, width, inputs, outputs:
-    the mean is over axes 0 and 1. Other leaves come back as they are.
+    As `image_classification/optim_adahessian.py` of the authors' code. A leaf with four
+    axes is a kernel in JAX's layout (height, width, inputs, outputs): the mean is over
+    axes 0 and 1. Other leaves are returned unchanged.
 
     Args:
         diag: a leaf of the Hessian diagonal.
-        signed: whether the mean is of h, as in the paper, or of |h|, as in the code.
+        signed: whether to average h, as in the paper, or |h|, as in the code.
 
     Returns:
         An array of the same shape.
@@ -34,27 +35,25 @@ def average_conv_kernels(diag: Leaf, *, signed: bool = False) -> Leaf:
     Example:
         >>> import jax.numpy as jnp, optkit as ok
         >>> kernel = jnp.array([-1.0, 3.0]).reshape(2, 1, 1, 1)
-        >>> print(ok.optim.average_conv_kernels(kernel).ravel())
+        >>> for signed in (False, True):
+        ...     print(ok.optim.average_conv_kernels(kernel, signed=signed).ravel())
         [2. 2.]
-        >>> print(ok.optim.average_conv_kernels(kernel, signed=True).ravel())
         [1. 1.]
-
-    Reference:
-        `image_classification/optim_adahessian.py` of the authors' code.
     """
     return _mean(diag, (0, 1), signed) if diag.ndim == 4 else diag
 
 
 def average_rows(diag: Leaf, *, signed: bool = False) -> Leaf:
-    """Averages over all that feeds one output: a row, where weights are stored so.
+    """Averages over all inputs of one output, a row in the authors' layout.
 
-    The authors' weights are (outputs, inputs); JAX's are (inputs, outputs), so that
-    their row is our column. The mean is over axis 0 of a leaf with two or three axes,
-    axes 0 and 1 of a convolution kernel with four. Others come back as they are.
+    As `instruction/adahessian.py` of the authors' code. Their weights are (outputs,
+    inputs), JAX's are (inputs, outputs), so their row is our column. The mean is over
+    axis 0 of a leaf with two or three axes, and over axes 0 and 1 of a kernel with
+    four. Other leaves are returned unchanged.
 
     Args:
         diag: a leaf of the Hessian diagonal.
-        signed: whether the mean is of h, as in the paper, or of |h|, as in the code.
+        signed: whether to average h, as in the paper, or |h|, as in the code.
 
     Returns:
         An array of the same shape.
@@ -64,9 +63,6 @@ def average_rows(diag: Leaf, *, signed: bool = False) -> Leaf:
         >>> print(ok.optim.average_rows(jnp.array([[1.0, 2.0], [-3.0, 4.0]])))
         [[2. 3.]
          [2. 3.]]
-
-    Reference:
-        `instruction/adahessian.py` of the authors' code.
     """
     if diag.ndim == 4:
         return average_conv_kernels(diag, signed=signed)
@@ -74,30 +70,27 @@ def average_rows(diag: Leaf, *, signed: bool = False) -> Leaf:
 
 
 def average_blocks(size: int, *, signed: bool = False) -> Average:
-    """Makes an average over blocks of neighbours along the flattened last axis.
+    """Returns an average over blocks of neighbours along the flattened last axis.
 
-    A leaf with two or more axes is cut, row-major, into blocks of `size` entries.
-    In JAX's layout neighbours share an input, in the authors' an output: transpose the
-    leaf in a function of your own where that matters. Vectors come back as they are.
+    As `transformer/fairseq/optim/adahessian.py` of the authors' code. A leaf with two
+    or more axes is split, row-major, into blocks of `size` entries; vectors stay
+    unchanged. In JAX's layout neighbours share an input, in the authors' an output:
+    where that matters, transpose the leaf in a function of your own.
 
     Args:
-        size: entries in a block; the authors use 32 for transformers.
-        signed: whether the mean is of h, as in the paper, or of |h|, as in the code.
+        size: entries per block; the authors use 32 for transformers.
+        signed: whether to average h, as in the paper, or |h|, as in the code.
 
     Returns:
-        A function of a leaf, which raises a ValueError if `size` does not divide
-        the number of its entries.
+        A function of a leaf.
 
     Raises:
-        ValueError: for a size that is not an integer >= 1.
+        ValueError: if `size` is not an integer >= 1, or does not divide a leaf's size.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
         >>> print(ok.optim.average_blocks(2)(jnp.array([[1.0, -3.0, 5.0, 7.0]])))
         [[2. 2. 6. 6.]]
-
-    Reference:
-        `transformer/fairseq/optim/adahessian.py` of the authors' code.
     """
     check = Check("ok.optim.average_blocks")
     check.count(size=size)
@@ -105,9 +98,9 @@ def average_blocks(size: int, *, signed: bool = False) -> Average:
     def average(diag: Leaf) -> Leaf:
         if diag.ndim < 2 or not diag.size:
             return diag
-        text = f"needs a size that divides {diag.size}, of shape {diag.shape}: {size}."
-        check.that(diag.size % size == 0, text)
-        whole = diag.shape[-1] % size == 0  # blocks end where the last axis does
+        text = f"the {diag.size} entries of shape {diag.shape}, got {size}."
+        check.that(diag.size % size == 0, f"needs a size that divides {text}")
+        whole = diag.shape[-1] % size == 0  # each block lies in one row
         blocks = diag.reshape(*(diag.shape[:-1] if whole else ()), -1, size)
         return _mean(blocks, (-1,), signed).reshape(diag.shape)
 

@@ -1,10 +1,10 @@
-"""What every optimizer is given: checks, casts, the step count, a guard, and its chain.
+"""The shell of every optimizer: checks, casts, the step count, a guard, and the chain.
 
-An optimizer's file says what happens to the entries of one leaf. `leafwise` makes an
-optax transform of that rule; `descent` puts learning rate and weight decay behind it.
+An optimizer's file states what happens to one leaf of the params. `leafwise` turns that
+rule into an optax transform; `descent` adds weight decay and the learning rate.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,49 +14,44 @@ from jaxtyping import Array, PyTree
 
 from .._check import Check
 from .._types import MaskOrFn, Params, ScalarOrSchedule, real_dtype, wide_dtype
+from .._vector import cast_like
 
-_OWNER = "the params given to `init`"
-_AGAIN = "Call `init` again with the params that the gradients belong to."
-_NO_DIAGONAL = (
-    "needs the diagonal of the Hessian, got hessian_diag=None. Compute it with the "
-    "gradient, `value, grads, diag = ok.value_grad_and_diag(loss)(params, batch, "
-    "key=key)`, and pass `tx.update(grads, state, params, hessian_diag=diag)`; or let "
-    "`ok.optim.with_hutchinson(tx, key=key)` estimate it, and pass `value_fn=loss`."
-)
+_ADVICE = {
+    "gradients": "Call `init` again with the params of these gradients, or cast them.",
+    "params": "Pass them: `tx.update(grads, state, params)`.",
+    "hessian_diag": "Compute it with the gradient, `value, grads, diag = "
+    "ok.value_grad_and_diag(loss)(params, batch, key=key)`, or let "
+    "`ok.optim.with_hutchinson(tx, key=key)` estimate it, and pass `value_fn=loss`.",
+}
 
 
 class Zeros(NamedTuple):
-    """Zeros like a leaf, in a dtype that depends on the leaf's."""
+    """Makes zeros with the shape and sharding of a leaf, in a dtype derived from it."""
 
     dtype_of: Callable[[Any], Any]
 
     def __call__(self, leaf: Any) -> Array:
-        """The array, sharded as the leaf is."""
         return jnp.zeros_like(leaf, self.dtype_of(leaf))
 
-    def like(self, tree: PyTree) -> PyTree:
-        """The same for each leaf of a tree."""
-        return jax.tree.map(self, tree)
 
-
-def accumulated_in(leaf: Any) -> Any:
-    """The dtype in which a leaf is summed: its own, at least float32 or complex64."""
+def accumulation_dtype(leaf: Any) -> Any:
+    """The dtype to sum a leaf in: its own, at least float32 if it is inexact."""
     is_inexact = jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
     return wide_dtype(leaf) if is_inexact else jnp.result_type(leaf)
 
 
-WIDE = Zeros(accumulated_in)
-"""A moment in the leaf's own dtype, at least float32."""
+WIDE = Zeros(accumulation_dtype)
+"""A mean of gradients: the dtype of the leaf, at least float32."""
 
 REAL = Zeros(real_dtype)
-"""A moment of squares: real where the leaf is complex, at least float32."""
+"""A mean of squares: as `WIDE`, but real if the leaf is complex."""
 
 OWN = Zeros(jnp.result_type)
-"""A copy of something like the leaf, exactly."""
+"""A copy of a gradient: the dtype of the leaf, whatever it is."""
 
 
 def stored_in(state_dtype: Any) -> Zeros:
-    """A moment in a dtype that the user chose; `WIDE` where that is None."""
+    """A mean of gradients in the dtype that the user chose; `WIDE` if that is None."""
 
     def dtype_of(leaf: Any) -> Any:
         if jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
@@ -72,170 +67,175 @@ def leafwise(
     rule: Callable[..., tuple[Array, Any]],
     make_state: Callable[..., Any],
     *,
-    moments: Mapping[str, Zeros],
+    moments: Mapping[str, Callable[[Any], PyTree]],
     hyper: tuple[Any, ...] = (),
-    reads: str = "",
+    reads: tuple[str, ...] = (),
     guard: tuple[str, ...] = (),
-    totals: Mapping[str, Callable[[Params], Array]] | None = None,
-    accepts: Callable[..., None] | None = None,
+    statistics: Mapping[str, Callable[[Params], Array]] | None = None,
+    check_params: Callable[..., None] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Makes an optax transform from the rule of one leaf.
+    """Makes an optax transform from the rule for one leaf of the params.
 
-    The rule is `rule(g, s, t, *hyper) -> (u, s)`, or `rule(g, x, s, t, *hyper)` where
-    it reads a tree x beside the gradient. g, x and the moments in the state s are in
-    float32 or wider; the step t = 1, 2, ... and the hyperparameters are real scalars of
-    that precision. u and the moments are cast back, and u is NaN where a moment in
-    `guard` is not finite: a square that overflows would freeze its entry unseen.
+    At step t = 1, 2, ... `update` calls, for each leaf,
+
+        u, s = rule(g, *data, s, t, *hyper)
+
+    Here g is the gradient, data are the leaves of the trees in `reads`, s is the state
+    with the moments of this leaf, and u is the update, in the direction of the
+    gradient. The rule sees whole leaves, in float32 or wider; t and the hyperparameters
+    are real scalars of that precision, and dtypes promote. What it returns is cast
+    back: u to the dtype of the gradient, each moment to its own.
 
     Args:
-        check: of the public function that makes the transform.
-        rule: what happens to one leaf; dtypes promote inside it.
-        make_state: the class of the state, with a field `count`.
-        moments: the fields of the state that are trees like the params. Gradients must
-            be like the first.
-        hyper: numbers, or schedules, which are read at the count before the step.
-        reads: the argument of `update` that x comes from: "hessian_diag", "params".
-        guard: see above.
-        totals: fields of the state that are scalars, made of the tree of all u.
-        accepts: the check of the params' leaves; floating and complex if None.
+        check: the `Check` of the public function.
+        rule: the algorithm, as above: equations, without casts or checks.
+        make_state: the class of the state, a NamedTuple with a field `count`.
+        moments: the fields of the state that belong to a leaf, each with the function
+            that makes its initial value from the leaf, such as `WIDE`. Gradients must
+            have the structure, shapes and dtypes that the first `Zeros` implies.
+        hyper: numbers, scalar arrays, or schedules, read at the count before the step.
+        reads: arguments of `update` that are trees like the gradient: "params", or an
+            extra argument such as "hessian_diag".
+        guard: moments that must be finite. Where one is not, u is NaN; a square that
+            overflows would otherwise freeze its entry silently.
+        statistics: scalar fields of the state, as functions of the tree of all u.
+        check_params: the check of the params in `init`. Default: `check.inexact`.
 
     Returns:
-        A transform that ignores extra arguments.
+        A transform that ignores the extra arguments it does not read.
+
+    Example:
+        >>> from optkit._check import Check
+        >>> class State(NamedTuple):
+        ...     count: Array
+        ...     m: Params
+        >>> def rule(g, s, t, b):
+        ...     m = b * s.m + (1 - b) * g
+        ...     return m / (1 - b**t), s._replace(m=m)
+        >>> tx = leafwise(Check("f"), rule, State, moments={"m": WIDE}, hyper=(0.5,))
+        >>> grads = jnp.ones(2, jnp.bfloat16)
+        >>> updates, state = tx.update(grads, tx.init(grads))
+        >>> print(updates.dtype, state.m)
+        bfloat16 [0.5 0.5]
     """
-    reference = next(iter(moments), None)
-    totals = totals or {}
+    statistics = statistics or {}
+    zeros = [(name, make) for name, make in moments.items() if isinstance(make, Zeros)]
 
     def init(params: Params) -> Any:
-        (check.inexact if accepts is None else accepts)(params=params)
-        trees = {name: zeros.like(params) for name, zeros in moments.items()}
-        scalars = {name: jnp.zeros([], jnp.float32) for name in totals}
+        (check_params or check.inexact)(params=params)
+        trees = {name: jax.tree.map(make, params) for name, make in moments.items()}
+        scalars = {name: jnp.zeros([], jnp.float32) for name in statistics}
         return make_state(count=jnp.zeros([], jnp.int32), **trees, **scalars)
 
     def update(
         updates: Params, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Params, Any]:
-        if reference is not None:
-            like, dtype_of = getattr(state, reference), moments[reference].dtype_of
-            check_gradients(check, updates, like, dtype_of)
-        others = [getattr(state, name) for name in moments]
-        if reads == "params":
-            others.insert(0, required_params(check, updates, params))
-        elif reads:
-            like = getattr(state, reference or "")
-            others.insert(0, checked_diag(check, extra.get(reads), updates, like))
+        for name, make in zeros[:1]:
+            check_gradients(check, updates, getattr(state, name), make.dtype_of)
+        given = {"params": params} | extra
+        data = [required(check, name, given.get(name), updates) for name in reads]
         t = jnp.asarray(optax.safe_increment(state.count))
-        scalars = [x(state.count) if callable(x) else x for x in hyper]
+        scalars = [t, *(x(state.count) if callable(x) else x for x in hyper)]
 
         def one(g: Any, *leaves: Any) -> tuple[Any, ...]:
-            real, kept = real_dtype(g), leaves[len(leaves) - len(moments) :]
-            numbers = [jnp.asarray(x).astype(real) for x in (t, *scalars)]
-            wide = [jnp.asarray(x).astype(wide_dtype(x)) for x in (g, *leaves)]
-            data = wide[: len(wide) - len(moments)]
-            s = state._replace(**dict(zip(moments, wide[len(data) :], strict=True)))
+            numbers = [jnp.asarray(x).astype(real_dtype(g)) for x in scalars]
+            g, *x = jax.tree.map(_widen, (g, *leaves[: len(reads)]))
+            old = dict(zip(moments, leaves[len(reads) :], strict=True))
+            s = state._replace(**jax.tree.map(_widen, old))
             with jax.numpy_dtype_promotion("standard"):
-                u, s = rule(*data, s, *numbers)
+                u, s = rule(g, *x, s, *numbers)
             for name in guard:
                 u = jnp.where(jnp.isfinite(getattr(s, name)), u, jnp.nan)
             return u, *(
-                _stored(t, old, getattr(s, name), zeros)
-                for old, (name, zeros) in zip(kept, moments.items(), strict=True)
+                _store(t, old[name], getattr(s, name), make is OWN)
+                for name, make in moments.items()
             )
 
-        stepped = jax.tree.map(one, updates, *others)
-        u, *trees = unzip(updates, stepped, 1 + len(moments))
-        found = {name: total(u) for name, total in totals.items()}
-        u = jax.tree.map(lambda x, g: x.astype(jnp.result_type(g)), u, updates)
-        trees = dict(zip(moments, trees, strict=True))
-        return u, make_state(count=t, **trees, **found)
+        trees = updates, *data, *(getattr(state, name) for name in moments)
+        treedef = jax.tree.structure(updates)
+        leaves = zip(*map(treedef.flatten_up_to, trees), strict=True)
+        stepped = [one(*x) for x in leaves]
+        u, *trees = (
+            treedef.unflatten(x[i] for x in stepped) for i in range(1 + len(moments))
+        )
+        fields = dict(zip(moments, trees, strict=True))
+        fields |= {name: f(u) for name, f in statistics.items()}
+        return cast_like(u, updates), make_state(count=t, **fields)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def descent(
     check: Check,
-    scale: optax.GradientTransformation,
+    links: Sequence[optax.GradientTransformation],
     learning_rate: ScalarOrSchedule,
     weight_decay: Any = 0.0,
     mask: MaskOrFn = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The step -η (u + λ θ), with u what `scale` makes of the gradient."""
+    """The chain for -η (u + λ θ), where u is what the links make of the gradient."""
     check.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
-    links = [scale]
     if not is_zero(weight_decay):
-        links.append(optax.add_decayed_weights(weight_decay, mask))
+        links = [*links, optax.add_decayed_weights(weight_decay, mask)]
     return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
 
 
 def is_zero(number: Any) -> bool:
-    """Whether this is the number 0, known without a device: then it is left out."""
+    """Whether this is the Python number 0: then the link it belongs to is left out."""
     return isinstance(number, int | float) and number == 0
 
 
 def safe_sqrt(x: Array) -> Array:
-    """The root, with derivative 0 at 0."""
+    """The square root, with derivative 0 at 0."""
     return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1)), 0)
 
 
 def check_gradients(
-    check: Check, updates: Params, like: Params, dtype_of: Any = accumulated_in
+    check: Check, updates: Params, like: Params, dtype_of: Any = accumulation_dtype
 ) -> None:
-    """Raises unless gradients are like the params that the state was made for."""
-    check.like("gradients", updates, like, _OWNER, _AGAIN, dtype_of=dtype_of)
+    """Raises unless the gradients match the params that the state was made for."""
+    owner, advice = "the params given to `init`", _ADVICE["gradients"]
+    check.like("gradients", updates, like, owner, advice, dtype_of=dtype_of)
 
 
-def required_params(check: Check, updates: Params, params: Params | None) -> Params:
-    """The params, which a transform reads, and which must be like the updates."""
-    text = "needs params, got None. Pass them: `tx.update(grads, state, params)`."
-    check.that(params is not None, text)
-    check.like("updates", updates, params, "the params", dtype_of=None)
-    return params
+def required(check: Check, name: str, tree: Params | None, updates: Params) -> Params:
+    """An argument of `update`, a tree like the updates and masked like them."""
+    text = f"needs {name}, got {name}=None. {_ADVICE.get(name, '')}"
+    check.that(tree is not None, text)
+    tree = mask_like(tree, updates)
+    dtype_of = None if name == "params" else accumulation_dtype
+    check.like(name, tree, widened(updates), "the updates", dtype_of=dtype_of)
+    return tree
 
 
-def checked_diag(
-    check: Check, diag: Params | None, updates: Params, like: Params
-) -> Params:
-    """The `hessian_diag` that came with the updates, less what a mask hides from them.
-
-    Args:
-        check: of the public function.
-        diag: what arrived: a tree like the whole params, or like `updates`.
-        updates: the gradients, with `optax.MaskedNode` where a mask hides them.
-        like: the state's tree, in the dtypes it accumulates in.
-
-    Returns:
-        The diagonal, a tree like `updates`.
-    """
-    check.that(diag is not None, _NO_DIAGONAL)
-    visible = mask_like(diag, updates)
-    check.like("hessian_diag", visible, like, _OWNER, dtype_of=accumulated_in)
-    return visible
+def widened(tree: PyTree) -> PyTree[jax.ShapeDtypeStruct]:
+    """The shapes of the leaves, and the dtypes to sum them in."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(jnp.shape(x), accumulation_dtype(x)), tree
+    )
 
 
 def mask_like(tree: PyTree, masked: PyTree) -> PyTree:
-    """Hides of `tree` what is `optax.MaskedNode` in `masked`, where they match."""
+    """Hides those leaves of `tree` that are `optax.MaskedNode` in `masked`."""
     leaves, treedef = jax.tree.flatten(masked, is_leaf=is_masked)
     try:
         subtrees = treedef.flatten_up_to(tree)
     except ValueError:
-        return tree  # of another structure: for `check.like` to name
+        return tree  # the structure differs: `check.like` reports it
     pairs = zip(leaves, subtrees, strict=True)
     return treedef.unflatten(leaf if is_masked(leaf) else x for leaf, x in pairs)
 
 
 def is_masked(node: PyTree) -> bool:
-    """Whether a mask of optax stands here in the place of a leaf or subtree."""
+    """Whether a mask of optax hides a leaf or subtree here."""
     return isinstance(node, optax.MaskedNode)
 
 
-def unzip(outer: PyTree, tree: PyTree, width: int) -> list[PyTree]:
-    """A tree like `outer` whose leaves are tuples, as `width` trees like `outer`."""
-    treedef = jax.tree.structure(outer)
-    tuples = treedef.flatten_up_to(tree)
-    return [treedef.unflatten([leaf[i] for leaf in tuples]) for i in range(width)]
+def _widen(leaf: Any) -> Array:
+    return jnp.asarray(leaf).astype(accumulation_dtype(leaf))
 
 
-def _stored(t: Array, old: Any, new: Array, zeros: Zeros) -> Array:
-    new = jnp.asarray(new).astype(jnp.result_type(old))
-    # t > 0: this is a new array, as the caller may donate the gradient, and where XLA
-    # chooses shardings it takes that of the old one.
-    return jnp.where(t == 0, old, new) if zeros is OWN else new
+def _store(t: Array, old: PyTree, new: PyTree, is_copy: bool) -> PyTree:
+    new = cast_like(new, old)
+    # t is never 0. A copied gradient must be a new array, since the caller may donate
+    # the gradient, and have the sharding of `old` where XLA chooses one.
+    return jnp.where(t == 0, old, new) if is_copy else new

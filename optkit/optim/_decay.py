@@ -20,29 +20,25 @@ def proximal_weight_decay(
     learning_rate: ScalarOrSchedule,
     weight_decay: ScalarOrSchedule,
     mask: MaskOrFn = None,
-) -> optax.GradientTransformation:
-    """Shrinks the parameters by the proximal map of the squared norm.
+) -> optax.GradientTransformationExtraArgs:
+    """Shrinks the params by the proximal map of the squared norm.
 
-    It is the last link of a chain: with u the signed update of the links before it,
-    eta the learning rate of the same step and lambda the weight decay,
+    Make it the last link of a chain. With u the signed update of the links before it,
+    η the learning rate and λ the weight decay, the update is (u - η λ θ) / (1 + η λ):
 
-        theta <- (theta + u) / (1 + eta lambda)
-               = argmin_x |x - (theta + u)|^2 / 2 + eta lambda |x|^2 / 2
-
-    which is the update (u - eta lambda theta) / (1 + eta lambda).
+        θ <- (θ + u) / (1 + η λ) = argmin_x |x - (θ + u)|^2 / 2 + η λ |x|^2 / 2
 
     Args:
-        learning_rate: what `optax.scale_by_learning_rate` before it was given: a
-            number >= 0 or a schedule, read at this link's own step count.
-        weight_decay: lambda, a number >= 0 or a schedule, read at the same count.
+        learning_rate: that of the chain, a number >= 0 or a schedule, read at this
+            link's own step count.
+        weight_decay: λ, a number >= 0 or a schedule, read at the same count.
         mask: optax's mask of the leaves that decay.
 
     Returns:
         A transform whose `update` needs params. Arithmetic is in float32 or wider.
 
     Raises:
-        ValueError: for a negative learning rate or weight decay; in `update`, if
-            params are missing or unlike the updates.
+        ValueError: for a negative rate; in `update`, without params like the updates.
         TypeError: in `init`, for integer leaves.
 
     Example:
@@ -58,17 +54,18 @@ def proximal_weight_decay(
         2022, arXiv:2202.00089.
     """
     check = Check("ok.optim.proximal_weight_decay")
-    check.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
+    return shrink(check, learning_rate, weight_decay, mask)
+
+
+def shrink(
+    check: Check, η: Any, λ: Any, mask: MaskOrFn
+) -> optax.GradientTransformationExtraArgs:
+    """`proximal_weight_decay`, whose errors name the caller."""
+    check.non_negative(learning_rate=η, weight_decay=λ)
 
     def rule(u: Any, θ: Any, s: Any, t: Any, η: Any, λ: Any) -> Any:
         return (u - η * λ * θ) / (1 + η * λ), s
 
-    tx = leafwise(
-        check,
-        rule,
-        ProximalDecayState,
-        moments={},
-        hyper=(learning_rate, weight_decay),
-        reads="params",
-    )
+    state = ProximalDecayState
+    tx = leafwise(check, rule, state, moments={}, hyper=(η, λ), reads=("params",))
     return tx if mask is None else optax.masked(tx, mask)

@@ -1,8 +1,8 @@
-"""The Hessian diagonal for loops that hand the optimizer a function of the params.
+"""The Hessian diagonal for loops that pass the objective to the optimizer.
 
-`ok.value_grad_and_diag` makes loss, gradient and diagonal in one pass, outside the
-optimizer. Where a loop computes the gradient itself and passes `value_fn=`, as for
-optax's line searches, the wrapper here makes the diagonal.
+`ok.value_grad_and_diag` computes loss, gradient and diagonal in one pass, outside the
+optimizer. The wrapper here is for loops that compute the gradient themselves and pass
+`value_fn=`, as for optax's line searches.
 """
 
 import inspect
@@ -19,27 +19,13 @@ from jaxtyping import Array, Int, UInt32
 from .._check import Check
 from .._curvature.diagonal import value_grad_and_diag
 from .._types import Params, wide_dtype
-from ._base import OWN, is_masked, required_params
-
-_MASKED = (
-    "needs whole params to call the objective, got params that `optax.masked` or "
-    "`optax.partition` has hidden in part. Put it outside: "
-    "`ok.optim.with_hutchinson(optax.masked(tx, mask), key=key)`."
-)
-_NO_OBJECTIVE = (
-    "needs the objective, as one of `value_fn=` and `obj_fn=`. Pass `tx.update(grads, "
-    "state, params, value_fn=loss)`, and by name what else the loss takes."
-)
+from ._base import OWN, is_masked, required
 
 
 class HutchinsonState(NamedTuple):
-    """What the next estimate needs.
+    """Steps taken, the key of this run, the last estimate, and the state of `tx`.
 
-    Attributes:
-        count: steps taken.
-        key_data: of the run's own random key, as plain integers that any file can hold.
-        hessian_diag: the last estimate, in the params' dtypes; None if K is 1.
-        inner_state: of the wrapped optimizer.
+    `key_data` are integers, for any file format. The estimate is None if K is 1.
     """
 
     count: Int[Array, ""]
@@ -55,65 +41,56 @@ def with_hutchinson(
     update_interval: int = 1,
     num_probes: int = 1,
 ) -> optax.GradientTransformationExtraArgs:
-    """Estimates the Hessian diagonal inside `update`, and hands it on to `tx`.
+    """Estimates the Hessian diagonal inside `update` and passes it to `tx`.
 
-    At steps 0, K, 2K, ... the diagonal is estimated at the current params, by z ∘ Hz
-    with random signs z; every step passes the last estimate on as `hessian_diag=`.
-    `ok.optim.adahessian` averages it anew each step, so its bias correction stays right.
+    At steps 0, K, 2K, ... it estimates the diagonal at the current params by z ∘ Hz
+    with random signs z. Every step passes the last estimate on as `hessian_diag=`.
+    `ok.optim.adahessian` averages it at every step, so its bias correction stays right.
 
-    It is the outermost wrapper, around `optax.chain`, `optax.masked`,
-    `optax.partition`, `optax.inject_hyperparams`: the objective needs whole params,
-    and a mask hides the diagonal where it hides the gradient. Around it may be what
-    hides no leaves, as `optax.apply_if_finite`; inside `ok.optim.accumulate` its diagonal is
-    of the last micro-batch.
+    Make it the outermost wrapper, around `optax.chain`, `optax.masked` and the like:
+    the objective needs whole params, and a mask hides the diagonal as it hides the
+    gradient. Only wrappers that hide no leaves, such as `optax.apply_if_finite`, may go
+    around it. Inside `ok.optim.accumulate` it estimates on the last micro-batch.
 
-    The gradient that `update` receives is not used: the estimate is a pass of its own.
-    Only where K is 1 and both are compiled together may XLA merge them;
-    `ok.value_grad_and_diag` is one pass wherever it is called.
+    The estimate is a pass of its own, which XLA can merge with that of the gradient
+    only if K is 1 and both are compiled together. `ok.value_grad_and_diag` always takes
+    one pass. If states are vmapped, every step makes the pass, as counts may differ.
 
-    The state's key is `key` folded with the bits of the params that `init` gets, so
-    runs that start at different params draw different probes, also under `jax.vmap`
-    with one constant key. Runs that start at the same params need different keys.
-    Where states are vmapped, their counts may differ: then every step makes the pass.
-
-    Probes do not depend on how params and batch are sharded, nor does the diagonal;
-    inside `jax.shard_map`, let `value_fn` return the mean over devices.
+    The key of a run is `key` folded with the bits of the params given to `init`: only
+    runs from the same params need different keys, even under `jax.vmap`. Probes and
+    diagonal do not depend on how params and batch are sharded. Inside `jax.shard_map`,
+    let `value_fn` return the mean over devices.
 
     Args:
         tx: an optimizer that reads `hessian_diag=`, such as `ok.optim.adahessian(0.1)`.
-        key: a random key, copied: it may be donated, and used again.
-        update_interval: K >= 1. Steps between make no curvature pass; for K > 1 the
-            state holds one more copy of the params' size.
+        key: a random key. It is copied, so you may donate it or use it again.
+        update_interval: K >= 1. Steps in between make no curvature pass. For K > 1 the
+            state holds one more tree of the size of the params.
         num_probes: probes averaged in each estimate, at least 1.
 
     Returns:
-        A transform whose state is an `ok.optim.HutchinsonState`. Its `update` needs params
-        and `value_fn=`, or `obj_fn=`, which is the same: value_fn(params, **kwargs) ->
-        a real scalar, given those extra arguments of `update` that it has by name, as
-        optax's line searches do. All extra arguments are passed on to `tx`.
+        A transform with an `ok.optim.HutchinsonState`. Its `update` needs params and
+        `value_fn=` (or `obj_fn=`): value_fn(params, **kwargs) -> a real scalar, called
+        with those extra arguments of `update` that its signature names, as in optax's
+        line searches. `tx` receives all extra arguments.
 
     Raises:
-        ValueError: for an interval or a number of probes below 1; in `init`, for
-            params that a mask has hidden in part; in `update`, without params or
-            `value_fn`, with both names, or with a `hessian_diag` of the caller's.
-        TypeError: for a `tx` that is no optax transform, or something else than one
-            random key; in `init`, for leaves that are not real and floating; in
-            `update`, for a `value_fn` that is no function.
+        ValueError: in `init`, for params hidden in part by a mask; in `update`, without
+            params or exactly one objective, or if `hessian_diag` is given.
+        TypeError: if `tx` is not a transform or `key` not one key; for complex leaves.
 
     Example:
-        >>> import jax, jax.numpy as jnp, optax, optkit as ok
+        >>> import functools, jax, jax.numpy as jnp, optax, optkit as ok
         >>> loss = lambda p, batch: jnp.mean((batch @ p - 1.0) ** 2)
-        >>> tx = ok.optim.with_hutchinson(ok.optim.adahessian(0.3), key=jax.random.key(0))
-        >>> @jax.jit
-        ... def step(params, state, batch):
-        ...     grads = jax.grad(loss)(params, batch)
-        ...     extra = {"value_fn": loss, "batch": batch}
-        ...     updates, state = tx.update(grads, state, params, **extra)
-        ...     return optax.apply_updates(params, updates), state
+        >>> tx = ok.optim.adahessian(0.3)
+        >>> tx = ok.optim.with_hutchinson(tx, key=jax.random.key(0))
+        >>> update = jax.jit(functools.partial(tx.update, value_fn=loss))
         >>> batch, params = jnp.diag(jnp.array([1.0, 20.0])), jnp.zeros(2)
         >>> state = tx.init(params)
         >>> for _ in range(100):
-        ...     params, state = step(params, state, batch)
+        ...     grads = jax.grad(loss)(params, batch)
+        ...     updates, state = update(grads, state, params, batch=batch)
+        ...     params = optax.apply_updates(params, updates)
         >>> print(params.round(2))
         [1.   0.05]
 
@@ -124,34 +101,33 @@ def with_hutchinson(
     check.transform(tx=tx)
     check.count(update_interval=update_interval, num_probes=num_probes)
     check.key(key)
-    impl, root = _copied_key(key)
+    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    typed = key if is_typed else jr.wrap_key_data(key)
+    # A copy: the caller may donate the key.
+    impl, root = jr.key_impl(typed), jnp.array(jr.key_data(typed), copy=True)
     inner = optax.with_extra_args_support(tx)
 
     def init(params: Params) -> HutchinsonState:
         is_hidden = any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked)))
-        check.that(not is_hidden, _MASKED)
-        check.real(params=params)
-        own_key = jr.fold_in(jr.wrap_key_data(root, impl=impl), _bits(params))
-        return HutchinsonState(
-            count=jnp.zeros([], jnp.int32),
-            key_data=jr.key_data(own_key),
-            hessian_diag=None if update_interval == 1 else OWN.like(params),
-            inner_state=inner.init(params),
+        text = (
+            "needs whole params, got some that a mask hides. Put it outside the mask."
         )
+        check.that(not is_hidden, text)
+        check.real(params=params)
+        run_key = jr.fold_in(jr.wrap_key_data(root, impl=impl), _bits(params))
+        count, key_data = jnp.zeros([], jnp.int32), jr.key_data(run_key)
+        diag = None if update_interval == 1 else jax.tree.map(OWN, params)
+        return HutchinsonState(count, key_data, diag, inner.init(params))
 
     def update(
-        updates: Params,
-        state: Any,
-        params: Params | None = None,
-        **extra_args: Any,
+        updates: Params, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Params, HutchinsonState]:
-        required_params(check, updates, params)
-        objective = _objective(check, extra_args)
+        required(check, "params", params, updates)
+        objective = _objective(check, extra)
 
         def estimate() -> Params:
-            own_key = jr.wrap_key_data(state.key_data, impl=impl)
-            key = jr.fold_in(own_key, state.count)
-            f = value_grad_and_diag(objective)
+            run_key = jr.wrap_key_data(state.key_data, impl=impl)
+            key, f = jr.fold_in(run_key, state.count), value_grad_and_diag(objective)
             return f(params, key=key, num_probes=num_probes)[2]
 
         if update_interval == 1:
@@ -160,23 +136,15 @@ def with_hutchinson(
             is_due = state.count % update_interval == 0
             diag = kept = lax.cond(is_due, estimate, lambda: state.hessian_diag)
         count = jnp.asarray(optax.safe_increment(state.count))
-        updates, inner_state = inner.update(
-            updates, state.inner_state, params, **extra_args, hessian_diag=diag
-        )
+        extra["hessian_diag"] = diag
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
         return updates, HutchinsonState(count, state.key_data, kept, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _copied_key(key: Array) -> tuple[Any, Array]:
-    """A random key's implementation, and a copy of its data that nobody can donate."""
-    is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    typed = key if is_typed else jr.wrap_key_data(key)
-    return jr.key_impl(typed), jnp.array(jr.key_data(typed), copy=True)
-
-
 def _bits(params: Params) -> Array:
-    """The sum of the bit patterns of all entries: exact, so the same on any devices."""
+    """The sum of the bit patterns of all entries, exact on any number of devices."""
     total = jnp.zeros([], jnp.uint32)
     for leaf in jax.tree.leaves(params):
         wide = jnp.asarray(leaf, wide_dtype(leaf))
@@ -187,14 +155,15 @@ def _bits(params: Params) -> Array:
     return total
 
 
-def _objective(check: Check, extra_args: dict[str, Any]) -> Callable[[Params], Array]:
-    """The function of the params alone whose Hessian is wanted."""
-    given = [extra_args.get(name) for name in ("value_fn", "obj_fn")]
-    fns = [fn for fn in given if fn is not None]
-    check.that(len(fns) == 1, _NO_OBJECTIVE)
-    text = "estimates hessian_diag, and got one. Leave out the argument or the wrapper."
-    check.that("hessian_diag" not in extra_args, text)
+def _objective(check: Check, extra: dict[str, Any]) -> Callable[[Params], Array]:
+    """The objective as a function of the params alone."""
+    fns = [extra[k] for k in ("value_fn", "obj_fn") if extra.get(k) is not None]
+    got = f"got {'both' if fns else 'neither'}. Pass it to `update`."
+    text = f"needs the objective as one of `value_fn=` and `obj_fn=`, {got}"
+    check.that(len(fns) == 1, text)
+    text = "estimates hessian_diag, and got one. Omit the argument or the wrapper."
+    check.that("hessian_diag" not in extra, text)
     fn = check.scalar(fns[0], "value_fn")
     names = list(inspect.signature(fns[0]).parameters)[1:]
-    kwargs = {name: x for name, x in extra_args.items() if name in names}
+    kwargs = {name: x for name, x in extra.items() if name in names}
     return lambda params: fn(params, **kwargs)

@@ -161,10 +161,10 @@ def test_wrong_arguments_are_named():
     ones = jnp.ones(2)
     tx = ok.optim.accumulate(ok.optim.adahessian(0.1), every=2, hessian_diag=False)
     with pytest.raises(
-        ValueError, match=r"`ok.optim.accumulate` got hessian_diag= .*True"
+        ValueError, match=r"`ok.optim.accumulate` got hessian_diag=,.*False"
     ):
         tx.update(ones, tx.init(ones), hessian_diag=ones)
-    with pytest.raises(ValueError, match=r"`ok.optim.accumulate` got shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"`ok.optim.accumulate`.*got \(3,\)"):
         tx.update(jnp.ones(3), tx.init(ones))
     tx = ok.optim.accumulate(ok.optim.adahessian(0.1), every=2)
     with pytest.raises(ValueError, match=r"hessian_diag.*\(3,\)|\(3,\).*hessian_diag"):

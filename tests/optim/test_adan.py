@@ -119,7 +119,9 @@ def test_restart_finds_adan_inside_wrappers():
 def test_restart_of_a_state_without_adan_says_so():
     """Oracle: the message."""
     state = optax.adam(0.1).init(jnp.ones(2))
-    with pytest.raises(TypeError, match=r"`ok.optim.restart_adan`.*AdanState.*Pass"):
+    with pytest.raises(
+        TypeError, match=r"`ok.optim.restart_adan` needs .*`AdanState`.*got"
+    ):
         ok.optim.restart_adan(state)
 
 
@@ -188,8 +190,12 @@ def test_an_eager_state_does_not_share_the_gradient_s_buffer():
     ("make", "match"),
     [
         (
-            lambda: ok.optim.adan(0.1, b1=-0.1),
+            lambda: ok.optim.scale_by_adan(b1=-0.1),
             r"`ok.optim.scale_by_adan`.*b1.*-0.1.*1 - beta",
+        ),
+        (
+            lambda: ok.optim.adan(0.1, b1=-0.1),
+            r"`ok.optim.adan`.*b1.*-0.1.*1 - beta",
         ),
         (lambda: ok.optim.adan(0.1, b2=1.5), r"b2=1.5"),
         (lambda: ok.optim.adan(0.1, b3=1.0), r"b3=1.0"),
@@ -206,10 +212,7 @@ def test_an_eager_state_does_not_share_the_gradient_s_buffer():
             r"`ok.optim.proximal_weight_decay`",
         ),
         (lambda: ok.optim.adan("0.1"), r"`ok.optim.adan`.*number.*'0.1'"),
-        (
-            lambda: ok.optim.adan(0.1, b1=True),
-            r"`ok.optim.scale_by_adan`.*number.*True",
-        ),
+        (lambda: ok.optim.adan(0.1, b1=True), r"`ok.optim.adan`.*number.*True"),
         (
             lambda: ok.optim.adan(0.1, state_dtype=jnp.int8),
             r"state_dtype.*int8.*float32",
@@ -222,11 +225,14 @@ def test_bad_arguments_raise_at_construction(make, match):
         make()
 
 
-@pytest.mark.parametrize("proximal", [True, False])
-def test_weight_decay_without_params_says_how_to_pass_them(proximal):
-    """Oracle: the message."""
+@pytest.mark.parametrize(
+    ("proximal", "match"),
+    [(True, r"`ok.optim.adan` needs params.*`tx.update"), (False, r"params.*`update`")],
+)
+def test_weight_decay_without_params_says_how_to_pass_them(proximal, match):
+    """Oracle: the message, ours or that of optax."""
     tx = ok.optim.adan(0.1, weight_decay=0.1, proximal=proximal)
-    with pytest.raises(ValueError, match=r"(?s)`?update`?.*params|params.*update"):
+    with pytest.raises(ValueError, match=match):
         tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
 
 

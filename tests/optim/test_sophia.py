@@ -120,7 +120,11 @@ def test_the_win_rate_counts_all_leaves():
 @pytest.mark.parametrize(
     ("make", "match"),
     [
-        (lambda: ok.optim.sophia(0.1, b1=-0.1), r"`ok.optim.scale_by_sophia`.*b1=-0.1"),
+        (
+            lambda: ok.optim.scale_by_sophia(b1=-0.1),
+            r"`ok.optim.scale_by_sophia`.*b1=-0.1",
+        ),
+        (lambda: ok.optim.sophia(0.1, b1=-0.1), r"`ok.optim.sophia`.*b1=-0.1"),
         (lambda: ok.optim.sophia(0.1, b2=1.0), r"b2=1.0"),
         (lambda: ok.optim.sophia(0.1, gamma=0.0), r"gamma.*0.0"),
         (lambda: ok.optim.sophia(0.1, eps=0.0), r"eps.*0.0"),
