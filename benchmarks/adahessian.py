@@ -210,7 +210,7 @@ def _torch_step(
 
 def _absent() -> Any:
     """A table without rows, for the target if the peer is not installed."""
-    return Table("", "the authors' optimizer", [])
+    return Table("", AUTHORS, [])
 
 
 _ELEMENTWISE = (

@@ -73,7 +73,8 @@ def compare_with_scripts(
         timing = measure(candidates, rounds)
         for script, solver in pairs:
             count = "1 step" if num_steps == 1 else f"{num_steps} steps"
-            title, pair = f"{count}, {form}", [script, solver]
+            method, pair = script.partition(",")[0], [script, solver]
+            title = f"{method}: {count}, {form}"
             tables.append(timing.table(title, script, pair, extras=multiples))
             target = (
                 f"A step of `{solver}` takes at most the time of the published script "

@@ -54,7 +54,7 @@ def run(size: int, rounds: int) -> Result:
 def _row(name: str, found: Cleaning, role: Role) -> Row:
     extra = {
         "test accuracy [%]": 100 * float(np.mean(found.test_accuracy)),
-        "± [points]": 100 * float(np.std(found.test_accuracy)),
+        "± [%]": 100 * float(np.std(found.test_accuracy)),
         "AUC": float(np.mean(found.auc)),
         "steps": float(found.steps),
     }

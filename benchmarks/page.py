@@ -54,25 +54,27 @@ def page(session: Session, folder: str) -> str:
 
 
 def _targets(session: Session) -> str:
-    rows, causes = [], []
-    for done in session.done:
-        for target in done.result.targets:
-            rows.append([*target_words(target)])
-            if target.verdict.startswith("missed"):
-                cause = target.cause or "The reason is not known."
-                causes.append(f"- *{target.sentence}.* {cause}")
-    if not causes:
-        return _markdown(TARGET_HEADINGS, rows)
-    words = "\n".join(["Why some targets are missed:", "", *causes, ""])
-    return f"{_markdown(TARGET_HEADINGS, rows)}\n{words}"
+    """The table of targets, and the reasons for the missed ones."""
+    targets = [target for done in session.done for target in done.result.targets]
+    rows = [target_words(target) for target in targets]
+    missed: dict[str, list[str]] = {}
+    for target in targets:
+        if target.verdict.startswith("missed"):
+            cause = target.cause or "The reason is not known."
+            missed.setdefault(cause, []).append(f"*{target.sentence}.*")
+    table = _markdown(TARGET_HEADINGS, rows)
+    if not missed:
+        return table
+    reasons = [f"- {' '.join(names)} {cause}" for cause, names in missed.items()]
+    return "\n".join([table, "Why some targets are missed:", "", *reasons, ""])
 
 
 def _section(done: Done, folder: str) -> str:
     job = JOBS[done.job]
     parts = [
         f"## {job.title}\n",
-        f"{done.size:,} {job.unit}. `python -m benchmarks --job {done.job}`, "
-        f"{done.seconds:.0f} s.\n",
+        f"Size: {done.size:,} {job.unit}. `python -m benchmarks --job {done.job}` "
+        f"runs it ({done.seconds:.0f} s).\n",
         job.reading + "\n",
     ]
     parts += [_table(table) for table in done.result.tables]

@@ -158,7 +158,7 @@ def _row(name: str, result: Run) -> Row:
     loss, loss_std = mean_and_std(result.train_loss[-1])
     extra = {
         ACCURACY: 100 * float(accuracy),
-        "± [points]": 100 * float(accuracy_std),
+        "± [%]": 100 * float(accuracy_std),
         LOSS: float(loss),
         "±": float(loss_std),
     }
