@@ -1,6 +1,6 @@
-"""What every optimizer of optkit must survive: one row each, one test a promise.
+"""The contract of every optimizer: a row per optimizer, a test per promise.
 
-A new optimizer adds a `Row`; a promise that does not hold for it is a bug of its own.
+A new optimizer adds a `Row`; if a promise does not hold for it, that is a bug.
 The oracle, unless a test says otherwise, is the same optimizer run plainly: eagerly,
 step by step, on the leaf alone.
 """
@@ -74,7 +74,7 @@ def hutchinson_adahessian(learning_rate: Any) -> optax.GradientTransformation:
 
 
 def hutchinson_sophia(learning_rate: Any) -> optax.GradientTransformation:
-    """Sophia that estimates its diagonal when it looks at it, at each second step."""
+    """Sophia that estimates its diagonal when it uses it, at every second step."""
     tx = ok.optim.sophia(learning_rate, gamma=1.0, update_interval=2)
     return ok.optim.with_hutchinson(tx, key=jr.key(0), update_interval=2)
 
@@ -85,7 +85,7 @@ def accumulated(learning_rate: Any) -> optax.GradientTransformation:
 
 
 def mfac(learning_rate: Any) -> optax.GradientTransformation:
-    """M-FAC whose window, an integer, is no hyperparameter to inject."""
+    """M-FAC with a fixed window: `optax.inject_hyperparams` cannot inject it."""
     return ok.optim.mfac(learning_rate, 4, 0.5, momentum=0.5, weight_decay=0.1)
 
 
@@ -198,7 +198,7 @@ def run(row: Row, tx: Any, params: Any, num_steps: int = NUM_STEPS, loss: Any = 
 
 
 def one_leaf(row: Row, grads: Any, params: Any, extra: dict[str, Any]) -> jax.Array:
-    """The update of the leaf "a" by an optimizer that knows of no other."""
+    """The update of leaf "a" by an optimizer that has only this leaf."""
     tx, extra = row(), {name: tree["a"] for name, tree in extra.items()}
     return tx.update(grads["a"], tx.init(params["a"]), params["a"], **extra)[0]
 

@@ -71,7 +71,7 @@ def test_a_nan_stays_in_its_window(rng):
 
 
 def loss(params, batch):
-    """Its diagonal is the batch's own."""
+    """Its Hessian is the mean of the batch."""
     return jnp.mean(0.5 * batch * params**2)
 
 

@@ -252,7 +252,7 @@ def test_leaves_that_are_not_real_are_refused_with_their_path(dtype):
         ok.optim.adahessian(0.1).init({"w": jnp.ones(2, dtype)})
 
 
-def test_a_square_that_overflows_is_seen_and_no_frozen_entry():
+def test_a_square_that_overflows_is_nan_and_does_not_freeze_its_entry():
     """Oracle: identity. Divided by infinity, the entry would never move again."""
     tx, ones = ok.optim.scale_by_adahessian(), jnp.ones(2, jnp.float32)
     diag = jnp.array([1e30, 1.0], jnp.float32)

@@ -243,7 +243,7 @@ def test_integer_params_are_refused_with_their_path():
         ok.optim.adan(0.1).init(params)
 
 
-def test_a_square_that_overflows_is_seen_and_no_frozen_entry():
+def test_a_square_that_overflows_is_nan_and_does_not_freeze_its_entry():
     """Oracle: identity. Divided by infinity, the entry would never move again."""
     tx, params = ok.optim.scale_by_adan(), jnp.zeros(2, jnp.float32)
     grads = jnp.array([1e30, 1.0], jnp.float32)

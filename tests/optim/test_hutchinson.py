@@ -1,4 +1,4 @@
-"""`ok.optim.with_hutchinson`: the diagonal it hands on, when, and to whom."""
+"""`ok.optim.with_hutchinson`: which diagonal it passes on, and when."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def diag_of(state, num_probes=1):
 
 
 def reads_diag():
-    """A transform whose updates are the diagonal it was handed."""
+    """A transform whose updates are the diagonal it receives."""
     update = lambda u, s, p=None, *, hessian_diag, **extra: (hessian_diag, s)  # noqa: E731
     return optax.GradientTransformationExtraArgs(lambda p: optax.EmptyState(), update)
 
@@ -201,7 +201,7 @@ def test_steps_draw_different_probes_and_a_restart_the_same():
 
 @pytest.mark.parametrize("make_key", [jr.key, jr.PRNGKey], ids=["typed", "raw"])
 def test_the_key_is_the_caller_s_to_keep_or_donate(make_key):
-    """Oracle: identity; neither does a donated state take the key along."""
+    """Oracle: identity; donating the state does not delete the key either."""
     key, params = make_key(0), jnp.ones(3)
     tx = ok.optim.with_hutchinson(reads_diag(), key=key, update_interval=2)
     f = lambda p: jnp.sum(p**2)  # noqa: E731

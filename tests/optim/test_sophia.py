@@ -61,7 +61,7 @@ def test_the_first_step_uses_the_first_diagonal():
     assert_allclose(updates, [0.5 / 4, -2.0 / 8], rtol=1e-12)
 
 
-def test_between_refreshes_the_diagonal_is_not_looked_at():
+def test_between_refreshes_the_diagonal_is_not_used():
     """Oracle: identity; not even a NaN."""
     tx = ok.optim.scale_by_sophia(update_interval=3)
     ones = jnp.ones(2)
@@ -107,7 +107,7 @@ def test_second_moments_of_bfloat16_params_do_not_stall():
 
 
 def test_the_win_rate_counts_all_leaves():
-    """Oracle: counting; empty leaves and None say nothing, no leaves at all 0."""
+    """Oracle: counting; empty leaves and None do not count; without leaves it is 0."""
     tx = ok.optim.scale_by_sophia(b1=0.0, b2=0.0, gamma=1.0)
     grads = {"a": jnp.ones((3, 2)), "b": None, "c": jnp.zeros((0, 2)), "d": jnp.ones(2)}
     diag = jax.tree.map(lambda g: 2 * g, grads) | {"d": jnp.array([0.5, 2.0])}
@@ -149,7 +149,7 @@ def test_a_missing_diagonal_names_both_ways_to_it():
 
 @pytest.mark.parametrize("where", ["gradient", "diagonal"])
 def test_infinity_is_seen_and_not_clipped_to_a_sign_step(where):
-    """Oracle: identity. The state keeps an infinite mean for ever."""
+    """Oracle: identity. The state keeps an infinite mean forever."""
     tx, ones = ok.optim.scale_by_sophia(), jnp.ones(2)
     bad = jnp.array([np.inf, 1.0])
     grads, diag = (bad, ones) if where == "gradient" else (ones, bad)
