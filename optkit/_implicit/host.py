@@ -55,6 +55,7 @@ def host_solver(
     @functools.wraps(solve)
     def on_host(y0: PyTree, args: PyTree) -> Params:
         y0 = jax.tree.map(jnp.asarray, y0)
+        check.inexact(y0=y0)  # y is cast to its dtypes
         arrays, rest = eqx.partition(args, eqx.is_array)
         structure = structure_of(y0)
 

@@ -63,14 +63,9 @@ def solve_or_raise(
     """A⁻¹b by any method, differentiable to any order and in both modes.
 
     A derivative cannot return a status, so a failure raises the text of its
-    `ok.RESULTS`, also in the transposed solve.
-
-    Args:
-        operator: A. Derivatives flow through what its product closes over.
-        vector: b.
-        solver: the method.
-        is_valid: whether the solution to differentiate is finite.
-        zero_tangent: of all that A depends on, for derivatives of A.
+    `ok.RESULTS`, also in the transposed solve. Derivatives flow through b and what the
+    product with A closes over. `is_valid` says whether the solution to differentiate
+    is finite; `zero_tangent` depends on all that A does.
 
     Returns:
         x, a pytree like b.

@@ -76,6 +76,7 @@ def fixed_point_residual(mapping: Map) -> Map:
     check.function(mapping=mapping)
 
     def residual(y: PyTree, args: PyTree) -> PyTree:
+        check.real(y=y)
         new = checked_like(check, "mapping(y, args)", mapping(y, args), y)
         return axpy(-1.0, y, new)
 

@@ -176,9 +176,12 @@ def newton(
     check = Check("ok.optimality.newton")
     check.positive(step_size=step_size)
     check.function(residual=residual)
+    check.optional.method(solver=solver)
     solver = lx.AutoLinearSolver(well_posed=True) if solver is None else solver
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
+        check.real(y=y)
+
         def at(y: PyTree, _: Any) -> PyTree:
             return checked_like(check, "residual(y, args)", residual(y, args), y)
 

@@ -45,17 +45,13 @@ class ImplicitReport(NamedTuple):
 def verdict(
     report: ImplicitReport, outcome: Any, *, rtol: float, eps: float, damping: Any
 ) -> str:
-    """The first cause that explains the error of the derivative.
+    """The first cause that explains the error of the derivative, in a sentence or two.
 
-    Args:
-        report: the numbers.
-        outcome: of the linear solves, an item of `ok.RESULTS`.
-        rtol: the error to accept.
-        eps: the precision of the solution.
-        damping: λ, or None.
+    `outcome` is the result of the linear solves, `rtol` the accepted error, `eps` the
+    precision of the solution, and `damping` λ or None.
 
     Returns:
-        A sentence or two.
+        The words.
     """
     off = f"off by about {report.distance:.0e} of its norm"
     if outcome != RESULTS.successful:

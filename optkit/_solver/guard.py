@@ -1,4 +1,4 @@
-"""What becomes of a step that went wrong."""
+"""Discards steps that went wrong, and reports why."""
 
 from typing import Any
 
@@ -17,18 +17,18 @@ def guard(
     doubtful: tuple[tuple[Any, Any], ...] = (),
     always: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """The state after a step, or the one before it where something fatal happened.
+    """The state after a step, or before it if something fatal happened.
 
-    A batch with a NaN, or a step that overflows, then changes nothing but the count,
-    so that the next batch is another one.
+    A batch with a NaN, or a step that overflows, then changes only the fields in
+    `always`, such as the count, so that the next step draws another batch.
 
     Args:
-        before: the state, a NamedTuple.
-        after: the state that the step made of it.
+        before: the state before the step, a NamedTuple.
+        after: the state after it.
         info: of the step.
-        fatal: pairs (holds, result) for which the step is not taken.
-        doubtful: pairs for which it is taken.
-        always: fields of the state that go on in any case.
+        fatal: pairs (holds, result) that discard the step.
+        doubtful: pairs (holds, result) that are reported, but keep the step.
+        always: fields of the state that advance in any case.
 
     Returns:
         The state, and `info` with the first result that holds.

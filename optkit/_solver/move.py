@@ -1,4 +1,4 @@
-"""How one variable of a solver moves: an optax transform, then a projection."""
+"""How a solver moves one variable: by an optax transform, then by a projection."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -17,49 +17,42 @@ Projection: TypeAlias = Callable[[Params], Params]
 
 
 class Move(NamedTuple):
-    """A step of one variable.
+    """A step of one variable."""
 
-    Attributes:
-        check: of the public function.
-        name: what the variable is to the user: "x" or "y".
-        tx: the transform.
-        project: None where the variable is unconstrained.
-    """
-
-    check: Check
-    name: str
+    check: Check  # of the public function
+    name: str  # of the variable for the user, "x" or "y"
     tx: optax.GradientTransformationExtraArgs
     project: Projection | None
 
     def init(self, variable: Params) -> PyTree:
-        """The state of the transform."""
+        """The opt_state of the transform."""
         return self.tx.init(variable)
 
     def __call__(
-        self, gradient: Params, memory: PyTree, variable: Params, **extra: Any
+        self, gradient: Params, opt_state: PyTree, variable: Params, **extra: Any
     ) -> tuple[Params, PyTree]:
-        """The variable after a step, and the transform's state."""
-        updates, following = self.tx.update(gradient, memory, variable, **extra)
+        """The variable after a step, and the next opt_state."""
+        updates, following = self.tx.update(gradient, opt_state, variable, **extra)
         what = f"the state that the transform of {self.name} returns"
-        self.check.like(what, following, memory, "the one it was given", _ADVICE)
+        self.check.like(what, following, opt_state, "the one it was given", _ADVICE)
         moved: Params = optax.apply_updates(variable, updates)
         return moved if self.project is None else self.project(moved), following
 
     def residual(self, gradient: Params, variable: Params) -> Float[Array, ""]:
-        """|∇g|, or with a constraint |y - project(y - ∇g)|: zero where stationary."""
+        """|∇g|, or |y - project(y - ∇g)| with a constraint: zero if stationary."""
         return residual(gradient, variable, self.project)
 
 
 def mover(
     check: Check, name: str, project: Projection | None = None, **tx: Any
 ) -> Move:
-    """A `Move` by a transform, given under the name of the user's argument."""
+    """A `Move` by a transform, which is passed under the user's name for it."""
     check.transform(**tx)
     check.optional.function(**{f"project_{name}": project})
     (transform,) = tx.values()
 
     def projected(variable: Params) -> Params:
-        moved = project(variable)  # pyright: ignore  # not called where it is None
+        moved = project(variable)  # pyright: ignore  # not called if it is None
         check.like(f"project_{name}({name})", moved, variable, name, _ADVICE)
         return moved
 
@@ -70,7 +63,7 @@ def mover(
 def residual(
     gradient: Params, variable: Params, project: Projection | None
 ) -> Float[Array, ""]:
-    """|∇g|, or with a constraint |y - project(y - ∇g)|: zero where stationary."""
+    """|∇g|, or |y - project(y - ∇g)| with a constraint: zero if stationary."""
     if project is None:
         return norm(gradient)
     return norm(subtract(variable, project(subtract(variable, gradient))))

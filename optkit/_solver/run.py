@@ -1,4 +1,4 @@
-"""A loop around a solver, for scripts and notebooks: compiled, watched, resumable."""
+"""A loop around a solver for scripts and notebooks: compiled, reported, resumable."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -16,10 +16,10 @@ from .solver import Solver
 
 
 class Run(NamedTuple):
-    """Where a run arrived, and how.
+    """The end and the history of a run.
 
     Attributes:
-        state: of the solver.
+        state: the last state of the solver.
         history: an info of NumPy arrays, with a leading axis of steps.
     """
 
@@ -37,43 +37,42 @@ def run(
     every: int = 100,
     first: int | None = None,
 ) -> Run:
-    """Takes steps of a solver, and returns its last state and the history of them.
+    """Takes steps of a solver, and returns the last state and the history.
 
         for k = first, ..., first + num_steps - 1:  state, info <- step(state, batch_k)
 
-    Batches from a function of the step are made inside of one compiled loop, which
-    comes back to Python `every` so many steps. It compiles once for a solver and a
-    function of batches, whatever the number of steps; so a state that was saved and
-    loaded goes on bit for bit as if it had not been stopped. Save the leaves of
-    `jax.tree.leaves(state)`, and put them back into the structure of a new
+    If `batches` is a function of the step, batches are made inside one compiled loop
+    that returns to Python after every `every` steps. It compiles once per solver and
+    function of batches, whatever the number of steps, so a run resumed from a saved
+    state equals an uninterrupted one bit for bit. To save a state, store
+    `jax.tree.leaves(state)`; to load it, put them into the structure of a new
     `solver.init(x, y)`.
 
     Args:
-        solver: any `ok.Solver`; of many seeds, `ok.Solver(jax.vmap(init),
+        solver: any `ok.Solver`; for many seeds, `ok.Solver(jax.vmap(init),
             jax.vmap(step, in_axes=(0, None)))`.
-        state: from `solver.init`, or of an earlier run, which it continues. It is not
-            changed, and not donated.
-        batches: a pure function of the number of the step, traced: `lambda k:
+        state: from `solver.init`, or from an earlier run, which then continues. It is
+            neither changed nor donated.
+        batches: a pure, traced function of the number of the step: `lambda k:
             jax.tree.map(lambda a: a[jax.random.randint(jax.random.fold_in(key, k),
-            (64,), 0, n)], data)`. Or an iterable, such as a data loader, of which one
-            batch is taken for each step: its position is then the caller's to restore.
+            (64,), 0, n)], data)`. Or an iterable with one batch per step, such as a
+            data loader; you must restore its position yourself.
         num_steps: how many steps to take, >= 1. An iterable that ends sooner ends the
             run.
-        report: called every `every` steps and after the last with the number of steps
-            taken since `solver.init` and the last step's info in NumPy: for a
-            progress bar, or to stop by raising.
-        every: how many steps a compiled loop takes before it comes back.
-        first: the number of the first step; None is the state's `count`.
+        report: called after every `every` steps and after the last with the number of
+            steps since `solver.init` and the last info in NumPy. Use it for a progress
+            bar, or raise in it to stop.
+        every: the number of steps in a compiled loop.
+        first: the number of the first step; default is the `count` of the state.
 
     Returns:
-        The state after the last step, and the history. `history.result == ok.RESULTS.
-        successful` says which steps went well, an array with one entry for each; what
-        is not finite is not taken, and the run goes on with the next batch.
+        The last state, and the history. `history.result == ok.RESULTS.successful` is
+        an array that says which steps succeeded. A step that is not finite is
+        discarded, and the run continues with the next batch.
 
     Raises:
-        ValueError: for numbers of steps that are not positive.
-        TypeError: for a solver that is none, or batches that are neither a function
-            nor iterable.
+        TypeError: if `solver` is not an `ok.Solver`, or `batches` neither a function
+            nor an iterable.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
@@ -81,23 +80,24 @@ def run(
         ...     return 0.5 * jnp.sum((y - x) ** 2)
         >>> def upper(x, y, batch):
         ...     return 0.5 * jnp.sum((y - 1) ** 2 + x**2)
-        >>> solver = ok.bilevel.soba(upper, lower, outer=optax.sgd(0.2), inner=optax.sgd(0.5))
+        >>> transforms = {"outer": optax.sgd(0.2), "inner": optax.sgd(0.5)}
+        >>> solver = ok.bilevel.soba(upper, lower, **transforms)
         >>> state = solver.init(jnp.zeros(2), jnp.zeros(2))
         >>> state, history = ok.run(solver, state, lambda k: None, 100)
         >>> print(state.x.round(4), history.value.shape)
         [0.5 0.5] (100,)
     """
     check = Check("ok.run")
-    wanted = "an `ok.Solver`, such as `ok.bilevel.soba(...)`,"
+    wanted = "an `ok.Solver` such as `ok.bilevel.soba(...)`"
     check.instance(Solver, wanted, solver=solver)
     check.count(num_steps=num_steps, every=every)
     start = int(np.ravel(state.count)[0]) if first is None else first
     if callable(batches):
-        text = "needs batches that can be hashed. Pass `lambda step: batches(step)`."
+        text = "needs a hashable function. Pass `lambda step: batches(step)`."
         check.that(_is_hashable(batches), text, TypeError)
         chunks = _compiled(solver, batches, state, (start, start + num_steps, every))
     else:
-        wanted = "a function of the step (`lambda step: batch`), or an iterable,"
+        wanted = "a function of the step (`lambda step: batch`) or an iterable"
         check.instance(Iterable, wanted, batches=batches)
         taken = islice(batches, num_steps)
         chunks = _stepwise(solver, taken, state, (start, every))
@@ -107,7 +107,9 @@ def run(
         history.append(infos)
         if report is not None:
             report(position, jax.tree.map(lambda a: a[-1], infos))
-    check.that(history, "got an iterable without batches. Pass a new one.")
+    check.that(
+        history, "needs batches, got an iterable without batches. Pass a new one."
+    )
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *history)
     return Run(last, joined)
 
@@ -121,7 +123,7 @@ def _is_hashable(x: Any) -> bool:
 
 
 Chunks = Iterator[tuple[Any, int, Any]]
-"""The state, the number of steps up to it, and the infos since the chunk before."""
+"""The state, the number of steps up to it, and the infos since the last chunk."""
 
 
 def _compiled(
@@ -136,8 +138,8 @@ def _compiled(
         yield state, end, jax.tree.map(lambda a, n=size: np.asarray(a)[:n], infos)
 
 
-# The ends of a chunk are data and not shape: chunks of any length are one program, and
-# what they compute does not depend on where a run is cut.
+# The ends of a chunk are data, not shapes: chunks of any length run one program, and
+# the result does not depend on where a run is cut.
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _advance(
     solver: Solver,
@@ -163,23 +165,17 @@ def _advance(
 
 
 def _stepwise(
-    solver: Solver,
-    batches: Iterable[Any],
-    state: Any,
-    span: tuple[int, int],
+    solver: Solver, batches: Iterator[Any], state: Any, span: tuple[int, int]
 ) -> Chunks:
     position, every = span
-    infos = []
-    for batch in batches:
-        state, info = solver.step(state, batch)
-        infos.append(info)
-        position += 1
-        if len(infos) == every:
-            yield state, position, _stacked(infos)
-            infos = []
-    if infos:
-        yield state, position, _stacked(infos)
 
+    def steps() -> Iterator[Any]:
+        nonlocal state
+        for batch in batches:
+            state, info = solver.step(state, batch)
+            yield info
 
-def _stacked(infos: list[Any]) -> Any:
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *infos)
+    infos = steps()
+    while chunk := list(islice(infos, every)):
+        position += len(chunk)
+        yield state, position, jax.tree.map(lambda *a: np.stack(a), *chunk)

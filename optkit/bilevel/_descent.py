@@ -1,4 +1,4 @@
-"""Descent along hypergradients, with a lower variable that goes on where it was."""
+"""Descent along hypergradients, with a lower variable that starts warm."""
 
 from typing import Any, NamedTuple
 
@@ -16,15 +16,14 @@ from .._types import Params
 from .._vector import all_finite, norm, strong
 from ._base import (
     Batch,
-    Batches,
     BilevelInfo,
+    InnerBatches,
     Objective,
     batches_of,
-    check_variables,
+    inner_step,
     objectives_of,
-    repeat,
 )
-from ._hypergradient import AbstractHypergradient, HypergradientInfo, check_method
+from ._hypergradient import AbstractHypergradient, check_method
 
 
 class DescentState(NamedTuple):
@@ -34,7 +33,7 @@ class DescentState(NamedTuple):
     y: Params
     outer: PyTree
     inner: PyTree
-    memory: PyTree  # of the method: v, where the linear solve starts warm
+    memory: PyTree  # of the method: v, if the linear solve starts warm
     count: Int[Array, ""]  # of calls
 
 
@@ -53,15 +52,15 @@ def hypergradient_descent(
 
         T times: y <- y - ρ ∇_y g(x, y)        then x <- x - γ ∇Φ(x, y)
 
-    where ρ and γ stand for the transforms, and the method says what ∇Φ(x, y) is. y and
-    the state of its transform go on from step to step: with this warm start a few
-    inner steps, or one, suffice. With `ok.bilevel.Implicit(..., warm_start=True)`, v does too.
+    ρ and γ stand for the transforms; the method defines ∇Φ(x, y). y and the state of
+    its transform carry over from step to step. With this warm start a few inner steps,
+    or one, are enough. `ok.bilevel.Implicit(..., warm_start=True)` carries over v too.
 
-    `ok.bilevel.Unrolled` and `ok.bilevel.ForwardMode` take the steps of y themselves, with a transform
-    that starts anew, and y goes on from where they arrive: give no `inner` with them.
+    `ok.bilevel.Unrolled` and `ok.bilevel.ForwardMode` take the steps of y themselves,
+    with a fresh transform state, and y continues from where they end: pass no `inner`.
 
-    The state holds x, y, what the transforms keep, and v where it starts warm: with
-    plain `optax.sgd`, |x| + |y| or |x| + 2|y|.
+    The state holds x, y, the states of the transforms, and a warm v: with plain
+    `optax.sgd`, |x| + |y| or |x| + 2|y| numbers.
 
     Args:
         upper: F, upper(x, y, batch) -> scalar.
@@ -69,24 +68,19 @@ def hypergradient_descent(
         outer: the optax transform of x.
         method: as for `ok.bilevel.hypergradient`.
         inner: the optax transform of y, for methods that do not move y.
-        inner_steps: T >= 1, how many steps of y come before each one of x.
-        project_x: onto the constraint set of x, after its step.
-        project_y: onto that of y, after each of its. Where it is active,
-            `ok.bilevel.Implicit` is wrong and `ok.bilevel.ImplicitProjected` right.
+        inner_steps: T >= 1, the steps of y before each step of x.
+        project_x: onto the constraint set of x, after each of its steps.
+        project_y: onto the constraint set of y, after each of its steps. If it is
+            active, use `ok.bilevel.ImplicitProjected`: `ok.bilevel.Implicit` is wrong.
 
     Returns:
-        An `ok.Solver`. A batch is shared, or an `ok.bilevel.Batches` with T batches as
-        `lower_y`, F's as `upper_x`, and that of g's second derivatives as `lower_x`.
-        `info.result` is how the linear solve went. A step that is not finite keeps all
-        but `count`.
+        An `ok.Solver`. A batch is shared, or an `ok.bilevel.Batches` with T batches in
+        `lower_y`, that of F in `upper_x`, and that of g's second derivatives in
+        `lower_x`. `info.result` reports the linear solve. A step that is not finite
+        changes only `count`.
 
     Raises:
-        TypeError: for objectives that are not functions, transforms that are not
-            optax's, methods that are none, or variables that are not trees of real
-            floating arrays.
-        ValueError: for an `inner` that is missing or not wanted, T < 1, an objective
-            that does not return a scalar, or a transform or projection that changes a
-            structure.
+        ValueError: if `inner` is missing or not wanted.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
@@ -115,54 +109,42 @@ def hypergradient_descent(
     move_y = _inner_mover(check, method, inner, inner_steps, project_y)
 
     def init(x: Params, y: Params) -> DescentState:
-        check_variables(check, x, y)
+        check.real(x=x, y=y)
         x, y = strong(x), strong(y)
-        memory = None if move_y is None else move_y.init(y)
+        opt_y = None if move_y is None else move_y.init(y)
         count = jnp.zeros((), jnp.int32)
-        return DescentState(x, y, move_x.init(x), memory, method.init(y), count)
-
-    def inner_loop(state: DescentState, given: Batches, is_shared: bool) -> PyTree:
-        carry = state.y, state.inner
-        if move_y is None:
-            return carry
-
-        def body(carry: PyTree, batch: Batch) -> PyTree:
-            y, memory = carry
-            g_y = jax.grad(objectives[1], argnums=1)(state.x, y, batch)
-            return move_y(g_y, memory, y)
-
-        batches = given.lower_y
-        return repeat(body, carry, batches, num_steps=inner_steps, is_shared=is_shared)
+        return DescentState(x, y, move_x.init(x), opt_y, method.init(y), count)
 
     def step(state: DescentState, batch: Batch) -> tuple[DescentState, BilevelInfo]:
-        given, is_shared = batches_of(batch)
-        y, memory_y = inner_loop(state, given, is_shared)
+        batches, is_shared = batches_of(batch)
+        y, opt_y = state.y, state.inner
+        if move_y is not None:
+            inner_batches = InnerBatches(batches.lower_y, is_shared)
+            body = inner_step(objectives[1], move_y, state.x)
+            y, opt_y = inner_batches.loop(body, (y, opt_y), inner_steps)
         gradient, found, memory = method.estimate(
-            objectives, state.x, y, (given, is_shared), state.memory
+            objectives, state.x, y, (batches, is_shared), state.memory
         )
-        x, memory_x = move_x(gradient, state.outer, state.x)
+        x, opt_x = move_x(gradient, state.outer, state.x)
         count = state.count + 1
-        after = DescentState(x, found.y, memory_x, memory_y, memory, count)
+        after = DescentState(x, found.y, opt_x, opt_y, memory, count)
+        info = BilevelInfo(
+            found.value,
+            found.lower,
+            norm(gradient),
+            found.residual_norm,
+            linear_residual=found.linear_residual,
+        )
         return guard(
             state,
             after,
-            _info_of(found, gradient),
+            info,
             fatal=((~all_finite(after), RESULTS.nonfinite_gradient),),
             doubtful=((found.result != RESULTS.successful, found.result),),
             always={"count": count},
         )
 
     return Solver(init, jax.jit(step))
-
-
-def _info_of(found: HypergradientInfo, gradient: Params) -> BilevelInfo:
-    return BilevelInfo(
-        found.value,
-        found.lower,
-        norm(gradient),
-        found.residual_norm,
-        linear_residual=found.linear_residual,
-    )
 
 
 def _inner_mover(
@@ -172,13 +154,13 @@ def _inner_mover(
     inner_steps: int,
     project_y: Projection | None,
 ) -> Move | None:
-    """How y moves, or None where the method moves it itself."""
+    """How y moves, or None if the method moves it."""
     name = f"ok.bilevel.{type(method).__name__}"
     if method.moves_y:
         is_free = inner is None and inner_steps == 1 and project_y is None
-        text = "got inner, inner_steps or project_y. Pass them to `{name}` alone, which"
-        check.that(is_free, f"{text} takes the steps of y itself.".format(name=name))
+        text = "takes no inner, inner_steps or project_y here. Pass them to"
+        check.that(is_free, f"{text} `{name}`, which takes the steps of y itself.")
         return None
-    text = f"needs `inner=`, an optax transform that moves y: `{name}` does not."
+    text = f"needs `inner=`, an optax transform of y: `{name}` does not move y."
     check.that(inner is not None, text)
     return mover(check, "y", project_y, inner=inner)

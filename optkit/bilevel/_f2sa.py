@@ -1,4 +1,4 @@
-"""F2SA: bilevel optimization with gradients alone, by a penalty that grows."""
+"""F2SA: bilevel optimization with gradients only, by a penalty that may grow."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .._check import Check
 from .._solver.move import Projection
 from .._solver.solver import Solver
 from ._base import Objective
-from ._penalized import penalized
+from ._penalized import movers, penalized
 from ._schedules import as_penalty
 
 
@@ -26,8 +26,8 @@ def f2sa(
 ) -> Solver:
     """Solves a bilevel problem by first-order steps, with a penalty that may grow.
 
-    With f the upper and g the lower objective, λ the penalty, and each ← a step of the
-    transform that receives its right-hand side as a gradient,
+    With f the upper and g the lower objective, λ the penalty, and each ← a step of a
+    transform along the gradient on its right,
 
         T times:  z ← ∇_y g(x, z)
                   y ← ∇_y f(x, y) / λ + ∇_y g(x, y)
@@ -37,49 +37,44 @@ def f2sa(
     A step costs T (2 ∇_y g + ∇_y f) + ∇_x f + 2 ∇_x g, and no second derivative.
 
     The gradient of y is divided by λ, so a step size that is stable for z is stable for
-    y, however large λ is. For the paper's form, a step α of ∇f + λ∇g, pass
+    y at any λ. For the paper's form, a step α of ∇f + λ∇g, pass
     `inner_y=optax.chain(ok.bilevel.scale_by_penalty(), optax.sgd(alpha))`. The error of
-    y and z is multiplied by λ: as λ grows, let x move slower or raise `inner_steps`. So
-    is their noise, except what they share: in `ok.bilevel.Batches`, give `lower_y` and
-    `lower_z` the same samples.
+    y and z is multiplied by λ: as λ grows, let x move slower or raise `inner_steps`.
+    Their noise is multiplied too, except for what they share: in `ok.bilevel.Batches`,
+    give `lower_y` and `lower_z` the same samples.
 
-    The fixed point is biased by O(1/λ), and rounding adds O(λ eps): λ beyond
+    The fixed point is biased by O(1/λ), and rounding adds O(λ eps), so λ above
     1 / sqrt(eps) is useless (3e3 in float32, 11 in bfloat16). A constant λ converges
-    faster, to a point biased by 1/λ. `info.result` says if the steps or the penalty
-    leave the bounds of an `ok.bilevel.f2sa_schedule`, if λ falls, if y and z agree to
-    rounding, and if a gradient was not finite: then x, y and z stay where they were.
+    faster, to a point biased by 1/λ. `info.result` reports if steps or penalty leave
+    the bounds of an `ok.bilevel.f2sa_schedule`, if λ falls, if y and z agree to
+    rounding, and if a gradient is not finite: then x, y and z are not changed.
 
     Departs: (1) the gradient of y is divided by λ; (2) x and y may be constrained.
 
     Args:
         upper: f(x, y, batch), a scalar.
-        lower: g(x, y, batch), a scalar; the theory needs strong convexity in y.
+        lower: g(x, y, batch), a scalar. The theory needs strong convexity in y.
         outer: the transform of x.
         inner: the transform of z, and of y unless `inner_y` is given. Each has its own
             state, and receives `penalty=` and `count=`.
         penalty: λ, a number > 0, a function of the step, or an
             `ok.bilevel.PenaltySchedule`.
-        inner_y: the transform of y, if it is another.
+        inner_y: the transform of y, if it differs.
         inner_steps: T, the steps of y and z before each step of x.
         project_x: onto the constraint set of x, after each of its steps.
         project_y: onto that of y, after each step of y and z.
 
     Returns:
-        An `ok.Solver` whose state is an `ok.bilevel.PenaltyState`. Its `step` is jitted;
-        it takes one batch for all gradients, or an `ok.bilevel.Batches`.
-
-    Raises:
-        ValueError: if λ is not positive; in `step`, if an objective is not a scalar.
-        TypeError: if a transform is not optax's; in `init`, if leaves are not real.
+        An `ok.Solver` whose state is an `ok.bilevel.PenaltyState`. Its `step` is jitted
+        and takes one batch for all gradients, or an `ok.bilevel.Batches`.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
-        >>> solver = ok.bilevel.f2sa(
-        ...     upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) / 2,
-        ...     lower=lambda x, y, batch: jnp.sum((y - x) ** 2) / 2,
-        ...     outer=optax.sgd(0.2), inner=optax.sgd(0.5), penalty=10.0, inner_steps=5,
-        ... )
-        >>> state = solver.init(jnp.zeros(()), jnp.zeros(()))
+        >>> upper = lambda x, y, batch: jnp.sum((y - 1) ** 2) / 2
+        >>> lower = lambda x, y, batch: jnp.sum((y - x) ** 2) / 2
+        >>> options = {"outer": optax.sgd(0.2), "inner": optax.sgd(0.5), "penalty": 10}
+        >>> solver = ok.bilevel.f2sa(upper, lower, inner_steps=5, **options)
+        >>> state = solver.init(0.0, 0.0)
         >>> for _ in range(50):
         ...     state, info = solver.step(state, None)
         >>> print(f"{state.x:.3f}")
@@ -89,15 +84,6 @@ def f2sa(
         Kwon et al. 2023, arXiv:2301.10945, Algorithm F2SA.
     """
     check = Check("ok.bilevel.f2sa")
-    return penalized(
-        check,
-        upper,
-        lower,
-        as_penalty(check, penalty=penalty),
-        outer=outer,
-        inner=inner,
-        inner_y=inner_y,
-        inner_steps=inner_steps,
-        project_x=project_x,
-        project_y=project_y,
-    )
+    moves = movers(check, outer, inner, inner_y, project_x, project_y)
+    λ = as_penalty(check, penalty=penalty)
+    return penalized(check, upper, lower, moves, λ, inner_steps=inner_steps)

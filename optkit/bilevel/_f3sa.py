@@ -1,4 +1,4 @@
-"""F3SA: F2SA in one loop, along gradient estimates with momentum."""
+"""F3SA: F2SA in a single loop, along gradient estimates with momentum."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .._check import Check
 from .._solver.move import Projection
 from .._solver.solver import Solver
 from ._base import Objective
-from ._penalized import penalized
+from ._penalized import movers, penalized
 from ._schedules import as_penalty
 
 
@@ -41,12 +41,12 @@ def f3sa(
         ∇_y, at y    (x_k, y_k)               (x_{k-1}, y_{k-1})
         ∇_x          (x_k, y_{k+1}, z_{k+1})  (x_{k-1}, y_k, z_k)
 
-    A step costs twice that of `ok.bilevel.f2sa` with one inner step, and the state
-    holds five estimates and the last x, y and z. Momentum pays where noise limits the
-    steps. What `ok.bilevel.f2sa` says of transforms, penalty and `info` holds here too.
+    A step costs twice that of `ok.bilevel.f2sa` with one inner step, and the state also
+    holds five estimates and the last x, y and z. Momentum pays off if noise limits the
+    step sizes. The remarks of `ok.bilevel.f2sa` on transforms, penalty and `info` hold.
 
     Departs: (1) and (2) as `ok.bilevel.f2sa`; (3) the two estimates of ∇_x g, which
-    share their sample and weight, are kept as their difference, with less rounding.
+    share sample and weight, are kept as their difference, with less rounding.
 
     Args:
         upper: f(x, y, batch), a scalar.
@@ -55,44 +55,28 @@ def f3sa(
         inner: the transform of z and y.
         penalty: λ, as for `ok.bilevel.f2sa`.
         decay: β, a number in [0, 1) or a function of the step, such as
-            `ok.bilevel.f3sa_schedule(...).decay`; 0 at the first two steps.
-        inner_y: the transform of y, if it is another.
+            `ok.bilevel.f3sa_schedule(...).decay`; 0 in the first two steps.
+        inner_y: the transform of y, if it differs.
         project_x: onto the constraint set of x, after each of its steps.
         project_y: onto that of y, after each step of y and z.
 
     Returns:
-        An `ok.Solver`, as `ok.bilevel.f2sa`; batches have no axis of inner steps.
-
-    Raises:
-        ValueError: if λ is not positive or β is outside [0, 1).
-        TypeError: if a transform is not optax's; in `init`, if leaves are not real.
+        An `ok.Solver`, as `ok.bilevel.f2sa`. Batches have no axis of inner steps.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
-        >>> solver = ok.bilevel.f3sa(
-        ...     upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) / 2,
-        ...     lower=lambda x, y, batch: jnp.sum((y - x) ** 2) / 2,
-        ...     outer=optax.sgd(0.2), inner=optax.sgd(0.5), penalty=10.0, decay=0.9,
-        ... )
-        >>> state, history = ok.run(
-        ...     solver, solver.init(jnp.zeros(()), jnp.zeros(())), lambda k: None, 100
-        ... )
-        >>> print(f"{state.x:.3f}")
+        >>> upper = lambda x, y, batch: jnp.sum((y - 1) ** 2) / 2
+        >>> lower = lambda x, y, batch: jnp.sum((y - x) ** 2) / 2
+        >>> options = {"outer": optax.sgd(0.2), "inner": optax.sgd(0.5), "penalty": 10}
+        >>> solver = ok.bilevel.f3sa(upper, lower, decay=0.9, **options)
+        >>> run = ok.run(solver, solver.init(0.0, 0.0), lambda k: None, 100)
+        >>> print(f"{run.state.x:.3f}")
         1.000
 
     Reference:
         Kwon et al. 2023, arXiv:2301.10945, Algorithm F3SA.
     """
     check = Check("ok.bilevel.f3sa")
-    return penalized(
-        check,
-        upper,
-        lower,
-        as_penalty(check, penalty=penalty),
-        outer=outer,
-        inner=inner,
-        inner_y=inner_y,
-        decay=decay,
-        project_x=project_x,
-        project_y=project_y,
-    )
+    moves = movers(check, outer, inner, inner_y, project_x, project_y)
+    λ = as_penalty(check, penalty=penalty)
+    return penalized(check, upper, lower, moves, λ, decay=decay)

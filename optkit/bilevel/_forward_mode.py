@@ -11,36 +11,28 @@ from .._check import Check
 from .._solver.move import Projection
 from .._types import Params
 from .._vector import dot, from_vector, structure_of, to_vector
-from ._base import Batches, Objective, repeat, upper_slopes
-from ._hypergradient import (
-    AbstractHypergradient,
-    HypergradientInfo,
-    inner_step,
-    unrolled_info,
-)
+from ._base import Batches, Objective
+from ._hypergradient import AbstractPath, Pulled, Response
 
 
-class ForwardMode(AbstractHypergradient):
+class ForwardMode(AbstractPath):
     """The hypergradient by forward mode through T steps of y.
 
         Z_{t+1} = A_t Z_t + B_t    ∇Φ ≈ ∇_x F + Z_Tᵀ ∇_y F
 
-    The same number as `ok.bilevel.Unrolled` without truncation, for a memory that does not
-    grow with T: Z has as many rows like y as x has entries. Costs T gradients and a
-    derivative of each for every entry of x: for few hyperparameters and long paths.
+    It gives the same number as `ok.bilevel.Unrolled` without truncation, but its memory
+    does not grow with T: Z has one row like y per entry of x. It costs T gradients, and
+    a derivative of each for every entry of x. Use it for few hyperparameters and long
+    paths.
 
-    An `optax.adam` here needs an `eps_root`, such as 1e-8: the derivative of its square
-    root is NaN where a gradient of y is zero, as of weights that do nothing yet.
+    With `optax.adam`, set `eps_root`, for example to 1e-8: the derivative of its square
+    root is NaN if a gradient of y is zero, as for weights that are not used yet.
 
     Args:
         num_steps: T >= 1.
-        inner: the optax transform of y. Its state starts anew in every hypergradient.
+        inner: the optax transform of y. Its state is fresh in every hypergradient.
         project_y: onto the constraint set of y, after each step.
-        chunk: how many rows of Z to push at a time; None is all of them.
-
-    Raises:
-        ValueError: for numbers that are not positive integers.
-        TypeError: for an `inner` that is not an optax transform.
+        chunk: how many rows of Z to advance at a time; default all.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
@@ -77,50 +69,27 @@ class ForwardMode(AbstractHypergradient):
         self.num_steps, self.inner = num_steps, inner
         self.project_y, self.chunk = project_y, chunk
 
-    @property
-    def moves_y(self) -> bool:
-        """True."""
-        return True
-
-    def init(self, y: Params) -> PyTree:
-        """Nothing."""
-
-    def estimate(
-        self,
-        objectives: tuple[Objective, Objective],
-        x: Params,
-        y: Params,
-        batches: tuple[Batches, bool],
-        memory: PyTree,
-    ) -> tuple[Params, HypergradientInfo, PyTree]:
+    def response(
+        self, lower: Objective, x: Params, y: Params, batches: Batches, memory: PyTree
+    ) -> Response:
         """One jvp of T steps for each entry of x."""
-        given, is_shared = batches
-        start = y, self.inner.init(y)
+        start, structure = (y, self.inner.init(y)), structure_of(x)
 
         def arrive(x: Params) -> Params:
-            step = inner_step(
-                Check("ok.bilevel.ForwardMode"),
-                objectives[1],
-                x,
-                self.inner,
-                self.project_y,
-            )
-            T = self.num_steps
-            return repeat(step, start, given.lower_y, num_steps=T, is_shared=is_shared)[
-                0
-            ]
+            step = self.step(lower, x)
+            return batches.lower_y.loop(step, start, self.num_steps)[0]
 
         y = arrive(x)
-        F, F_x, F_y = upper_slopes(objectives[0], x, y, given.upper_x)
-        structure = structure_of(x)
 
-        def through(unit: Array) -> Array:
-            Z = jax.jvp(arrive, (x,), (from_vector(unit, structure),))[1]
-            return dot(Z, F_y)
+        def pull(b: Params) -> Pulled:
+            def entry(unit: Array) -> Array:
+                Z = jax.jvp(arrive, (x,), (from_vector(unit, structure),))[1]
+                return dot(Z, b)
 
-        units = jnp.eye(to_vector(x).size, dtype=to_vector(x).dtype)
-        size = len(units) if self.chunk is None else self.chunk
-        sums = lax.map(through, units, batch_size=size)
-        implicit = from_vector(sums.astype(units.dtype), structure)
-        info = unrolled_info(objectives[1], (x, y, F, F_x), batches, self.project_y)
-        return jax.tree.map(jnp.add, F_x, implicit), info, memory
+            units = jnp.eye(to_vector(x).size, dtype=to_vector(x).dtype)
+            size = len(units) if self.chunk is None else self.chunk
+            entries = lax.map(entry, units, batch_size=size).astype(units.dtype)
+            value = from_vector(entries, structure)
+            return self.pulled(value, lower, x, y, batches.lower_y.last())
+
+        return y, pull

@@ -1,19 +1,20 @@
-"""The hypergradient: the derivative of F(x, y*(x)) in x.
+"""The hypergradient: the derivative of x ↦ F(x, y*(x)), by the chain rule.
 
-    ∇Φ(x) = ∇_x F - J H⁻¹ ∇_y F        H = ∇²_yy g    J u = ∇_x ⟨∇_y g, u⟩
+    ∇Φ(x) = ∇_x F + (∂y/∂x)ᵀ ∇_y F
 
-at y = y*(x). What it is and how it is estimated are different objects: a method says
-how H⁻¹ acts (`ok.bilevel.Implicit`, `ok.bilevel.ImplicitProjected`), or differentiates the steps that
-lead to y (`ok.bilevel.Unrolled`, `ok.bilevel.ForwardMode`).
+A method says what y is and how its transposed derivative acts: by the implicit function
+theorem (`Implicit`, `ImplicitProjected`), or through the steps that lead to y
+(`Unrolled`, `ForwardMode`).
 """
 
 import abc
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
@@ -21,20 +22,29 @@ from .._check import Check
 from .._results import RESULTS
 from .._solver.move import Projection, mover, residual
 from .._types import Params
-from ._base import Batch, Batches, Objective, batches_of, check_variables, objectives_of
+from ._base import (
+    Batch,
+    Batches,
+    InnerBatches,
+    Objective,
+    batches_of,
+    inner_step,
+    objectives_of,
+    upper_gradients,
+)
 
 
 class HypergradientInfo(NamedTuple):
-    """How a hypergradient came about.
+    """A report on one hypergradient.
 
     Attributes:
-        value: F where it was taken.
+        value: F where the hypergradient was taken.
         lower: g there.
-        y: there: the y given, or what the unrolled steps made of it.
+        y: the y given, or the one that the unrolled steps reached.
         direct: ∇_x F, the part that does not go through y.
         residual_norm: |∇_y g|, or of the projected step if y is constrained.
-        linear_residual: |H v - ∇_y F| / |∇_y F|; NaN where nothing is solved.
-        result: an item of `ok.RESULTS`: how the solve went.
+        linear_residual: |H v - ∇_y F| / |∇_y F|; NaN if nothing is solved.
+        result: an item of `ok.RESULTS`: how the solve ended.
     """
 
     value: Float[Array, ""]
@@ -46,14 +56,49 @@ class HypergradientInfo(NamedTuple):
     result: Any = RESULTS.successful
 
 
+class Pulled(NamedTuple):
+    """(∂y/∂x)ᵀ b, and how it was computed."""
+
+    value: Params  # a tree like x
+    lower: Float[Array, ""]  # g
+    residual_norm: Float[Array, ""]
+    linear_residual: Any = math.nan
+    result: Any = RESULTS.successful
+    memory: PyTree = None  # for the next hypergradient
+
+
+Response = tuple[Params, Callable[[Params], Pulled]]
+"""y, and b ↦ (∂y/∂x)ᵀ b."""
+
+
 class AbstractHypergradient(eqx.Module):
-    """A method for `ok.bilevel.hypergradient` and `ok.bilevel.hypergradient_descent`."""
+    """A method for `ok.bilevel.hypergradient` and `hypergradient_descent`."""
+
+    moves_y: ClassVar[bool]
+    """Whether the method takes the steps of y itself."""
 
     @abc.abstractmethod
     def init(self, y: Params) -> PyTree:
-        """What is carried from one hypergradient to the next, to start from."""
+        """The first memory, which is carried from one hypergradient to the next."""
 
     @abc.abstractmethod
+    def response(
+        self, lower: Objective, x: Params, y: Params, batches: Batches, memory: PyTree
+    ) -> Response:
+        """How y responds to x.
+
+        Args:
+            lower: g.
+            x: the upper variable.
+            y: the lower one: a minimiser of g, or the start of unrolled steps.
+            batches: `lower_x` for the second derivatives of g, and, as
+                `InnerBatches`, `lower_y` for its steps.
+            memory: from `init`, or from the last call.
+
+        Returns:
+            y, and a function that multiplies by the transposed derivative of y in x.
+        """
+
     def estimate(
         self,
         objectives: tuple[Objective, Objective],
@@ -62,23 +107,38 @@ class AbstractHypergradient(eqx.Module):
         batches: tuple[Batches, bool],
         memory: PyTree,
     ) -> tuple[Params, HypergradientInfo, PyTree]:
-        """The hypergradient at (x, y).
+        """The hypergradient at (x, y), a report, and the next memory."""
+        (upper, lower), (given, is_shared) = objectives, batches
+        inner = InnerBatches(given.lower_y, is_shared)
+        y, pull = self.response(lower, x, y, given._replace(lower_y=inner), memory)
+        F, F_x, F_y = upper_gradients(upper, x, y, given.upper_x)
+        through, g, residual_norm, linear_residual, result, memory = pull(F_y)
+        info = HypergradientInfo(F, g, y, F_x, residual_norm, linear_residual, result)
+        return jax.tree.map(jnp.add, F_x, through), info, memory
 
-        Args:
-            objectives: F and g.
-            x: the upper variable.
-            y: the lower one: a minimiser of g, or where unrolled steps start.
-            batches: one for each oracle, and whether they are all the same.
-            memory: what `init` or the call before returned.
 
-        Returns:
-            A tree like x, an `ok.bilevel.HypergradientInfo`, and the next memory.
-        """
+class AbstractPath(AbstractHypergradient):
+    """A method that takes the steps of y and differentiates through them."""
 
-    @property
-    @abc.abstractmethod
-    def moves_y(self) -> bool:
-        """Whether the method takes the steps of y itself."""
+    num_steps: eqx.AbstractVar[int]
+    inner: eqx.AbstractVar[optax.GradientTransformation]
+    project_y: eqx.AbstractVar[Projection | None]
+    moves_y: ClassVar[bool] = True
+
+    def init(self, y: Params) -> PyTree:
+        """Nothing."""
+
+    def step(self, lower: Objective, x: Params) -> Callable[[PyTree, Batch], PyTree]:
+        """Ξ, a step of y and of its opt_state."""
+        check = Check(f"ok.bilevel.{type(self).__name__}")
+        return inner_step(lower, mover(check, "y", self.project_y, inner=self.inner), x)
+
+    def pulled(
+        self, value: Params, lower: Objective, x: Params, y: Params, batch: Batch
+    ) -> Pulled:
+        """The result, with g and its residual at the end of the path."""
+        g, g_y = jax.value_and_grad(lower, argnums=1)(x, y, batch)
+        return Pulled(value, g, residual(g_y, y, self.project_y))
 
 
 def hypergradient(
@@ -92,18 +152,13 @@ def hypergradient(
         upper: F, upper(x, y, batch) -> scalar.
         lower: g, lower(x, y, batch) -> scalar, minimised by y.
         method: `ok.bilevel.Implicit(solver)`, `ok.bilevel.ImplicitProjected(...)`,
-            `ok.bilevel.Unrolled(num_steps, inner)` or `ok.bilevel.ForwardMode(num_steps, inner)`.
+            `ok.bilevel.Unrolled(...)` or `ok.bilevel.ForwardMode(...)`.
 
     Returns:
         A function (x, y, batch) -> (gradient, info): a tree like x, and an
-        `ok.bilevel.HypergradientInfo`. y is a minimiser of g(x, ·), as near as one has it, or
-        where unrolled steps start. The batch may be an `ok.bilevel.Batches`: F is then of its
-        `upper_x`, second derivatives of g of `lower_x`, unrolled steps of `lower_y`.
-
-    Raises:
-        TypeError: for a method of another kind, objectives that are not functions, or
-            variables that are not trees of real floating arrays.
-        ValueError: for an objective that does not return a scalar.
+        `ok.bilevel.HypergradientInfo`. y is an approximate minimiser of g(x, ·), or the
+        start of unrolled steps. If the batch is an `ok.bilevel.Batches`, F uses its
+        `upper_x`, second derivatives of g its `lower_x`, unrolled steps its `lower_y`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -111,7 +166,8 @@ def hypergradient(
         ...     return jnp.sum((y - 3 * x) ** 2)
         >>> def upper(x, y, batch):
         ...     return 0.5 * jnp.sum(y**2)
-        >>> gradient = ok.bilevel.hypergradient(upper, lower, method=ok.bilevel.Implicit(ok.CG()))
+        >>> method = ok.bilevel.Implicit(ok.CG())
+        >>> gradient = ok.bilevel.hypergradient(upper, lower, method=method)
         >>> x = jnp.array([1.0])
         >>> gradient(x, 3 * x, None)[0]  # of ½ (3x)²
         Array([9.], dtype=float32)
@@ -123,10 +179,9 @@ def hypergradient(
     def estimate(
         x: Params, y: Params, batch: Batch
     ) -> tuple[Params, HypergradientInfo]:
-        check_variables(check, x, y)
-        given = batches_of(batch)
-        gradient, info, _ = method.estimate(objectives, x, y, given, method.init(y))
-        return gradient, info
+        check.real(x=x, y=y)
+        memory = method.init(y)
+        return method.estimate(objectives, x, y, batches_of(batch), memory)[:2]
 
     return estimate
 
@@ -135,35 +190,3 @@ def check_method(check: Check, method: Any) -> None:
     """Raises a `TypeError` unless this is a method for hypergradients."""
     wanted = "a method such as `ok.bilevel.Implicit(ok.CG())`"
     check.instance(AbstractHypergradient, wanted, method=method)
-
-
-def inner_step(
-    check: Check,
-    lower: Objective,
-    x: Params,
-    inner: optax.GradientTransformation,
-    project_y: Projection | None,
-) -> Any:
-    """Ξ: the carry of y and the transform's state, one step on."""
-    move = mover(check, "y", project_y, inner=inner)
-
-    def step(carry: PyTree, batch: Batch) -> PyTree:
-        y, memory = carry
-        return move(jax.grad(lower, argnums=1)(x, y, batch), memory, y)
-
-    return step
-
-
-def unrolled_info(
-    lower: Objective,
-    where: tuple[Params, Params, Array, Params],
-    batches: tuple[Batches, bool],
-    project_y: Projection | None,
-) -> HypergradientInfo:
-    x, y, F, F_x = where
-    given, is_shared = batches
-    last = given.lower_y
-    if not is_shared:
-        last = jax.tree.map(lambda a: a[-1], last)
-    g, g_y = jax.value_and_grad(lower, argnums=1)(x, y, last)
-    return HypergradientInfo(F, g, y, F_x, residual(g_y, y, project_y))

@@ -1,4 +1,4 @@
-"""A proximal penalty method for bilevel problems that need not be convex below."""
+"""A proximal penalty method, for lower levels that need not be convex."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .._check import Check
 from .._solver.move import Projection
 from .._solver.solver import Solver
 from ._base import Objective
-from ._penalized import penalized
+from ._penalized import movers, penalized
 from ._proximal import Proximal
 from ._schedules import as_sigma
 
@@ -33,8 +33,8 @@ def penalty(
 
         ψ_σ(x) = (min_{u in Y} h(x, u) - min_{w in Y} g(x, w)) / σ
 
-    which tends to the smallest f(x, y) among the minimisers y in Y of g(x, ·). There
-    may be many of those, and neither f nor g needs to be convex in y. From the centers
+    which tends to the smallest f(x, y) among the minimisers y in Y of g(x, ·). g may
+    have many minimisers, and neither f nor g needs to be convex in y. From the centers
     u = y and w = z, and with each ← a step of the transform, then onto the set,
 
         T times:  w ← ∇_y g(x, w) + (w - z)/ρ
@@ -43,21 +43,22 @@ def penalty(
         x ← ∇_x f(x, u) + ∇_x [g(x, u) - g(x, w)] / σ
 
     The hypergradient is biased by O(σ) if u and w are within about σ² of their
-    minimisers, as 1/σ multiplies their error: take enough inner steps, and let x move
-    slowest, the centers next. 1/ρ should exceed the most negative curvature of g and h
-    in y; if both are convex, no proximal term is fastest. With the defaults of ρ and β
-    this is `ok.bilevel.f2sa` with λ = 1/σ, whose remarks on `info` hold here.
+    minimisers, since 1/σ multiplies their error: take enough inner steps, and let x
+    move slowest, the centers next. 1/ρ should exceed the most negative curvature of g
+    and h in y; if both are convex, no proximal term is fastest. With the defaults of ρ
+    and β this is `ok.bilevel.f2sa` with λ = 1/σ; its remarks on `info` hold here.
 
-    Chosen where the source leaves room: (1) ∇_x is taken at u and w, where Danskin's
-    theorem applies, and not at the centers; (2) u and w share their step size; (3) both
-    ∇_x g share their samples; (4) transforms take the place of steps.
+    Choices where the source leaves room: (1) ∇_x is taken at u and w, where Danskin's
+    theorem applies, not at the centers; (2) u and w share their step size; (3) both
+    ∇_x g share their samples; (4) transforms replace fixed steps.
 
     Args:
         upper: f(x, y, batch), a scalar.
         lower: g(x, y, batch), a scalar.
         outer: the transform of x.
         inner: the transform of u and w. With a constraint use `optax.sgd`: projecting
-            after a transform that scales entries, as Adam does, is no projected step.
+            after a transform that scales entries, such as Adam, is not a projected
+            gradient step.
         sigma: σ, a number > 0 or a function of the step: `ok.bilevel.sigma_schedule`.
         inner_steps: T.
         prox_step: ρ, a number > 0, or None for no proximal term.
@@ -66,38 +67,25 @@ def penalty(
         project_y: onto Y, after each inner step.
 
     Returns:
-        An `ok.Solver`, as `ok.bilevel.f2sa`; u and w are `state.y` and `state.z`.
-
-    Raises:
-        ValueError: if σ or ρ is not positive, or β is outside (0, 1].
-        TypeError: if a transform is not optax's; in `init`, if leaves are not real.
+        An `ok.Solver`, as `ok.bilevel.f2sa`. u and w are `state.y` and `state.z`; if
+        β < 1, `state.centers` is (y, z).
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
-        >>> solver = ok.bilevel.penalty(
-        ...     upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) / 2,
-        ...     lower=lambda x, y, batch: jnp.sum((y - x) ** 2) / 2,
-        ...     outer=optax.sgd(0.2), inner=optax.sgd(0.5), sigma=0.1, inner_steps=5,
-        ... )
-        >>> state, history = ok.run(
-        ...     solver, solver.init(jnp.zeros(()), jnp.zeros(())), lambda k: None, 100
-        ... )
-        >>> print(f"{state.x:.3f}")
+        >>> upper = lambda x, y, batch: jnp.sum((y - 1) ** 2) / 2
+        >>> lower = lambda x, y, batch: jnp.sum((y - x) ** 2) / 2
+        >>> options = {"outer": optax.sgd(0.2), "inner": optax.sgd(0.5), "sigma": 0.1}
+        >>> solver = ok.bilevel.penalty(upper, lower, inner_steps=5, **options)
+        >>> run = ok.run(solver, solver.init(0.0, 0.0), lambda k: None, 100)
+        >>> print(f"{run.state.x:.3f}")
         1.000
 
     Reference:
         Kwon et al. 2023, arXiv:2309.01753, the double-loop algorithm.
     """
     check = Check("ok.bilevel.penalty")
+    moves = movers(check, outer, inner, None, project_x, project_y)
+    λ, proximal = as_sigma(check, sigma), Proximal(prox_step, averaging)
     return penalized(
-        check,
-        upper,
-        lower,
-        as_sigma(check, sigma),
-        outer=outer,
-        inner=inner,
-        inner_steps=inner_steps,
-        proximal=Proximal(prox_step, averaging),
-        project_x=project_x,
-        project_y=project_y,
+        check, upper, lower, moves, λ, inner_steps=inner_steps, proximal=proximal
     )

@@ -1,4 +1,4 @@
-"""The proximal penalty method in one loop, along gradient estimates with momentum."""
+"""The proximal penalty method in a single loop, along estimates with momentum."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .._check import Check
 from .._solver.move import Projection
 from .._solver.solver import Solver
 from ._base import Objective
-from ._penalized import penalized
+from ._penalized import movers, penalized
 from ._proximal import Proximal
 from ._schedules import as_sigma
 
@@ -36,11 +36,11 @@ def penalty_momentum(
         z ← (1-β) z + β w        y ← (1-β) y + β u
         x ← e[∇_x f(x, u)] + e[∇_x (g(x, u) - g(x, w))] / σ
 
-    Steps must be of three sizes: u and w fastest, the centers y and z next, x slowest
-    by far, as 1/σ multiplies the lag of u and w. With the defaults of ρ and β this is
+    Steps need three sizes: u and w fastest, the centers y and z next, x slowest by far,
+    since 1/σ multiplies the lag of u and w. With the defaults of ρ and β this is
     `ok.bilevel.f3sa` with λ = 1/σ.
 
-    Chosen where the source leaves room: (1) the old points are those of F3SA, so that
+    Choices where the source leaves room: (1) the old points are those of F3SA, so that
     an estimate of an exact gradient is exact; (2) x moves after u and w; (3) the
     proximal term has no noise and is not estimated; (4) the two estimates of ∇_x g are
     kept as their difference.
@@ -58,38 +58,23 @@ def penalty_momentum(
         project_y: onto Y, after each step of u and w.
 
     Returns:
-        An `ok.Solver`, as `ok.bilevel.f3sa`; u and w are `state.y` and `state.z`.
-
-    Raises:
-        ValueError: if σ or ρ is not positive, β outside (0, 1], or `decay` in [0, 1).
-        TypeError: if a transform is not optax's; in `init`, if leaves are not real.
+        An `ok.Solver`, as `ok.bilevel.f3sa`. u and w are `state.y` and `state.z`; if
+        β < 1, `state.centers` is (y, z).
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
-        >>> solver = ok.bilevel.penalty_momentum(
-        ...     upper=lambda x, y, batch: jnp.sum((y - 1) ** 2) / 2,
-        ...     lower=lambda x, y, batch: jnp.sum((y - x) ** 2) / 2,
-        ...     outer=optax.sgd(0.2), inner=optax.sgd(0.5), sigma=0.1, decay=0.9,
-        ... )
-        >>> state, history = ok.run(
-        ...     solver, solver.init(jnp.zeros(()), jnp.zeros(())), lambda k: None, 100
-        ... )
-        >>> print(f"{state.x:.3f}")
+        >>> upper = lambda x, y, batch: jnp.sum((y - 1) ** 2) / 2
+        >>> lower = lambda x, y, batch: jnp.sum((y - x) ** 2) / 2
+        >>> options = {"outer": optax.sgd(0.2), "inner": optax.sgd(0.5), "sigma": 0.1}
+        >>> solver = ok.bilevel.penalty_momentum(upper, lower, decay=0.9, **options)
+        >>> run = ok.run(solver, solver.init(0.0, 0.0), lambda k: None, 100)
+        >>> print(f"{run.state.x:.3f}")
         1.000
 
     Reference:
         Kwon et al. 2023, arXiv:2309.01753, the single-loop algorithm with momentum.
     """
     check = Check("ok.bilevel.penalty_momentum")
-    return penalized(
-        check,
-        upper,
-        lower,
-        as_sigma(check, sigma),
-        outer=outer,
-        inner=inner,
-        decay=decay,
-        proximal=Proximal(prox_step, averaging),
-        project_x=project_x,
-        project_y=project_y,
-    )
+    moves = movers(check, outer, inner, None, project_x, project_y)
+    λ, proximal = as_sigma(check, sigma), Proximal(prox_step, averaging)
+    return penalized(check, upper, lower, moves, λ, decay=decay, proximal=proximal)

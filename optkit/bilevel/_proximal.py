@@ -8,25 +8,20 @@ from .._vector import axpy, subtract
 
 
 class Proximal(NamedTuple):
-    """A proximal term ½|y - center|²/ρ, and a center that follows y.
+    """A proximal term ½|y - center|²/ρ, and a center that follows y."""
 
-    Attributes:
-        prox_step: ρ; None is infinity.
-        averaging: β, the weight of the new y in the center; at 1 the center is y.
-    """
-
-    prox_step: Any = None
-    averaging: Any = 1.0
+    prox_step: Any = None  # ρ; None is infinity
+    averaging: Any = 1.0  # β, the weight of the new y in the center; at 1 it is y
 
     def check(self, check: Check) -> None:
-        """Raises for numbers out of range."""
+        """Raises if a number is out of range."""
         check.optional.positive(prox_step=self.prox_step)
         check.positive(averaging=self.averaging)
-        check.at_most(1, "as 1 is no average", averaging=self.averaging)
+        check.at_most(1, "a weight", averaging=self.averaging)
 
     @property
     def has_centers(self) -> bool:
-        """Whether the centers are other than y and z."""
+        """Whether the centers differ from y and z."""
         number = isinstance(self.averaging, int | float)
         return not (number and self.averaging == 1)
 

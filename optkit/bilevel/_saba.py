@@ -1,11 +1,12 @@
-"""SABA: SOBA's step with the noise of a finite sum taken out, as SAGA does.
+"""SABA: SOBA's step without the noise of a finite sum, by the memory of SAGA.
 
-The last value of every term is remembered. With n terms, an index i that is drawn, and
-a table row m_i for each of the five quantities q of a step,
+The last value of every term is remembered. With n terms, a drawn index i, and a table
+row m_i for each of the five quantities q of a step,
 
     d = q_i - m_i    direction = d + m̄    m̄ <- m̄ + d / n    m_i <- q_i
 
-m̄ is the mean of the table. Where the iterates converge, d vanishes: step sizes stay.
+m̄ is the mean of the table. d vanishes as the iterates converge, so step sizes can stay
+constant.
 """
 
 from collections.abc import Callable
@@ -29,19 +30,19 @@ from ._base import (
     Batches,
     BilevelInfo,
     Objective,
+    lower_gradient,
     objectives_of,
-    slope_of,
-    upper_slopes,
+    upper_gradients,
 )
-from ._soba import SobaState, directions, is_finite, movers
+from ._soba import Quantities, SobaState, is_finite, movers
 
 
 class Term(NamedTuple):
-    """Terms of a finite sum, and which ones they are.
+    """Terms of a finite sum, and their indices.
 
-    With an index of shape (), `batch` is what one term takes. With one of shape (b,),
-    all leaves of `batch` have a leading axis of b, which on a mesh with explicit axes
-    is not to be split: the tables have whole rows for all of them.
+    If the index has shape (), `batch` is the batch of one term. If it has shape (b,),
+    all leaves of `batch` have a leading axis of b, which must not be split on a mesh
+    with explicit axes: the tables have whole rows.
     """
 
     index: Int[Array, "..."]
@@ -49,38 +50,24 @@ class Term(NamedTuple):
 
 
 class SabaMemory(NamedTuple):
-    """One level's table and its mean."""
+    """The table of one level, and its mean."""
 
-    rows: PyTree  # m, a leading axis of n on every leaf
-    mean: PyTree  # m̄ and what rounding left out of it, stacked; in float32 or wider
+    rows: PyTree  # m, with a leading axis of n on every leaf
+    mean: PyTree  # m̄ and its rounding error, stacked; in float32 or wider
 
 
 class SabaState(NamedTuple):
     """What the next step of `ok.bilevel.saba` needs."""
 
-    variables: SobaState
+    x: Params
+    y: Params
+    v: Params  # towards -H⁻¹ ∇_y F; in float32 or wider
+    outer: PyTree
+    inner: PyTree
+    linear: PyTree
+    count: Int[Array, ""]  # of calls
     upper: SabaMemory  # of (∇_x F, ∇_y F)
     lower: SabaMemory  # of (∇_y g, J v, H v)
-
-    @property
-    def x(self) -> Params:
-        """The upper variable."""
-        return self.variables.x
-
-    @property
-    def y(self) -> Params:
-        """The lower variable."""
-        return self.variables.y
-
-    @property
-    def v(self) -> Params:
-        """Towards -H⁻¹ ∇_y F."""
-        return self.variables.v
-
-    @property
-    def count(self) -> Array:
-        """The number of calls."""
-        return self.variables.count  # pyright: ignore  # hides tuple's
 
 
 def saba(
@@ -100,51 +87,51 @@ def saba(
         D_y = ⟨∇_y g⟩    D_v = ⟨H v⟩ + ⟨∇_y F⟩    D_x = ⟨J v⟩ + ⟨∇_x F⟩
         ⟨q⟩ = q_i - m_i + m̄    m̄ <- m̄ + (q_i - m_i) / n    m_i <- q_i
 
-    with the update of `ok.bilevel.soba`. F and g are means of n terms, all of one weight. A
-    term is whatever a table row is paid for: one example, or a minibatch that is
-    always the same, which divides the memory by its size. Constant step sizes
-    converge to the solution, at a linear rate on well-conditioned problems. The tables
-    start at zero, so the first pass over the terms is a plain `ok.bilevel.soba`.
+    with the update of `ok.bilevel.soba`. F and g are means of n terms of equal weight.
+    A term is one example, or a fixed minibatch, which divides the memory by its size.
+    Constant step sizes converge to the solution, at a linear rate on well-conditioned
+    problems. The tables start at zero, so the first pass over the terms is a plain
+    `ok.bilevel.soba`.
 
-    The state holds, beside that of `ok.bilevel.soba`, `num_lower` (2|y| + |x|) + `num_upper`
-    (|y| + |x|) numbers, and the means of these tables with what rounding left of them.
+    Besides the state of `ok.bilevel.soba`, it stores `num_lower` (2|y| + |x|) +
+    `num_upper` (|y| + |x|) numbers, and the means of these tables with their rounding
+    errors.
 
     Args:
         upper: F_i, upper(x, y, batch) -> scalar.
         lower: g_j, lower(x, y, batch) -> scalar.
-        num_upper: how many terms F has.
-        num_lower: how many terms g has.
+        num_upper: the number of terms of F.
+        num_lower: the number of terms of g.
         outer: the optax transform of x; constant steps.
         inner: that of y.
-        linear: that of v; None is another `inner`.
+        linear: that of v; default another `inner`.
         project_x: onto the constraint set of x.
         project_y: onto that of y; see `ok.bilevel.soba`.
 
     Returns:
-        An `ok.Solver`. A batch is `ok.bilevel.Batches(upper_x=ok.bilevel.Term(i, batch_i),
-        lower_x=ok.bilevel.Term(j, batch_j))`, with i and j drawn independently. A step that is
-        not finite, or an index out of range, keeps all but `count`.
+        An `ok.Solver`. A batch is `Batches(upper_x=Term(i, batch_i), lower_x=Term(j,
+        batch_j))` of `ok.bilevel`, with i and j drawn independently. A step that is not
+        finite, or an index out of range, changes only `count`.
 
     Raises:
-        TypeError: as `ok.bilevel.soba`, and for a batch that is not one of terms.
-        ValueError: as `ok.bilevel.soba`, for numbers of terms that are not positive, and for an
-            index of another shape, or of another length than its batch.
+        TypeError: if a batch is not made of terms.
+        ValueError: if an index has another shape, or another length than its batch.
 
     Example:
-        >>> import jax, jax.numpy as jnp, optax, optkit as ok
+        >>> import jax.numpy as jnp, optax, optkit as ok
         >>> data = jnp.array([0.0, 1.0, 5.0])
         >>> def lower(x, y, batch):
         ...     return 0.5 * jnp.sum((y - x - batch) ** 2)  # y* = x + 2
         >>> def upper(x, y, batch):
         ...     return 0.5 * jnp.sum((y - batch) ** 2)  # y* = 2, so x* = 0
-        >>> solver = ok.bilevel.saba(upper, lower, num_upper=3, num_lower=3,
-        ...                  outer=optax.sgd(0.05), inner=optax.sgd(0.2))
-        >>> state, step = solver.init(jnp.ones(1), jnp.ones(1)), jax.jit(solver.step)
-        >>> for k in range(600):
+        >>> options = {"outer": optax.sgd(0.05), "inner": optax.sgd(0.2)}
+        >>> solver = ok.bilevel.saba(upper, lower, num_upper=3, num_lower=3, **options)
+        >>> def batches(k):
         ...     i, j = k % 3, 2 * k // 3 % 3
-        ...     batch = ok.bilevel.Batches(upper_x=ok.bilevel.Term(jnp.array(i), data[i]),
-        ...                        lower_x=ok.bilevel.Term(jnp.array(j), data[j]))
-        ...     state, info = step(state, batch)
+        ...     terms = ok.bilevel.Term(i, data[i]), ok.bilevel.Term(j, data[j])
+        ...     return ok.bilevel.Batches(upper_x=terms[0], lower_x=terms[1])
+        >>> state = solver.init(jnp.ones(1), jnp.ones(1))
+        >>> state, history = ok.run(solver, state, batches, 600)
         >>> print(abs(state.x) < 1e-4)
         [ True]
 
@@ -160,35 +147,33 @@ def saba(
         variables = moves.init(check, x, y)
         x, y = variables.x, variables.y
         memories = _empty((x, y), num_upper), _empty((y, x, y), num_lower)
-        return SabaState(variables, *memories)
+        return SabaState(*variables, *memories)
 
     def step(state: SabaState, batch: Batch) -> tuple[SabaState, BilevelInfo]:
         upper_term, lower_term = _terms(check, batch, num_upper, num_lower)
-        before = state.variables
+        before = SobaState(*state[:-2])
         x, y, v = before.x, before.y, cast_like(before.v, before.y)
 
         def upper_of(batch: Batch) -> tuple[Array, PyTree]:
-            F, F_x, F_y = upper_slopes(objectives[0], x, y, batch)
+            F, F_x, F_y = upper_gradients(objectives[0], x, y, batch)
             return F, (F_x, F_y)
 
         def lower_of(batch: Batch) -> tuple[Array, PyTree]:
-            g, g_y, pull = slope_of(objectives[1], x, y, batch)
+            g, g_y, pull = lower_gradient(objectives[1], x, y, batch)
             return g, (g_y, *pull(v))
 
-        F, (F_x, F_y), upper_change = _level(state.upper, upper_term, upper_of)
-        g, (g_y, J_v, H_v), lower_change = _level(state.lower, lower_term, lower_of)
-        along = directions(before, g_y, J_v, H_v, F_x, F_y)
-        after = moves(before, along)
-        info = moves.info(before, along, jnp.mean(F), jnp.mean(g), H_v, F_y)
-        # While the directions are finite, so are the means.
+        F, in_F, upper_change = _level(state.upper, upper_term, upper_of)
+        g, in_g, lower_change = _level(state.lower, lower_term, lower_of)
+        q = Quantities(*in_F, *in_g)
+        after, along = moves(before, q)
+        info = moves.info(before, q, along, jnp.mean(F), jnp.mean(g))
+        # If the directions are finite, so are the means.
         is_fine = is_finite(after, along)
         is_lost, always = (~is_fine, RESULTS.nonfinite_gradient), {"count": after.count}
         kept, info = guard(before, after, info, fatal=(is_lost,), always=always)
-        return SabaState(
-            kept,
-            upper=_remembered(state.upper, upper_change, is_fine),
-            lower=_remembered(state.lower, lower_change, is_fine),
-        ), info
+        upper_memory = _remembered(state.upper, upper_change, is_fine)
+        lower_memory = _remembered(state.lower, lower_change, is_fine)
+        return SabaState(*kept, upper=upper_memory, lower=lower_memory), info
 
     return Solver(init, jax.jit(step))
 
@@ -196,8 +181,8 @@ def saba(
 def _terms(
     check: Check, batch: Any, num_upper: int, num_lower: int
 ) -> tuple[Term, Term]:
-    """Those of the upper and of the lower level; an index has shape () or (b,)."""
-    wanted = "`ok.bilevel.Batches(upper_x=Term(i, ...), lower_x=Term(j, ...))`"
+    """The terms of the upper and of the lower level; an index has shape () or (b,)."""
+    wanted = "`Batches(upper_x=Term(i, batch_i), lower_x=Term(j, batch_j))`"
     check.instance(Batches, wanted, batch=batch)
     check.instance(Term, wanted, upper_x=batch.upper_x, lower_x=batch.lower_x)
 
@@ -216,7 +201,7 @@ def _terms(
 
 
 def _empty(tree: PyTree, num: int) -> SabaMemory:
-    """Tables of zeros, sharded as the variables are."""
+    """Tables of zeros, sharded like the variables."""
 
     def rows(leaf: Array) -> Array:
         return jnp.broadcast_to(jnp.zeros_like(leaf), (num, *leaf.shape))
@@ -229,25 +214,25 @@ def _empty(tree: PyTree, num: int) -> SabaMemory:
 
 
 class _Change(NamedTuple):
-    """What a step makes of a memory, if it is kept."""
+    """The change of a memory in a step, if the step is kept."""
 
     index: Int[Array, " b"]
-    rows: PyTree  # the new ones, a leading axis of b
+    rows: PyTree  # the new ones, with a leading axis of b
     mean: PyTree
 
 
 def _level(
     memory: SabaMemory, term: Term, of_batch: Callable[[Batch], tuple[Array, PyTree]]
 ) -> tuple[Array, PyTree, _Change]:
-    """The values of terms, the directions, and what is to be remembered."""
+    """The values of the terms, the directions, and the change of the memory."""
     index = jnp.atleast_1d(term.index)
     if term.index.ndim:
         values, new = jax.vmap(of_batch)(term.batch)
-    else:  # not mapped over: XLA on CPU would transpose the batch
+    else:  # without `vmap`, for which XLA on CPU would transpose the batch
         value, new = of_batch(term.batch)
         values, new = jax.tree.map(lambda leaf: leaf[None], (value, new))
     d = subtract(widen(new), widen(_fetched(memory, index)))
-    # A term that is drawn twice in one step changes its row once.
+    # A term drawn twice in one step changes its row once.
     same = index[:, None] == index[None, :]
     is_first = ~jnp.any(jnp.tril(same, -1), axis=1)
 
@@ -255,7 +240,7 @@ def _level(
         return jnp.mean(d, axis=0) + mean[0]
 
     def moved(d: Array, mean: Array) -> Array:
-        # Kahan's summation, as the sum never ends.
+        # Kahan summation, since the sum never ends.
         once = jnp.where(jnp.expand_dims(is_first, range(1, d.ndim)), d, 0)
         change = jnp.sum(once, axis=0) / _num_terms(memory) + mean[1]
         total = mean[0] + change
@@ -270,7 +255,7 @@ def _num_terms(memory: SabaMemory) -> int:
 
 
 def _fetched(memory: SabaMemory, index: Array) -> PyTree:
-    """The rows at an index; NaN where one of them does not exist: none is kept."""
+    """The rows at an index, or NaN if one of them does not exist."""
 
     def fetch(rows: PyTree) -> PyTree:
         return jax.tree.map(lambda m: m[index], rows)
@@ -278,8 +263,8 @@ def _fetched(memory: SabaMemory, index: Array) -> PyTree:
     def refuse(rows: PyTree) -> PyTree:
         return jax.tree.map(lambda m: jnp.full_like(m[index], jnp.nan), rows)
 
-    # What a branch returns is in memory before a table is written to: the compiler has
-    # no reason to copy the table.
+    # The result of a branch is in memory before a table is written, so the compiler
+    # need not copy the table.
     is_within = jnp.all((index >= 0) & (index < _num_terms(memory)))
     return lax.cond(is_within, fetch, refuse, memory.rows)
 
@@ -287,8 +272,8 @@ def _fetched(memory: SabaMemory, index: Array) -> PyTree:
 def _remembered(
     memory: SabaMemory, change: _Change, is_fine: Bool[Array, ""]
 ) -> SabaMemory:
-    """The memory after a step that was fine, else the one before it."""
-    # The tables are large: only rows are touched, and past the end none.
+    """The memory after a step that was fine, else the memory before."""
+    # The tables are large: only rows are written, and an index past the end none.
     index = jnp.where(is_fine, change.index, _num_terms(memory))
     rows = jax.tree.map(
         lambda m, q: m.at[index].set(q, mode="drop"), memory.rows, change.rows

@@ -1,7 +1,7 @@
 """Step sizes and penalties of the first-order methods, and how they grow together.
 
-The penalty λ may grow only as fast as the lower iterates follow: a step size α of x and
-a larger one γ of the lower iterates fall as powers of the step, and λ rises as γ/α.
+The penalty λ may grow only as fast as the lower iterates can follow. A step size α of x
+and a larger one γ of the lower iterates fall as powers of the step; λ rises as γ/α.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ class PenaltySchedule(eqx.Module):
         α_k = c_α / (k + k_0)^a    γ_k = c_γ / (k + k_0)^c
         δ_k = min(θ α_k λ_k², κ γ_k/α_k - λ_k)    λ_{k+1} = λ_k + δ_k
 
-    so that λ_k approaches κ γ_k/α_k, which grows as k^(a-c). It is what `penalty=`
-    takes; its transforms are what `outer=`, `inner=` and `inner_y=` take. Make one for
-    a problem with `ok.bilevel.f2sa_schedule` or `ok.bilevel.f3sa_schedule`, and tune it by
+    so λ_k approaches κ γ_k/α_k, which grows as k^(a-c). Pass it as `penalty=`, and its
+    transforms as `outer=`, `inner=` and `inner_y=`. Make one for a problem by
+    `ok.bilevel.f2sa_schedule` or `ok.bilevel.f3sa_schedule`, and tune it by
     `dataclasses.replace(schedule, k0=5.0, ...)`.
 
     Attributes:
@@ -38,12 +38,12 @@ class PenaltySchedule(eqx.Module):
         c_gamma: c_γ.
         k0: the shift of the count.
         initial_penalty: λ_0.
-        growth: θ, which bounds the growth of the penalty.
-        target: κ, the ratio that α_k λ_k / γ_k approaches.
-        ratio: ξ, the step size of x is ξ α_k.
-        max_alpha: the largest α_k for which convergence is known.
-        max_gamma: the largest γ_k for which it is.
-        inner_steps: T, the inner steps in one step of x.
+        growth: θ, which limits the growth of the penalty.
+        target: κ, the limit of α_k λ_k / γ_k.
+        ratio: ξ; the step size of x is ξ α_k.
+        max_alpha: the largest α_k with proven convergence.
+        max_gamma: the largest γ_k with proven convergence.
+        inner_steps: T, the inner steps per step of x.
     """
 
     a: float
@@ -60,7 +60,7 @@ class PenaltySchedule(eqx.Module):
     inner_steps: int = eqx.field(static=True, default=1)
 
     def __check_init__(self) -> None:
-        """Refuses what is not positive."""
+        """Raises unless the constants are positive."""
         check = Check("ok.bilevel.PenaltySchedule")
         check.positive(c_alpha=self.c_alpha, c_gamma=self.c_gamma, k0=self.k0)
         check.positive(initial_penalty=self.initial_penalty)
@@ -77,13 +77,13 @@ class PenaltySchedule(eqx.Module):
         return self.c_gamma / (_real(count) + self.k0) ** self.c
 
     def delta(self, count: Any, penalty: Any) -> Float[Array, ""]:
-        """δ_k, at the penalty λ_k."""
+        """δ_k, for the penalty λ_k."""
         alpha = self.alpha(count)
         catch_up = self.target * self.gamma(count) / alpha - penalty
         return jnp.minimum(self.growth * alpha * penalty**2, catch_up)
 
     def decay(self, count: Any) -> Float[Array, ""]:
-        """1 - η_k, with which F3SA decays its estimates: η_k = (k+1)^(-2c), η_1 = 1."""
+        """1 - η_k, the decay of F3SA's estimates: η_k = (k+1)^(-2c), η_1 = 1."""
         eta = (_real(count) + 1) ** (-2.0 * self.c)
         return jnp.where(jnp.asarray(count) <= 1, 0.0, 1.0 - eta)
 
@@ -115,10 +115,10 @@ class PenaltySchedule(eqx.Module):
 def scale_by_penalty() -> optax.GradientTransformationExtraArgs:
     """Multiplies by the penalty λ: from ∇f/λ + ∇g to ∇f + λ∇g.
 
-    Put it before a transform whose step size is the papers' α rather than α λ.
+    Put it before a transform whose step size is the papers' α, not α λ.
 
     Returns:
-        A transform whose `update` needs `penalty=`, as `ok.bilevel.f2sa` and its kin pass it.
+        A transform whose `update` needs `penalty=`, which `ok.bilevel.f2sa` passes.
     """
     return _scale(Check("ok.bilevel.scale_by_penalty"), lambda _, penalty: penalty)
 
@@ -130,22 +130,19 @@ def sigma_schedule(
 
         σ_k = max(floor, initial / (k + 1)^power)
 
-    The complexities of the source leave one power for each method, if σ is of the order
-    of the wanted accuracy ε at the last step K: 1/3 where gradients are exact
-    (K = ε^-3), 1/5 for `ok.bilevel.penalty_momentum` on samples (ε^-5), 1/7 for `ok.bilevel.penalty` on
+    If σ is of the order of the desired accuracy ε at the last step K, the complexities
+    of the source imply one power per method: 1/3 with exact gradients (K = ε^-3), 1/5
+    for `ok.bilevel.penalty_momentum` on samples (ε^-5), 1/7 for `ok.bilevel.penalty` on
     single samples (ε^-7).
 
     Args:
-        initial: σ_0.
+        initial: σ_0 > 0.
         power: how fast it falls.
-        floor: where it stops. Below the square root of the dtype's epsilon (3e-4 in
-            float32) rounding, divided by σ, outweighs what is gained.
+        floor: the smallest value. Below the square root of the dtype's epsilon (3e-4 in
+            float32), rounding divided by σ outweighs the gain.
 
     Returns:
         A function of the step.
-
-    Raises:
-        ValueError: for an `initial` that is not positive, or negative others.
 
     Example:
         >>> import optkit as ok
@@ -163,7 +160,7 @@ def sigma_schedule(
 
 
 class Penalty(NamedTuple):
-    """A penalty of any kind as three functions of the step k and of λ_k."""
+    """A penalty of any kind, as three functions of the step k and of λ_k."""
 
     initial: Callable[[], Float[Array, ""]]
     next: Callable[[Int[Array, ""], Float[Array, ""]], Float[Array, ""]]
@@ -171,15 +168,7 @@ class Penalty(NamedTuple):
 
 
 def as_penalty(check: Check, **given: Any) -> Penalty:
-    """Reads λ as a number > 0, a function of the step, or a `PenaltySchedule`.
-
-    Args:
-        check: of the public function.
-        **given: what the user gave, under the name of its argument.
-
-    Returns:
-        A `Penalty`; for a function, the bound is that it does not fall.
-    """
+    """λ from a number > 0, a function of the step, or a `PenaltySchedule`."""
     (value,) = given.values()
     if isinstance(value, PenaltySchedule):
         return Penalty(
@@ -200,7 +189,7 @@ def as_penalty(check: Check, **given: Any) -> Penalty:
 
 
 def as_sigma(check: Check, sigma: Any) -> Penalty:
-    """The penalty 1/σ of a number σ > 0, or of a function of the step."""
+    """The penalty 1/σ, for a number σ > 0 or a function of the step."""
     if callable(sigma):
         return as_penalty(check, sigma=lambda count: 1.0 / _real(sigma(count)))
     check.positive(sigma=sigma)
@@ -208,10 +197,9 @@ def as_sigma(check: Check, sigma: Any) -> Penalty:
 
 
 def _descent(step_size: Callable[[Any, Any], Any]) -> Any:
-    """Gradient descent with a step size from the k and λ of the solver's state."""
-    return _scale(
-        Check("ok.bilevel.PenaltySchedule"), lambda k, penalty: -step_size(k, penalty)
-    )
+    """Gradient descent whose step size depends on the solver's k and λ."""
+    check = Check("ok.bilevel.PenaltySchedule")
+    return _scale(check, lambda k, penalty: -step_size(k, penalty))
 
 
 def _scale(check: Check, factor: Callable[[Any, Any], Any]) -> Any:
@@ -225,5 +213,5 @@ def _scale(check: Check, factor: Callable[[Any, Any], Any]) -> Any:
 
 
 def _real(value: Any) -> Float[Array, ""]:
-    """A scalar in JAX's own float dtype, not weak."""
+    """A scalar in JAX's default float dtype, not weak."""
     return jnp.asarray(value).astype(float)

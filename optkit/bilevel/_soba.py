@@ -1,7 +1,7 @@
-"""SOBA: one loop in which x, y and the linear system of the hypergradient move at once.
+"""SOBA: one loop that moves x, y and the linear system of the hypergradient at once.
 
-The sign of v is the paper's: v tends to -H⁻¹ ∇_y F, so that both directions below are
-sums, and D_x tends to ∇Φ = ∇_x F - J H⁻¹ ∇_y F.
+The sign of v is the paper's: v tends to -H⁻¹ ∇_y F. So both directions below are sums,
+and D_x tends to ∇Φ = ∇_x F - J H⁻¹ ∇_y F.
 """
 
 from typing import NamedTuple
@@ -23,11 +23,10 @@ from ._base import (
     BilevelInfo,
     Objective,
     batches_of,
-    check_variables,
+    lower_gradient,
     objectives_of,
     relative_residual,
-    slope_of,
-    upper_slopes,
+    upper_gradients,
 )
 
 
@@ -41,6 +40,16 @@ class SobaState(NamedTuple):
     inner: PyTree
     linear: PyTree
     count: Int[Array, ""]  # of calls
+
+
+class Quantities(NamedTuple):
+    """What a step is made of."""
+
+    F_x: Params
+    F_y: Params
+    g_y: Params
+    J_v: Params
+    H_v: Params
 
 
 class Directions(NamedTuple):
@@ -68,38 +77,32 @@ def soba(
         D_y = ∇_y g    D_v = H v + ∇_y F    D_x = J v + ∇_x F
         y <- y - ρ D_y    v <- v - ρ D_v    x <- x - γ D_x
 
-    where ρ and γ stand for the transforms. ∇_y g, H v and J v come from one pass and
-    its vjp, so a step costs about three gradients of g and one of F, and solves
-    nothing. The lower objective must be strongly convex in y. With noise, step sizes
-    must decrease, in theory and in the paper's experiments as (k + 1)^-½:
-    `optax.sgd(lambda k: 0.1 / (k + 1) ** 0.5)`. For finite sums `ok.bilevel.saba` does better.
+    ρ and γ stand for the transforms. ∇_y g, H v and J v come from one pass and its vjp,
+    so a step costs about three gradients of g and one of F, and solves nothing. The
+    lower objective must be strongly convex in y. With noise, step sizes must decrease;
+    in the theory and the experiments of the paper as (k + 1)^-½:
+    `optax.sgd(lambda k: 0.1 / (k + 1) ** 0.5)`. For finite sums, use `ok.bilevel.saba`.
     `optax.ema` in `outer` averages D_x, which removes a condition of the theory.
 
-    The state holds x, y, v, and what the transforms keep: with plain `optax.sgd`, |x| +
-    2|y|.
+    The state holds x, y, v, and the states of the transforms: with plain `optax.sgd`,
+    |x| + 2|y| numbers.
 
     Args:
         upper: F, upper(x, y, batch) -> scalar.
         lower: g, lower(x, y, batch) -> scalar.
         outer: the optax transform of x.
         inner: that of y.
-        linear: that of v; None is another `inner`. H is the same as y's, so what is
-            stable for y is for v; take `optax.sgd` where `inner` is adaptive.
+        linear: that of v; default another `inner`, which is stable for v where it is
+            for y, since H is the same. Use `optax.sgd` if `inner` is adaptive.
         project_x: onto the constraint set of x.
-        project_y: onto that of y. D_v knows nothing of it: with a constraint on y that
-            is active, x does not descend along ∇Φ.
+        project_y: onto that of y. D_v ignores it: if a constraint on y is active, x
+            does not descend along ∇Φ.
 
     Returns:
-        An `ok.Solver`. A batch is shared, or an `ok.bilevel.Batches` whose `upper_x` is
-        F's and whose `lower_x` is g's. `info.residual_norm` is |∇_y g|,
-        `info.linear_residual` is |D_v| / |∇_y F|. A step that is not finite keeps x, y
-        and v.
-
-    Raises:
-        TypeError: for objectives that are not functions, transforms that are not
-            optax's, or variables that are not trees of real floating arrays.
-        ValueError: for an objective that does not return a scalar, or a transform or
-            projection that changes a structure.
+        An `ok.Solver`. A batch is shared, or an `ok.bilevel.Batches` with F's batch in
+        `upper_x` and g's in `lower_x`. `info.residual_norm` is |∇_y g|, and
+        `info.linear_residual` is |D_v| / |∇_y F|. A step that is not finite changes
+        only `count`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, optkit as ok
@@ -107,10 +110,11 @@ def soba(
         ...     return 0.5 * jnp.sum((y - x) ** 2)
         >>> def upper(x, y, batch):
         ...     return 0.5 * jnp.sum((y - 1) ** 2 + x**2)
-        >>> solver = ok.bilevel.soba(upper, lower, outer=optax.sgd(0.2), inner=optax.sgd(0.5))
-        >>> state, step = solver.init(jnp.zeros(2), jnp.zeros(2)), jax.jit(solver.step)
+        >>> transforms = {"outer": optax.sgd(0.2), "inner": optax.sgd(0.5)}
+        >>> solver = ok.bilevel.soba(upper, lower, **transforms)
+        >>> state = solver.init(jnp.zeros(2), jnp.zeros(2))
         >>> for _ in range(100):
-        ...     state, info = step(state, None)
+        ...     state, info = solver.step(state, None)
         >>> print(state.x.round(4))
         [0.5 0.5]
 
@@ -125,27 +129,17 @@ def soba(
         return moves.init(check, x, y)
 
     def step(state: SobaState, batch: Batch) -> tuple[SobaState, BilevelInfo]:
-        given, _ = batches_of(batch)
-        F, F_x, F_y = upper_slopes(objectives[0], state.x, state.y, given.upper_x)
-        g, g_y, pull = slope_of(objectives[1], state.x, state.y, given.lower_x)
-        J_v, H_v = pull(cast_like(state.v, state.y))
-        along = directions(state, g_y, J_v, H_v, F_x, F_y)
-        after = moves(state, along)
-        info = moves.info(state, along, F, g, H_v, F_y)
+        (x, y), (given, _) = state[:2], batches_of(batch)
+        F, F_x, F_y = upper_gradients(objectives[0], x, y, given.upper_x)
+        g, g_y, pull = lower_gradient(objectives[1], x, y, given.lower_x)
+        q = Quantities(F_x, F_y, g_y, *pull(cast_like(state.v, y)))
+        after, along = moves(state, q)
+        info = moves.info(state, q, along, F, g)
         is_lost = ~is_finite(after, along), RESULTS.nonfinite_gradient
         always = {"count": after.count}
         return guard(state, after, info, fatal=(is_lost,), always=always)
 
     return Solver(init, jax.jit(step))
-
-
-def directions(
-    state: SobaState, g_y: Params, J_v: Params, H_v: Params, F_x: Params, F_y: Params
-) -> Directions:
-    """D_x, D_y and D_v."""
-    D_x = cast_like(jax.tree.map(jnp.add, J_v, F_x), state.x)
-    D_v = cast_like(jax.tree.map(jnp.add, H_v, F_y), state.v)
-    return Directions(D_x, cast_like(g_y, state.y), D_v)
 
 
 class Moves(NamedTuple):
@@ -156,37 +150,31 @@ class Moves(NamedTuple):
     v: Move
 
     def init(self, check: Check, x: Params, y: Params) -> SobaState:
-        """Starts v at zero, and the transforms."""
-        check_variables(check, x, y)
+        """The first state, with v = 0."""
+        check.real(x=x, y=y)
         x, y = strong(x), strong(y)
         v = jax.tree.map(jnp.zeros_like, widen(y))
-        memories = self.x.init(x), self.y.init(y), self.v.init(v)
-        return SobaState(x, y, v, *memories, jnp.zeros((), jnp.int32))
+        opt_states = self.x.init(x), self.y.init(y), self.v.init(v)
+        return SobaState(x, y, v, *opt_states, jnp.zeros((), jnp.int32))
 
-    def __call__(self, state: SobaState, along: Directions) -> SobaState:
-        """The state after a step."""
-        x, outer = self.x(along.x, state.outer, state.x)
-        y, inner = self.y(along.y, state.inner, state.y)
-        v, linear = self.v(along.v, state.linear, state.v)
-        return SobaState(x, y, v, outer, inner, linear, state.count + 1)
+    def __call__(self, state: SobaState, q: Quantities) -> tuple[SobaState, Directions]:
+        """The state after a step, and D_x, D_y and D_v."""
+        D_x = cast_like(jax.tree.map(jnp.add, q.J_v, q.F_x), state.x)
+        D_y = cast_like(q.g_y, state.y)
+        D_v = cast_like(jax.tree.map(jnp.add, q.H_v, q.F_y), state.v)
+        x, outer = self.x(D_x, state.outer, state.x)
+        y, inner = self.y(D_y, state.inner, state.y)
+        v, linear = self.v(D_v, state.linear, state.v)
+        after = SobaState(x, y, v, outer, inner, linear, state.count + 1)
+        return after, Directions(D_x, D_y, D_v)
 
     def info(
-        self,
-        state: SobaState,
-        along: Directions,
-        F: Array,
-        g: Array,
-        H_v: Params,
-        F_y: Params,
+        self, state: SobaState, q: Quantities, along: Directions, F: Array, g: Array
     ) -> BilevelInfo:
-        """How the step went."""
-        return BilevelInfo(
-            F,
-            g,
-            norm(along.x),
-            self.y.residual(along.y, state.y),
-            linear_residual=relative_residual(H_v, jax.tree.map(jnp.negative, F_y)),
-        )
+        """The report on a step."""
+        residual = self.y.residual(along.y, state.y)
+        linear = relative_residual(q.H_v, jax.tree.map(jnp.negative, q.F_y))
+        return BilevelInfo(F, g, norm(along.x), residual, linear_residual=linear)
 
 
 def movers(
@@ -197,7 +185,7 @@ def movers(
     project_x: Projection | None,
     project_y: Projection | None,
 ) -> Moves:
-    """The three moves."""
+    """The moves, from the user's arguments."""
     return Moves(
         mover(check, "x", project_x, outer=outer),
         mover(check, "y", project_y, inner=inner),
@@ -206,7 +194,7 @@ def movers(
 
 
 def is_finite(after: SobaState, along: Directions) -> Bool[Array, ""]:
-    """Of a step: v is like y, so that one pass looks at both."""
-    memories = after.outer, after.inner, after.linear
+    """Whether a step is finite. v is like y, so one pass reads both."""
+    opt_states = after.outer, after.inner, after.linear
     in_x, in_y = (after.x, along.x), (after.y, after.v, along.y, along.v)
-    return all_finite(*in_x) & all_finite(*in_y) & all_finite(memories)
+    return all_finite(*in_x) & all_finite(*in_y) & all_finite(opt_states)

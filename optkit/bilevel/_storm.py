@@ -1,14 +1,14 @@
-"""The gradients of the penalty methods: as they are, or estimated with momentum.
+"""The gradients of the penalty methods: exact, or estimated with momentum.
 
-Both answer the same two questions: what the lower iterates y and z descend along, and,
-after these have moved, what x descends along. With β the decay, an estimate is
+Both answer two questions: what the lower iterates y and z descend along, and, once
+these have moved, what x descends along. With β the decay, an estimate is
 
     e_k = ∇(new; ξ_k) + β_k (e_{k-1} - ∇(old; ξ_k))
 
-corrected by the gradient at the point where it was made, on the sample of now, so that
-it follows the iterate without lag (STORM). `old` is where `new` was a step ago: the
-gradients in x are taken after y and z have moved, so their old point has y and z from
-before the move.
+The last estimate is corrected by the gradient at the point where it was made, on the
+current sample, so it follows the iterate without lag (STORM). `old` is where `new` was
+one step ago. Gradients in x are taken after y and z have moved, so their old point has
+y and z from before the move.
 """
 
 from collections.abc import Callable
@@ -32,7 +32,7 @@ class Point(NamedTuple):
     z: Params
 
 
-class LowerSlopes(NamedTuple):
+class InnerGradients(NamedTuple):
     """∇_y f(x, y), ∇_y g(x, y) and ∇_y g(x, z)."""
 
     upper_y: Params
@@ -40,7 +40,7 @@ class LowerSlopes(NamedTuple):
     lower_z: Params
 
 
-class UpperSlopes(NamedTuple):
+class OuterGradients(NamedTuple):
     """∇_x f(x, y) and ∇_x [g(x, y) - g(x, z)]."""
 
     upper_x: Params
@@ -48,7 +48,7 @@ class UpperSlopes(NamedTuple):
 
 
 class Exact(NamedTuple):
-    """The gradients of a batch, as they are. It remembers nothing."""
+    """The gradients of a batch, unchanged. It has no memory."""
 
     f: Objective
     g: Objective
@@ -56,90 +56,83 @@ class Exact(NamedTuple):
     def init(self, point: Point) -> None:
         """Nothing."""
 
-    def lower(
+    def inner(
         self, memory: Any, count: Any, point: Point, batches: Batches
-    ) -> tuple[LowerSlopes, Any]:
+    ) -> tuple[InnerGradients, Any]:
         """The gradients in y and z."""
         del count
         x, y, z = point
         f_y, g_y = jax.grad(self.f, argnums=1), jax.grad(self.g, argnums=1)
-        slopes = LowerSlopes(
+        gradients = InnerGradients(
             f_y(x, y, batches.upper_y),
             g_y(x, y, batches.lower_y),
             g_y(x, z, batches.lower_z),
         )
-        return slopes, memory
+        return gradients, memory
 
-    def upper(
+    def outer(
         self, memory: Any, count: Any, before: Point, after: Point, batches: Batches
-    ) -> tuple[Array, Array, UpperSlopes, Any]:
-        """f, g and the gradients in x, with y and z after their move."""
+    ) -> tuple[Array, Array, OuterGradients, Any]:
+        """f, g and the gradients in x, after y and z have moved."""
         del count, before
-        (value, lower), slopes = self._at(after, batches)
-        return value, lower, slopes, memory
-
-    def _at(
-        self, point: Point, batches: Batches
-    ) -> tuple[tuple[Array, Array], UpperSlopes]:
-        x, y, z = point
+        x, y, z = after
 
         # The two lower gradients nearly cancel: one batch, one call of `jax.grad`.
         def gap(x: Params, batch: Batch) -> tuple[Array, Array]:
-            lower = self.g(x, y, batch)
-            return lower - self.g(x, z, batch), lower
+            g = self.g(x, y, batch)
+            return g - self.g(x, z, batch), g
 
-        value, f_x = jax.value_and_grad(self.f)(x, y, batches.upper_x)
-        (_, lower), g_x = jax.value_and_grad(gap, has_aux=True)(x, batches.lower_x)
-        return (value, lower), UpperSlopes(f_x, g_x)
+        f, f_x = jax.value_and_grad(self.f)(x, y, batches.upper_x)
+        (_, g), g_x = jax.value_and_grad(gap, has_aux=True)(x, batches.lower_x)
+        return f, g, OuterGradients(f_x, g_x), memory
 
 
 class Memory(NamedTuple):
-    """Where the gradients of the last step were taken, and the estimates."""
+    """Where the last step took its gradients, and the estimates."""
 
     previous: Point
-    lower: LowerSlopes  # in float32 or wider
-    upper: UpperSlopes
+    inner: InnerGradients  # in float32 or wider
+    outer: OuterGradients
 
 
 class Storm(NamedTuple):
-    """The gradients of a batch, corrected by what the last step estimated."""
+    """The gradients of a batch, corrected by the last estimate."""
 
     exact: Exact
     decay: Callable[[Int[Array, ""]], Float[Array, ""]]
 
     def init(self, point: Point) -> Memory:
-        """Zeros, which the first step, of decay 0, does not look at."""
+        """Zeros, which the first step ignores, since its decay is 0."""
         x, y, z = jax.tree.map(jnp.zeros_like, widen(point))
-        return Memory(
-            jax.tree.map(jnp.array, point), LowerSlopes(y, y, z), UpperSlopes(x, x)
-        )
+        previous = jax.tree.map(jnp.array, point)
+        return Memory(previous, InnerGradients(y, y, z), OuterGradients(x, x))
 
-    def lower(
+    def inner(
         self, memory: Memory, count: Any, point: Point, batches: Batches
-    ) -> tuple[LowerSlopes, Memory]:
+    ) -> tuple[InnerGradients, Memory]:
         """The estimates in y and z, before these move."""
-        new, _ = self.exact.lower(None, count, point, batches)
-        old, _ = self.exact.lower(None, count, memory.previous, batches)
-        slopes = self._follow(count, memory.lower, new, old)
-        return slopes, memory._replace(lower=slopes)
+        new, _ = self.exact.inner(None, count, point, batches)
+        old, _ = self.exact.inner(None, count, memory.previous, batches)
+        e = self._followed(count, memory.inner, new, old)
+        return e, memory._replace(inner=e)
 
-    def upper(
+    def outer(
         self, memory: Memory, count: Any, before: Point, after: Point, batches: Batches
-    ) -> tuple[Array, Array, UpperSlopes, Memory]:
+    ) -> tuple[Array, Array, OuterGradients, Memory]:
         """f, g and the estimates in x, after y and z have moved."""
-        values, new = self.exact._at(after, batches)
+        f, g, new, _ = self.exact.outer(None, count, before, after, batches)
         was = before._replace(x=memory.previous.x)
-        _, old = self.exact._at(was, batches)
-        slopes = self._follow(count, memory.upper, new, old)
-        return *values, slopes, Memory(before, memory.lower, slopes)
+        *_, old, _ = self.exact.outer(None, count, before, was, batches)
+        e = self._followed(count, memory.outer, new, old)
+        return f, g, e, Memory(before, memory.inner, e)
 
-    def _follow(self, count: Any, estimate: Any, new: Any, old: Any) -> Any:
+    def _followed(self, count: Any, estimate: Any, new: Any, old: Any) -> Any:
         new, old = widen(new), widen(old)
         return axpy(self.decay(count), subtract(estimate, old), new)
 
 
 def as_decay(check: Check, decay: Any) -> Callable[[Int[Array, ""]], Float[Array, ""]]:
-    """β_k of a number or a function of the step, zero in the first two steps."""
+    """β_k from a number or a function of the step; zero in the first two steps."""
     check.decay(decay=decay)
 
     def at(count: Int[Array, ""]) -> Float[Array, ""]:

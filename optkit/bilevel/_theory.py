@@ -1,7 +1,7 @@
 """The schedules of the convergence theorems of F2SA and F3SA.
 
-The penalty grows as k^(a-c), where a and c are the exponents of the step sizes of the
-upper and of the lower variable. Which exponents are best depends on what is noisy.
+The penalty grows as k^(a-c); a and c are the exponents of the step sizes of the upper
+and of the lower variable. The best exponents depend on what is noisy.
 """
 
 from fractions import Fraction
@@ -12,7 +12,7 @@ from ._schedules import PenaltySchedule
 
 
 class Constants(NamedTuple):
-    """What the theory of F2SA asks of a problem.
+    """The constants of a problem in the theory of F2SA.
 
     Attributes:
         convexity: μ, the strong convexity of g in y.
@@ -48,26 +48,23 @@ def f2sa_schedule(
         c_γ = 1 / (μ k_0^(1-c))    c_α = 1 / (2 λ_0 μ k_0^(1-a))
         θ = T μ / 16    κ = 1/2
 
-    These are slow: they are made to be safe. With `dataclasses.replace` a smaller k_0
-    and larger c_α and c_γ are much faster, as long as they do not diverge.
+    These are slow, because they are safe. A smaller k_0 and larger c_α and c_γ, by
+    `dataclasses.replace`, are much faster as long as they do not diverge.
 
     Args:
         constants: of the problem, an `ok.bilevel.Constants`.
-        inner_steps: T. The theorem asks for at least 32 of them, or a small ξ.
-        noisy_upper: whether gradients of f are of a sample.
-        noisy_lower: whether gradients of g are; if so, the row of noise in both.
+        inner_steps: T. The theorem needs at least 32, or a small ξ.
+        noisy_upper: whether gradients of f come from samples.
+        noisy_lower: whether gradients of g do; if so, both count as noisy.
         ratio: ξ.
 
     Returns:
-        What `penalty=` takes, with the transforms for `outer=`, `inner=`, `inner_y=`.
-
-    Raises:
-        ValueError: for constants that are not positive.
-        TypeError: for something else than an `ok.bilevel.Constants`.
+        The argument for `penalty=`, with transforms for `outer=`, `inner=`, `inner_y=`.
 
     Example:
         >>> import optkit as ok
-        >>> schedule = ok.bilevel.f2sa_schedule(ok.bilevel.Constants(convexity=1, lower=2, upper=1))
+        >>> constants = ok.bilevel.Constants(convexity=1, lower=2, upper=1)
+        >>> schedule = ok.bilevel.f2sa_schedule(constants)
         >>> round(schedule.initial_penalty, 3), round(schedule.k0, 3)
         (2.0, 256.0)
 
@@ -80,8 +77,7 @@ def f2sa_schedule(
     mu, l_g, l_f, l_F = _checked(check, constants)
     T, xi = inner_steps, ratio
     a, c = _exponents(noisy_upper, noisy_lower, _F2SA)
-    k0 = 4 / mu * max(xi * l_F / 2, T * l_g, l_f)
-    penalty = 2 * l_f / mu
+    penalty, k0 = 2 * l_f / mu, 4 / mu * max(xi * l_F / 2, T * l_g, l_f)
     return PenaltySchedule(
         a=a,
         c=c,
@@ -92,7 +88,7 @@ def f2sa_schedule(
         growth=T * mu / 16,
         target=0.5,
         ratio=xi,
-        max_alpha=min(1 / (8 * l_f), 1 / (2 * xi * l_F) if l_F else float("inf")),
+        max_alpha=_max_alpha(l_f, xi * l_F),
         max_gamma=min(1 / (4 * l_g), 1 / (4 * T * mu)),
         inner_steps=T,
     )
@@ -117,22 +113,18 @@ def f3sa_schedule(
         c_γ = 8 / (μ k_0^(1-c))    c_α = 8 / (μ λ_0 k_0^(1-a))    λ_0 = 2 l_f / μ
         θ = ∞    κ = 1    k_0 = max(128 l_g, 64 l_f / λ_0, ...) / μ
 
-    Departs: (1) k_0 is the smallest with which the bounds γ_k <= 1/(16 l_g) and, as for
+    Departs: (1) k_0 is the smallest for which the bounds γ_k <= 1/(16 l_g) and, as for
     F2SA, α_k <= 1/(8 l_f) and 1/(2 ξ l_F) hold from the first step.
 
     Args:
         constants: of the problem, an `ok.bilevel.Constants`.
-        noisy_upper: whether gradients of f are of a sample.
-        noisy_lower: whether gradients of g are; if so, the row of noise in both.
+        noisy_upper: whether gradients of f come from samples.
+        noisy_lower: whether gradients of g do; if so, both count as noisy.
         ratio: ξ.
 
     Returns:
-        What `penalty=` takes, with the transforms for `outer=`, `inner=`, `inner_y=`
+        The argument for `penalty=`, with transforms for `outer=`, `inner=`, `inner_y=`,
         and its `decay` for `decay=`.
-
-    Raises:
-        ValueError: for constants that are not positive.
-        TypeError: for something else than an `ok.bilevel.Constants`.
 
     Reference:
         Kwon et al. 2023, arXiv:2301.10945.
@@ -140,9 +132,8 @@ def f3sa_schedule(
     check = Check("ok.bilevel.f3sa_schedule")
     check.positive(ratio=ratio)
     mu, l_g, l_f, l_F = _checked(check, constants)
-    xi = ratio
+    penalty, xi = 2 * l_f / mu, ratio
     a, c = _exponents(noisy_upper, noisy_lower, _F3SA)
-    penalty = 2 * l_f / mu
     k0 = max(128 * l_g, 64 * l_f / penalty, 16 * xi * l_F / penalty) / mu
     return PenaltySchedule(
         a=a,
@@ -154,14 +145,14 @@ def f3sa_schedule(
         growth=float("inf"),
         target=1.0,
         ratio=xi,
-        max_alpha=min(1 / (8 * l_f), 1 / (2 * xi * l_F) if l_F else float("inf")),
+        max_alpha=_max_alpha(l_f, xi * l_F),
         max_gamma=1 / (16 * l_g),
     )
 
 
 _Table = dict[tuple[bool, bool], tuple[Fraction, Fraction]]
 _HALF, _THIRD = Fraction(1, 2), Fraction(1, 3)
-# (a, c), by whether f and whether g are noisy. There is no row for a noisy g alone.
+# (a, c), by whether f and g are noisy. A noisy g alone has no row.
 _F2SA: _Table = {
     (True, True): (Fraction(5, 7), Fraction(4, 7)),
     (True, False): (Fraction(3, 5), Fraction(2, 5)),
@@ -179,6 +170,10 @@ def _exponents(
 ) -> tuple[float, float]:
     a, c = table[noisy_upper or noisy_lower, noisy_lower]
     return float(a), float(c)
+
+
+def _max_alpha(l_f: float, l_F: float) -> float:
+    return min(1 / (8 * l_f), 1 / (2 * l_F) if l_F else float("inf"))
 
 
 def _checked(check: Check, constants: Any) -> tuple[float, float, float, float]:

@@ -1,62 +1,52 @@
-"""Hypergradients through the steps of y: what x changes in the y they arrive at.
+"""Hypergradients through the steps of y.
 
 With y_{t+1} = Ξ(y_t, x), A_t = ∂_y Ξ and B_t = ∂_x Ξ,
 
     forward:  Z_{t+1} = A_t Z_t + B_t    Z_0 = 0               ∇Φ ≈ ∇_x F + Z_Tᵀ ∇_y F
     reverse:  h += B_tᵀ α, α <- A_tᵀ α   for t = T-1, ..., 0   from ∇_x F and ∇_y F
 
-Both are exact for the y_T they arrive at. Reverse stopped after K steps keeps the last
-K terms of the sum: at a fixed point of gradient descent with step size γ, the first K
-terms of γ Σ (I - γH)ʲ, which is what `ok.bilevel.Implicit(ok.Neumann(K, γ))` sums.
+Both are exact for the y_T that they reach. Reverse mode stopped after K steps keeps the
+last K terms of the sum. At a fixed point of gradient descent with step size γ these are
+the first K terms of γ Σ (I - γH)ʲ, the sum of `ok.bilevel.Implicit(ok.Neumann(K, γ))`.
 """
 
 from typing import Any
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
 from .._check import Check
 from .._solver.move import Projection
 from .._types import Params
-from ._base import Batch, Batches, Objective, check_leading, repeat, upper_slopes
-from ._hypergradient import (
-    AbstractHypergradient,
-    HypergradientInfo,
-    inner_step,
-    unrolled_info,
-)
+from ._base import Batch, Batches, InnerBatches, Objective
+from ._hypergradient import AbstractPath, Pulled, Response
 
 
-class Unrolled(AbstractHypergradient):
+class Unrolled(AbstractPath):
     """The hypergradient by reverse mode through T steps of y, or the last K of them.
 
         y_{t+1} = Ξ(y_t, x)    h = ∇_x F + Σ_{t=T-K+1..T} B_tᵀ A_{t+1}ᵀ ... A_Tᵀ ∇_y F
 
-    With K = T it is the exact derivative of F(x, y_T(x)). For gradient descent of step
-    size γ <= 1/L on a g that is μ-strongly convex, what K < T leaves out is at most
-    (1 - γμ)ᴷ / (γμ) |∇_y F| |B|. Where a constraint is active, its projection stands
-    inside of the step and is differentiated with it.
+    With K = T it is the exact derivative of F(x, y_T(x)). For gradient descent with
+    step size γ <= 1/L on a μ-strongly convex g, the terms left out with K < T are at
+    most (1 - γμ)ᴷ / (γμ) |∇_y F| |B|. An active constraint is handled: its projection
+    is part of the step.
 
-    Keeps the last K iterates of y, and of the transform's state; costs T gradients,
-    and about four for each of the K.
+    It keeps the last K iterates of y and of the opt_state, and costs T gradients, plus
+    about four for each of the K.
 
-    An `optax.adam` here needs an `eps_root`, such as 1e-8: the derivative of its square
-    root is NaN where a gradient of y is zero, as of weights that do nothing yet.
+    With `optax.adam`, set `eps_root`, for example to 1e-8: the derivative of its square
+    root is NaN if a gradient of y is zero, as for weights that are not used yet.
 
     Args:
         num_steps: T >= 1.
-        inner: the optax transform of y. Its state starts anew in every hypergradient.
-        truncate: K, at most T; None is T.
+        inner: the optax transform of y. Its state is fresh in every hypergradient.
+        truncate: K, at most T; default T.
         project_y: onto the constraint set of y, after each step.
-        checkpoint: keep every c-th iterate only, and take the steps between again:
-            memory K/c + c iterates, least at c = √K, for one more gradient a step.
-
-    Raises:
-        ValueError: for numbers of steps that are not positive integers, or K > T.
-        TypeError: for an `inner` that is not an optax transform.
+        checkpoint: c. Keep only every c-th iterate and repeat the steps between:
+            memory K/c + c iterates, least at c = √K, for one more gradient per step.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
@@ -65,9 +55,9 @@ class Unrolled(AbstractHypergradient):
         >>> def upper(x, y, batch):
         ...     return jnp.sum(y)
         >>> method = ok.bilevel.Unrolled(2, optax.sgd(0.5))
-        >>> x, y = jnp.array([4.0]), jnp.array([0.0])
-        >>> gradient, info = ok.bilevel.hypergradient(upper, lower, method=method)(x, y, None)
-        >>> print(info.y, gradient)  # y_2 = (1 - ½²) x
+        >>> gradient = ok.bilevel.hypergradient(upper, lower, method=method)
+        >>> value, info = gradient(jnp.array([4.0]), jnp.array([0.0]), None)
+        >>> print(info.y, value)  # y_2 = (1 - ½²) x
         [3.] [0.75]
 
     Reference:
@@ -97,73 +87,37 @@ class Unrolled(AbstractHypergradient):
         self.num_steps, self.inner, self.project_y = num_steps, inner, project_y
         self.truncate, self.checkpoint = truncate or num_steps, checkpoint
 
-    @property
-    def moves_y(self) -> bool:
-        """True."""
-        return True
-
-    def init(self, y: Params) -> PyTree:
-        """Nothing."""
-
-    def estimate(
-        self,
-        objectives: tuple[Objective, Objective],
-        x: Params,
-        y: Params,
-        batches: tuple[Batches, bool],
-        memory: PyTree,
-    ) -> tuple[Params, HypergradientInfo, PyTree]:
+    def response(
+        self, lower: Objective, x: Params, y: Params, batches: Batches, memory: PyTree
+    ) -> Response:
         """T - K steps, then one vjp of K."""
-        T, K = self.num_steps, self.truncate
-        given, is_shared = batches
-        early, late = _split(given.lower_y, T, T - K, is_shared)
-        start = y, self.inner.init(y)
-        start = repeat(
-            self._step(objectives[1], x),
-            start,
-            early,
-            num_steps=T - K,
-            is_shared=is_shared,
-        )
+        first = self.num_steps - self.truncate
+        batches.lower_y.check(self.num_steps)
+        early, late = batches.lower_y.split(first)
+        start = early.loop(self.step(lower, x), (y, self.inner.init(y)), first)
 
         def arrive(x: Params) -> Params:
-            step = self._step(objectives[1], x)
-            return self._unroll(step, start, late, is_shared)[0]
+            return self._unroll(self.step(lower, x), start, late)[0]
 
         y, pull = jax.vjp(arrive, x)
-        F, F_x, F_y = upper_slopes(objectives[0], x, y, given.upper_x)
-        (through,) = pull(F_y)
-        info = unrolled_info(objectives[1], (x, y, F, F_x), batches, self.project_y)
-        return jax.tree.map(jnp.add, F_x, through), info, memory
 
-    def _step(self, lower: Objective, x: Params) -> Any:
-        return inner_step(
-            Check("ok.bilevel.Unrolled"), lower, x, self.inner, self.project_y
-        )
+        def pulled(b: Params) -> Pulled:
+            return self.pulled(pull(b)[0], lower, x, y, late.last())
 
-    def _unroll(self, step: Any, carry: PyTree, batches: Batch, is_shared: bool) -> Any:
+        return y, pulled
+
+    def _unroll(self, step: Any, carry: PyTree, batches: InnerBatches) -> PyTree:
         """K steps of which reverse mode keeps the carry, or every c-th of it."""
-        # Without `checkpoint`, reverse mode keeps what is inside of the gradient too.
         K, c = self.truncate, min(self.checkpoint, self.truncate)
+        # Otherwise reverse mode would keep the inside of each gradient too.
         step = jax.checkpoint(step)
-        odd, whole = _split(batches, K, K % c, is_shared)
-        carry = repeat(step, carry, odd, num_steps=K % c, is_shared=is_shared)
+        odd, whole = batches.split(K % c)
+        carry = odd.loop(step, carry, K % c)
         if c == 1:
-            return repeat(step, carry, whole, num_steps=K, is_shared=is_shared)
-        if not is_shared:
-            whole = jax.tree.map(lambda a: a.reshape(-1, c, *a.shape[1:]), whole)
+            return whole.loop(step, carry, K)
 
         @jax.checkpoint
-        def segment(carry: PyTree, batches: Batch) -> PyTree:
-            return repeat(step, carry, batches, num_steps=c, is_shared=is_shared)
+        def segment(carry: PyTree, batch: Batch) -> PyTree:
+            return whole._replace(batch=batch).loop(step, carry, c)
 
-        return repeat(segment, carry, whole, num_steps=K // c, is_shared=is_shared)
-
-
-def _split(batches: Batch, total: int, count: int, is_shared: bool) -> tuple[Any, Any]:
-    """The batches of the first `count` inner steps, and of the others."""
-    if is_shared:
-        return batches, batches
-    check_leading(batches, total)
-    first = jax.tree.map(lambda a: a[:count], batches)
-    return first, jax.tree.map(lambda a: a[count:], batches)
+        return whole.grouped(c).loop(segment, carry, K // c)

@@ -65,7 +65,7 @@ def test_function_and_iterable_take_the_same_steps():
         by_function.state,
         state,
     )
-    for name in ("upper", "hypergradient_norm", "linear_residual"):
+    for name in ("value", "hypergradient_norm", "linear_residual"):
         expected = [float(getattr(info, name)) for info in infos]
         got = getattr(by_iterable.history, name)
         assert isinstance(got, np.ndarray)
@@ -148,5 +148,5 @@ def test_bad_arguments_raise():
     with pytest.raises(TypeError):
         ok.run(optax.sgd(0.1), start(), batches, 3)
     holding_arrays = eqx.Partial(lambda a, k: a, jnp.ones(2))
-    with pytest.raises(TypeError, match="can be hashed"):
+    with pytest.raises(TypeError, match="needs a hashable function"):
         ok.run(SOLVER, start(), holding_arrays, 3)

@@ -143,11 +143,43 @@ def test_objectives_that_are_no_scalar_are_refused(make):
     # Oracle: identity of the message.
     solver = make(lambda x, y, batch: (y["w"] - 1) ** 2)
     state = solver.init(*trees())
-    with pytest.raises(ValueError, match=r"\(upper\)` needs a loss .* shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"upper to return one real scalar.*\(3,\)"):
         solver.step(state, jnp.ones(2))
     solver = make(lower=lambda x, y, batch: (y["w"].sum(), 1.0))
-    with pytest.raises(ValueError, match=r"\(lower\)` needs a loss .* got tuple"):
+    with pytest.raises(ValueError, match="lower to return one real scalar, got tuple"):
         solver.step(state, jnp.ones(2))
+
+
+def test_without_proximal_term_the_penalty_methods_are_those_of_f2sa_and_f3sa(rng):
+    """Oracle: identity to the last bit, as σ is a power of two."""
+    sigma = 2.0**-4
+    pairs = (
+        (f2sa(penalty=1 / sigma), penalty(sigma=sigma, prox_step=None)),
+        (f3sa(penalty=1 / sigma), penalty_momentum(sigma=sigma, averaging=1.0)),
+    )
+    batches = jnp.asarray(rng.uniform(size=(20, 3)))
+    for solvers in pairs:
+        one, other = (
+            jax.lax.scan(solver.step, solver.init(*trees()), batches)
+            for solver in solvers
+        )
+        assert_same(one, other)
+        assert one[0].centers is None
+        assert (one[1].penalty == 16).all()
+        assert jnp.linalg.norm(one[0].x["a"]) > 0.1
+
+
+def test_centers_follow_the_iterates_by_averaging():
+    """Oracle: the recursion z <- (1 - β) z + β w, by hand."""
+    solver = penalty(averaging=0.25)
+    state = solver.init(*trees())
+    centers = np.zeros((2, 3))
+    for _ in range(3):
+        state, _ = solver.step(state, jnp.ones(2))
+        iterates = np.stack([state.y["w"], state.z["w"]])
+        centers = 0.75 * centers + 0.25 * iterates
+        got = np.stack([center["w"] for center in state.centers])
+        assert_allclose(got, centers, rtol=1e-12)
 
 
 @SOLVERS
@@ -156,7 +188,7 @@ def test_what_is_no_floating_array_or_no_projection_is_refused(make):
     with pytest.raises(TypeError, match="real floating leaves, got int"):
         make().init({"a": jnp.arange(3)}, jnp.ones(2))
     solver = make(project_y=lambda y: y["w"])
-    with pytest.raises(ValueError, match="a projection returned a tree of another"):
+    with pytest.raises(ValueError, match=r"project_y\(y\) in the structure of y"):
         solver.step(solver.init(*trees()), jnp.ones(2))
 
 

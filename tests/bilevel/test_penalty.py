@@ -180,7 +180,7 @@ def test_twenty_steps_are_those_of_the_paper(rng):
     state = solver.init(x, y)
     for sample in samples:
         state, info = solver.step(state, sample)
-    for got, want in zip((state.x, state.y, state.z), expected, strict=True):
+    for got, want in zip((state.x, *state.centers), expected, strict=True):
         assert_allclose(got, want, rtol=1e-12)
     assert info.result == ok.RESULTS.successful
 
@@ -191,7 +191,7 @@ def test_twenty_steps_are_those_of_the_paper(rng):
         ({"sigma": 0.0}, "finite sigma > 0, got sigma=0.0"),
         ({"sigma": -0.1}, "finite sigma > 0"),
         ({"prox_step": 0.0}, "finite prox_step > 0"),
-        ({"averaging": 1.5}, "0 < averaging <= 1, got averaging=1.5"),
+        ({"averaging": 1.5}, "averaging <= 1, .*got averaging=1.5"),
         ({"inner_steps": 0}, "inner_steps >= 1"),
     ],
 )

@@ -210,7 +210,7 @@ def test_a_term_that_is_not_finite_or_not_there_changes_nothing(blocks):
 def test_batches_that_do_not_say_which_terms_they_are_raise(blocks):
     solver = solver_of()
     state = solver.init(jnp.zeros(5), jnp.zeros(8))
-    with pytest.raises(TypeError, match=r"ok.bilevel.Term\(i, batch_i\)"):
+    with pytest.raises(TypeError, match=r"upper_x=Term\(i, batch_i\)"):
         solver.step(state, rows(blocks.lower, 0))
     batch = term(blocks, jnp.array(0), jnp.array(0))
     upper, lower = batch.upper_x, batch.lower_x
@@ -223,7 +223,7 @@ def test_batches_that_do_not_say_which_terms_they_are_raise(blocks):
             state, batch._replace(lower_x=ok.bilevel.Term(jnp.arange(3), lower.batch))
         )
     square = ok.bilevel.Term(jnp.zeros((2, 2), int), rows(blocks.lower, jnp.arange(2)))
-    with pytest.raises(ValueError, match=r"lower_x.index of shape \(\) or \(b,\)"):
+    with pytest.raises(ValueError, match=r"lower_x\.index of shape \(2,\), got \(2, "):
         solver.step(state, batch._replace(lower_x=square))
     with pytest.raises(ValueError, match="num_lower >= 1"):
         ok.bilevel.saba(

@@ -150,7 +150,7 @@ def test_bad_arguments_raise():
         ok.bilevel.Unrolled(0, SGD)
     with pytest.raises(TypeError):
         ok.bilevel.Unrolled(3, 0.1)
-    with pytest.raises(ValueError, match="truncate=4 for 3 steps"):
+    with pytest.raises(ValueError, match=r"truncate <= 3, .*got truncate=4"):
         ok.bilevel.Unrolled(3, SGD, truncate=4)
     with pytest.raises(ValueError, match="checkpoint >= 1"):
         ok.bilevel.Unrolled(3, SGD, checkpoint=0)
