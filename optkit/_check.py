@@ -110,10 +110,10 @@ class Check(NamedTuple):
         wanted = "a method such as `ok.CG()` or `lx.LU()`"
         self.instance(lx.AbstractLinearSolver, wanted, **solvers)
 
-    def symmetric(self, operator: Any) -> None:
+    def symmetric(self, operator: Any, name: str = "operator") -> None:
         """A symmetric Lineax operator with real floating leaves."""
         wanted = "a Lineax operator such as `ok.hessian(...)`"
-        self.instance(lx.AbstractLinearOperator, wanted, operator=operator)
+        self.instance(lx.AbstractLinearOperator, wanted, **{name: operator})
         self.that(
             lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator),
             f"needs an operator known to be symmetric, got `{type(operator).__name__}`."

@@ -1,8 +1,8 @@
-"""Attribute a prediction to its data: influence functions.
+"""Influence functions, which attribute predictions to training examples.
 
 Removing a training example moves the minimiser by P g / n, with g the gradient of its
-loss and P the inverse curvature of the mean loss. So the loss of a test example moves
-by its own gradient's product with that step.
+loss and P the inverse curvature of the mean loss. So the loss of a test example changes
+by the dot of its gradient with that step.
 """
 
 from collections.abc import Callable
@@ -26,38 +26,33 @@ def influence(
     *,
     chunk: int = 128,
 ) -> Float[Array, "num_test num_train"]:
-    """How much each training example helps each test example.
+    """Scores how much each training example helps each test example.
 
     With g the gradient of one example's loss at the params, and P the inverse,
 
         score[i, j] = g(test_i)ᵀ P g(train_j)
 
-    To first order, training without example j of n adds score[i, j] / n to the loss
-    of test example i: a positive score is an example that helps, a negative one an
-    example that harms. The score of an example with itself, P positive definite, is
-    positive: large where the example has to be memorised.
+    To first order, training without example j of n adds score[i, j] / n to the loss of
+    test example i: a training example helps if its score is positive and harms if it is
+    negative. If P is positive definite, the score of an example with itself is
+    positive, and large if the model has to memorise it.
 
     Args:
-        example_loss: `example_loss(params, example)`, a real scalar, the same loss
-            whose mean over the training set the params minimise.
-        params: where the training ended.
+        example_loss: example_loss(params, example) -> a real scalar. The params should
+            minimise its mean over the training set.
+        params: the params after training.
         train: examples, a pytree whose leaves share a leading axis.
         test: examples, likewise.
-        inverse: P, a symmetric operator on the params: what `ok.invert` returns for
-            the curvature of the MEAN training loss. The identity gives plain dot
-            products of gradients.
-        chunk: how many test examples, and how many training examples, are handled at
-            once. Memory is 2 `chunk` gradients, and what P needs for `chunk`
-            products; training gradients are made once for each chunk of the test
-            examples. The result does not depend on it.
+        inverse: P, a symmetric operator on the params, such as `ok.invert` of the
+            curvature of the MEAN training loss. The identity gives plain dot products
+            of gradients.
+        chunk: how many test and how many training examples to process at a time. The
+            result does not depend on it. Memory is 2 `chunk` gradients, plus what P
+            needs for `chunk` products. Each chunk of test examples recomputes the
+            training gradients.
 
     Returns:
         The scores, in float32 or wider.
-
-    Raises:
-        ValueError: for a loss that is not one scalar, examples without a common
-            leading axis, none at all, an inverse on other params, or chunk < 1.
-        TypeError: for a loss that is no function, or not real floating.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -77,7 +72,7 @@ def influence(
     check = Check("ok.influence")
     gradient = jax.grad(check.scalar(example_loss, "example_loss"))
     check.count(chunk=chunk)
-    check.symmetric(inverse)
+    check.symmetric(inverse, "inverse")
     check.batch(train=train, test=test)
     check.like("params", params, inverse.in_structure(), "the inverse's params")
 
@@ -87,7 +82,7 @@ def influence(
         def score(train_example: Any) -> Float[Array, ""]:
             return dot(step, gradient(params, train_example))
 
-        # Batched over both, the dots are one matrix product.
+        # Batched over both axes, the dots are one matrix product.
         return jax.lax.map(score, train, batch_size=chunk)
 
     return jax.lax.map(row, test, batch_size=chunk)

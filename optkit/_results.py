@@ -47,17 +47,18 @@ class RESULTS(lx.RESULTS):  # pyright: ignore  # Equinox can extend an enumerati
         "The solution to differentiate is NaN or infinite. Check how the solver ended, "
         "its starting point `y0`, and `args`."
     )
-    singular_jacobian = (
-        "The linear solve behind the derivative of a solution returned NaN or "
-        "infinity: the Jacobian of the optimality conditions is singular, or not "
-        "finite, at the solution. Check its conditioning with `ok.check_implicit`; add "
-        "damping or a small regulariser to the problem."
+    singular_matrix = (
+        "A linear solve returned NaN or infinity: its matrix is singular or not "
+        "finite. Add damping or a small regulariser to the problem. In the derivative "
+        "of a solution, the matrix is the Jacobian of the optimality conditions there: "
+        "check its conditioning with `ok.check_implicit`."
     )
-    inexact_backward = (
-        "The linear solve behind the derivative of a solution missed its tolerance: "
-        "the true residual |b - A x| / |b| is too large. The Jacobian may be singular "
-        "or badly conditioned: check it with `ok.check_implicit`. Allow more steps, "
-        "pass another `solver=`, or compute in float64."
+    inexact_solve = (
+        "A linear solve missed its tolerance: the true residual |b - A x| / |b| is too "
+        "large. Its matrix may be singular or badly conditioned. Allow more steps, "
+        "pass another `solver=`, or compute in float64. In the derivative of a "
+        "solution, the matrix is the Jacobian of the optimality conditions: check it "
+        "with `ok.check_implicit`."
     )
     nonfinite_iterate = (
         "An iterate became NaN or infinite: the iteration diverged, or its mapping is "
@@ -93,8 +94,8 @@ _NEAREST_IN_LINEAX = {
     "bad_preconditioner": lx.RESULTS.breakdown,
     "stalled": lx.RESULTS.stagnation,
     "nonfinite_solution": lx.RESULTS.nonfinite_input,
-    "singular_jacobian": lx.RESULTS.singular,
-    "inexact_backward": lx.RESULTS.stagnation,
+    "singular_matrix": lx.RESULTS.singular,
+    "inexact_solve": lx.RESULTS.stagnation,
     "nonfinite_input": lx.RESULTS.nonfinite_input,
     "max_steps_reached": lx.RESULTS.max_steps_reached,
 }

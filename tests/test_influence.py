@@ -29,7 +29,7 @@ def mean_loss(params, weights, train):
 
 @jax.jit
 def fit(weights, train):
-    """The minimiser, to rounding, by Newton's method."""
+    """The minimiser by Newton's method, to a gradient of 1e-11."""
 
     def newton(_, params):
         C = ok.hessian(mean_loss, params, weights, train)
@@ -38,8 +38,10 @@ def fit(weights, train):
         step = ok.invert(tagged, lx.Cholesky()).mv(grads)
         return jax.tree.map(jnp.subtract, params, step)
 
+    # No further: XLA may compute a gradient of nothing but rounding twice, differently,
+    # and no step solves for both.
     start = {"w": jnp.zeros(3), "b": jnp.zeros(())}
-    return jax.lax.fori_loop(0, 12, newton, start)
+    return jax.lax.fori_loop(0, 5, newton, start)
 
 
 @pytest.fixture
@@ -123,8 +125,12 @@ def test_memory_is_bounded_by_the_chunk():
 
 
 BAD = {
-    "empty": (lambda t: (t[0][:0], t[1][:0]), {}, "empty train"),
-    "lengths": (lambda t: (t[0], t[1][:3]), {}, "train whose leaves"),
+    "empty": (lambda t: (t[0][:0], t[1][:0]), {}, "at least one .* leaves of train"),
+    "lengths": (
+        lambda t: (t[0], t[1][:3]),
+        {},
+        r"first axis of all leaves of train, got shapes \[\(40, 3\), \(3,\)\]",
+    ),
     "chunk": (lambda t: t, {"chunk": 0}, "chunk >= 1, got 0"),
 }
 

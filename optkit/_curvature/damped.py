@@ -39,7 +39,7 @@ class Damped(AbstractCurvature):
 
     def __init__(self, curvature: lx.AbstractLinearOperator, damping: Any) -> None:
         check = Check("ok.Damped")
-        check.symmetric(curvature)
+        check.symmetric(curvature, "curvature")
         check.non_negative(damping=damping)
         self.curvature = curvature
         self.damping = as_scalar(check, "damping", damping)
@@ -63,9 +63,7 @@ class Damped(AbstractCurvature):
         return axpy(self.damping, jax.tree.map(jnp.ones_like, diag), diag)
 
 
-def split_damping(
-    operator: lx.AbstractLinearOperator,
-) -> tuple[lx.AbstractLinearOperator, Float[Array, ""]]:
+def split_damping(operator: Any) -> tuple[Any, Float[Array, ""]]:
     """C and λ of C + λI; λ is 0 for an operator without damping."""
     damping = jnp.zeros((), jnp.result_type(float))
     while isinstance(operator, Damped):

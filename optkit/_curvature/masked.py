@@ -39,7 +39,7 @@ class Masked(AbstractCurvature):
 
     def __init__(self, curvature: lx.AbstractLinearOperator, mask: PyTree) -> None:
         check = Check("ok.Masked")
-        check.symmetric(curvature)
+        check.symmetric(curvature, "curvature")
         self.curvature = curvature
         structure = curvature.in_structure()
         spread = check.booleans("mask", mask, structure, "the params")

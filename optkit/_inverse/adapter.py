@@ -1,4 +1,4 @@
-"""A solver of Lineax's as a method: at any scale of b, and never silent."""
+"""Lineax solvers as methods: independent of the scale of b, with failures reported."""
 
 from typing import Any, ClassVar
 
@@ -7,24 +7,31 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+import optax
 from jaxtyping import Array, PyTree
 
 from .._results import RESULTS, first_failure
 from .._types import Params
-from .._vector import all_finite, cast_like, norm, normalised, scale, subtract, widen
+from .._vector import (
+    all_finite,
+    cast_like,
+    narrowest_eps,
+    norm,
+    normalised,
+    scale,
+    subtract,
+    widen,
+)
 from .base import AbstractInverse, Solved
 
 _ITERATIVE = (lx.CG, lx.BiCGStab, lx.GMRES, lx.LSMR)
 
 
 class Adapted(AbstractInverse):
-    """A solver of Lineax's.
+    """A Lineax solver.
 
-    b is scaled to norm one, so that an absolute tolerance is relative, and the true
-    residual |b - A x| / |b| is compared with what was asked of the solver.
-
-    Args:
-        solver: Lineax's.
+    b is scaled to norm one, so an absolute tolerance becomes relative. The true
+    residual |b - A x| / |b| is compared with the solver's tolerance.
     """
 
     solver: "Portable"
@@ -40,30 +47,30 @@ class Adapted(AbstractInverse):
     def apply(
         self, operator: lx.AbstractLinearOperator, factor: "Portable", vector: Params
     ) -> Solved:
-        """Solves, and looks at how it went."""
+        """Solves, and checks the residual."""
         solver = self.solver.value
         b, size = normalised(vector)
         x, result, stats = solver.compute(factor.value, cast_like(b, vector), {})
         residual = norm(subtract(b, widen(operator.mv(cast_like(x, vector)))))
         outcome = first_failure(
             (~jnp.isfinite(size), RESULTS.nonfinite_input),
-            (~all_finite(x), RESULTS.singular_jacobian),
+            (~all_finite(x), RESULTS.singular_matrix),
             (result != lx.RESULTS.successful, RESULTS.promote(result)),
-            (~(residual <= _allowed(solver, vector)), RESULTS.inexact_backward),
+            (~(residual <= _allowed(solver, vector)), RESULTS.inexact_solve),
         )
         x = cast_like(scale(size, widen(x)), vector)
         return x, outcome, {**stats, "residual": residual}
 
 
 def as_method(solver: lx.AbstractLinearSolver) -> AbstractInverse:
-    """The solver as a method of ours, if it is none."""
+    """Wraps a Lineax solver, unless it is a method already."""
     return solver if isinstance(solver, AbstractInverse) else Adapted(solver)
 
 
 class Portable(eqx.Module):
-    """Any pytree, in a form that crosses `jax.jit`: what is no array is static.
+    """Any pytree in a form that crosses `jax.jit`: static, except for its arrays.
 
-    Lineax keeps lists in its states' static fields, which have no hash.
+    Lineax keeps lists, which have no hash, in static fields of its states.
     """
 
     arrays: list[Array]
@@ -85,7 +92,7 @@ class Portable(eqx.Module):
 
 
 class _Static:
-    """The part of a pytree that is not arrays: compared by value, whatever it holds."""
+    """The part of a pytree that is not arrays, compared by value."""
 
     def __init__(self, leaves: list[Any], treedef: Any) -> None:
         self.leaves, self.treedef = leaves, treedef
@@ -102,12 +109,10 @@ class _Static:
 
 
 def _allowed(solver: lx.AbstractLinearSolver, vector: Params) -> float:
-    """The residual that a solver may leave of a b of norm one."""
-    leaves = jax.tree.leaves(vector)
-    eps = max([float(jnp.finfo(leaf).eps) for leaf in leaves])
-    size = sum(leaf.size for leaf in leaves)
-    asked = 0.0
+    """The largest residual to accept, for a b of norm one."""
+    tolerance = 0.0
     if isinstance(solver, _ITERATIVE):
         # Its tolerances are for the largest entry.
-        asked = 10 * (float(solver.rtol) + float(solver.atol) * size**0.5)
-    return max(asked, eps**0.5)
+        root = optax.tree.size(vector) ** 0.5
+        tolerance = 10 * (float(solver.rtol) + float(solver.atol) * root)
+    return max(tolerance, narrowest_eps(vector) ** 0.5)

@@ -1,49 +1,57 @@
-"""What a method for (C + λI)⁻¹ holds, and what every method is given.
+"""What every method for (C + λI)⁻¹ has in common.
 
-A method is a `lineax.AbstractLinearSolver`: Lineax's own work here, and these work in
-Lineax and Optimistix. It factorises once, and is applied to many vectors:
+A method is a `lineax.AbstractLinearSolver`, so it also works in Lineax and Optimistix,
+and Lineax's solvers work here. It factorises once and then solves for many vectors:
 
     factor = method.factorise(A)      x, outcome, stats = method.apply(A, factor, b)
 
-An iterative method sees b scaled to entries near 1, in float32 or wider, and so neither
-the scale of the loss nor the dtypes of its leaves. It returns what it found there.
+An iterative method gets b scaled to entries near 1, in float32 or wider. So it does not
+depend on the scale of the loss or the dtypes of the leaves.
 """
 
 import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import lineax as lx
+import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._check import Check
 from .._curvature.damped import split_damping
 from .._results import RESULTS, first_failure, nearest_in_lineax
 from .._types import Params
-from .._vector import all_finite, cast_like, constant, norm, over_peak, scale, widen
+from .._vector import (
+    all_finite,
+    cast_like,
+    constant,
+    narrowest_eps,
+    norm,
+    over_peak,
+    scale,
+    widen,
+)
 
 Solved = tuple[Params, Any, dict[str, Any]]
 """x, an item of `ok.RESULTS`, and statistics."""
 
 
 class AbstractInverse(lx.AbstractLinearSolver):
-    """A method for (C + λI)⁻¹: `factorise` looks at the operator, `apply` at a vector.
+    """A method for (C + λI)⁻¹: `factorise` takes the operator, `apply` a vector.
 
-    The state that Lineax passes around is the operator and its factor, which must also
-    be that of the transposed operator.
+    The factor must also serve the transposed operator.
     """
 
-    needs_symmetric: eqx.AbstractClassVar[bool]
+    needs_symmetric: ClassVar[bool]
 
     @abc.abstractmethod
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
-        """All the work that does not need a right-hand side.
+        """Does all the work that does not need a right-hand side.
 
         Args:
-            operator: C + λI, an `ok.Damped` when it comes from `ok.invert`.
+            operator: C + λI, an `ok.Damped` if it comes from `ok.invert`.
 
         Returns:
             A pytree of arrays.
@@ -56,8 +64,8 @@ class AbstractInverse(lx.AbstractLinearSolver):
         """Solves (C + λI) x = b.
 
         Args:
-            operator: as given to `factorise`.
-            factor: what it returned.
+            operator: the one passed to `factorise`.
+            factor: what `factorise` returned.
             vector: b.
 
         Returns:
@@ -67,7 +75,7 @@ class AbstractInverse(lx.AbstractLinearSolver):
     def init(
         self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
     ) -> tuple[lx.AbstractLinearOperator, PyTree]:
-        """Lineax's name for `factorise`, after checks."""
+        """Lineax's name for `factorise`, with checks."""
         check = Check(f"ok.{type(self).__name__}")
         text = f"takes its options in its constructor, got {sorted(options)}."
         check.that(not options, text)
@@ -85,7 +93,7 @@ class AbstractInverse(lx.AbstractLinearSolver):
         vector: Params,
         options: dict[str, Any],
     ) -> Solved:
-        """Lineax's name for `apply`; its results are the nearest of Lineax's."""
+        """Lineax's name for `apply`, with the nearest of Lineax's own results."""
         del options
         value, outcome, stats = self.apply(*state, vector)
         return value, nearest_in_lineax(outcome), {**stats, "outcome": outcome}
@@ -96,11 +104,11 @@ class AbstractInverse(lx.AbstractLinearSolver):
         return (operator.transpose(), factor), options
 
     def conj(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
-        """The state itself, as the operator is real."""
+        """The state itself, because the operator is real."""
         return state, options
 
     def assume_full_rank(self) -> bool:
-        """True: the operator is invertible or the solve fails."""
+        """True: the operator is invertible, or the solve fails."""
         return True
 
 
@@ -119,7 +127,7 @@ class AbstractExplicitInverse(AbstractInverse):
         a: Int[Array, "..."],
         b: Int[Array, "..."],
     ) -> Float[Array, "..."]:
-        """Entries (a, b) of (C + λI)⁻¹; the indices as in `ok.Inverse.entry`."""
+        """Entries (a, b) of (C + λI)⁻¹, indexed as in `ok.Inverse.entry`."""
 
 
 class System(NamedTuple):
@@ -127,10 +135,10 @@ class System(NamedTuple):
 
     Attributes:
         product: v ↦ A v, in float32 or wider.
-        b: its largest entry is in [1, 4), or all are 0; in float32 or wider.
+        b: in float32 or wider. Its largest entry is in [1, 4), unless all are 0.
         size: |b|.
-        like: b as it came, for its dtypes.
-        is_symmetric: whether A is known to be.
+        like: the b that was passed, for its dtypes.
+        is_symmetric: whether A is known to be symmetric.
     """
 
     product: Callable[[Params], Params]
@@ -141,26 +149,32 @@ class System(NamedTuple):
 
     def goals(self, rtol: Any) -> "Goals":
         """The residuals to aim at, from a relative tolerance or None."""
-        eps = max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(self.like)])
+        eps = narrowest_eps(self.like)
         wanted = jnp.asarray(1e-5 if rtol is None else rtol, self.size.dtype)
         wanted = jnp.maximum(wanted, 4 * eps)
         aim = jnp.maximum(wanted - 8 * eps, wanted / 2)
         accepted = jnp.maximum(wanted, eps**0.5) if rtol is None else wanted
         return Goals(*(x * self.size for x in (aim, wanted, accepted)))
 
+    @property
+    def num_coordinates(self) -> int:
+        """The number of entries of b, at least 1."""
+        return max(optax.tree.size(self.b), 1)
+
     def max_steps(self, given: int | None) -> int:
         """The number of steps allowed, by default ten times that of coordinates."""
-        return given or 10 * max(sum(leaf.size for leaf in jax.tree.leaves(self.b)), 1)
+        return given or 10 * self.num_coordinates
 
 
 class Goals(NamedTuple):
     """Norms of the residual b - A x.
 
     Attributes:
-        aim: by recurrence, which is some eps off: time to look at the true one.
-        wanted: of the true residual.
-        accepted: of the true residual where rounding prevents a smaller one; for a
-            tolerance that the user gave, the same.
+        aim: for the residual by recurrence, which is off by some eps. Once it is
+            reached, the true residual is computed.
+        wanted: for the true residual.
+        accepted: for the true residual if rounding prevents a smaller one. Equals
+            `wanted` for a tolerance that the user chose.
     """
 
     aim: Array
@@ -197,9 +211,9 @@ class AbstractIterative(AbstractInverse):
         size = norm(b)
         system = System(product, b, size, vector, lx.is_symmetric(operator))
         x, outcome, stats = self.iterate(system, factor)
+        is_finite = jnp.isfinite(size)
         outcome = first_failure(
-            (~jnp.isfinite(size), RESULTS.nonfinite_input),
-            (outcome != RESULTS.successful, outcome),
+            (~is_finite, RESULTS.nonfinite_input), (is_finite, outcome)
         )
         residual = stats["residual"] / jnp.where(size > 0, size, 1)
         x = cast_like(scale(power, x), vector)
@@ -209,7 +223,7 @@ class AbstractIterative(AbstractInverse):
 def raise_if_failed(
     value: PyTree, operator: lx.AbstractLinearOperator, factor: PyTree
 ) -> PyTree:
-    """The value, or the text of `ok.RESULTS` where its factor could not be made."""
+    """The value, or an error at run time if the factor behind it failed."""
     _, damping = split_damping(operator)
     outcome = first_failure(
         (~(damping > 0), RESULTS.undamped),
@@ -234,12 +248,9 @@ def _(primals: Any, tangents: Any, *, slow: Any) -> tuple[PyTree, PyTree]:
 
 
 def with_derivative_of(slow: Any, inputs: PyTree, known: PyTree) -> PyTree:
-    """The value `known`, with the derivative of slow(inputs), which equals it.
+    """Returns `known`, with the derivative of slow(inputs), which has the same value.
 
-    For what is cheap from a factor, which is held constant, and is derived anew from
-    the operator only where somebody differentiates.
-
-    Returns:
-        `known`.
+    For values that are cheap from a factor, which is held constant. Only derivatives
+    recompute them from the operator.
     """
     return _value(constant(known), inputs, slow=slow)

@@ -1,12 +1,11 @@
 """Woodbury's identity in each block of a block-diagonal low-rank curvature.
 
-A block of B coordinates has the rows U_b, its slice of U. Two factorisations of it:
+A block of B coordinates has the rows U_b, its slice of U, and is factorised by
 
     B >= r    Cholesky of λI + U_b U_bᵀ, r x r, and Woodbury's identity
     B < r     Cholesky of λI + U_bᵀ U_b, B x B, which is the block itself
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from .._curvature.low_rank import BlockLowRank
 from .._types import Params
 from .._vector import common_dtype
-from .columns import identity_entries, small_dtype
+from .columns import identity_entries, places, small_dtype
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -39,9 +38,8 @@ def factor_blocks(curvature: BlockLowRank, damping: Float[Array, ""]) -> BlockFa
 def _factor_leaf(u: Array, damping: Array) -> Array:
     def factor(u: Array) -> Array:
         u = u.astype(small_dtype())
-        matrix = jnp.matmul(
-            *((u.T, u) if _is_dense(u) else (u, u.T)), precision=_HIGHEST
-        )
+        pair = (u.T, u) if _is_dense(u) else (u, u.T)
+        matrix = jnp.matmul(*pair, precision=_HIGHEST)
         eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
         return jnp.linalg.cholesky(matrix + damping.astype(matrix.dtype) * eye)
 
@@ -88,21 +86,17 @@ def block_entry(
     b: Int[Array, "..."],
 ) -> Float[Array, "..."]:
     """Entries of the inverse: zero between blocks, NaN out of range."""
-    dtype = common_dtype(curvature.rows)
-    size = curvature.in_size()
+    rows, size = curvature.rows, curvature.in_size()
     found = jnp.where((a >= 0) & (a < size) & (b >= 0) & (b < size), 0, jnp.nan)
-    found, start = found.astype(dtype), 0
-    leaves = jax.tree.leaves(curvature.rows)
-    blocks = jax.tree.leaves(curvature.split(curvature.rows, 1))
-    for leaf, u, lower in zip(leaves, blocks, factor.lower, strict=True):
-        size, length = math.prod(leaf.shape[1:]), u.shape[2]
-        place_a, place_b = (jnp.clip(i - start, 0, max(size - 1, 0)) for i in (a, b))
-        is_here = (a >= start) & (a < start + size) & (b >= start) & (b < start + size)
-        is_here &= place_a // length == place_b // length
-        if size:
+    found = found.astype(common_dtype(rows))
+    blocks = jax.tree.leaves(curvature.split(rows, 1))
+    parts = zip(blocks, factor.lower, places(rows, a), places(rows, b), strict=True)
+    for u, lower, (place_a, is_a), (place_b, is_b) in parts:
+        _, num_blocks, length = u.shape
+        is_here = is_a & is_b & (place_a // length == place_b // length)
+        if num_blocks:
             value = _leaf_entry(u, lower, damping, place_a, place_b)
-            found = jnp.where(is_here, value.astype(dtype), found)
-        start += size
+            found = jnp.where(is_here, value.astype(found.dtype), found)
     return found
 
 
@@ -117,9 +111,8 @@ def _leaf_entry(u: Array, lower: Array, damping: Array, a: Array, b: Array) -> A
         inner = jnp.sum(w[:, 0] * w[:, 1])
         if _is_dense(u):
             return inner
-        return (identity_entries(a, b, inner.dtype) - inner) / damping.astype(
-            inner.dtype
-        )
+        rest = identity_entries(a, b, inner.dtype) - inner
+        return rest / damping.astype(inner.dtype)
 
     return jax.vmap(one)(a.reshape(-1), b.reshape(-1)).reshape(a.shape)
 
@@ -138,10 +131,10 @@ def _per_block(
 
 
 def _whitening_side(u: Array, dtype: Any) -> Array:
-    """What L⁻¹ is applied to, so that columns give entries: I, or U_b."""
+    """The matrix to multiply by L⁻¹, so that dots of columns give entries: I or U_b."""
     return jnp.eye(u.shape[-1], dtype=dtype) if _is_dense(u) else u.astype(dtype)
 
 
 def _is_dense(u: Array) -> bool:
-    """Whether a block is factorised itself: fewer coordinates than rows."""
+    """Whether the block itself is factorised: it has fewer coordinates than rows."""
     return u.shape[-1] < u.shape[0]

@@ -1,4 +1,4 @@
-"""Conjugate gradients that do not depend on scale, and say when they failed."""
+"""Conjugate gradients that do not depend on scale and report failure."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,23 +12,23 @@ from jaxtyping import Array, PyTree
 from .._check import Check
 from .._results import RESULTS, first_failure
 from .._types import Params
-from .._vector import axpy, cast_like, constant, dot, widen
+from .._vector import axpy, cast_like, constant, dot, widen, zeros_like
 from .base import AbstractIterative, Goals, Solved, System
 from .inverse import Inverse
 
 
 class _Iterate(NamedTuple):
-    """One conjugate gradient iterate; x and r are in float32 or wider."""
+    """An iterate; x and r are in float32 or wider."""
 
     x: Params
     r: Params  # b - A x, by recurrence
     p: Params  # search direction, in the params' dtypes
-    scalars: Array  # `_Scalars.stacked()`: one kernel computes them all
+    scalars: Array  # `_Scalars.stacked()`, so that one kernel computes them all
     steps: Array
 
 
 class _Scalars(NamedTuple):
-    """What an iterate knows of itself, in float32 or wider; flags are 0 or 1."""
+    """The scalars of an iterate, in float32 or wider; flags are 0 or 1."""
 
     rr: Array  # rᵀr
     rho: Array  # rᵀz
@@ -36,11 +36,11 @@ class _Scalars(NamedTuple):
     checked: Array  # rᵀr when r was last computed as b - A x
     top: Array  # the largest curvature pᵀAp / pᵀM⁻¹p so far
     is_indefinite: Array
-    is_last: Array  # no step is to follow
-    is_done: Array  # r is b - A x, and there is no going on from it
+    is_last: Array  # no step follows
+    is_done: Array  # r is b - A x, and the iteration ends
 
     def stacked(self) -> Array:
-        """All in one array, from which `_Scalars(*array)` has them."""
+        """All in one array; `_Scalars(*array)` undoes it."""
         return jnp.stack([scalar.astype(self.rr.dtype) for scalar in self])
 
 
@@ -50,35 +50,30 @@ class CG(AbstractIterative):
         α = rᵀz / pᵀAp    x <- x + α p    r <- r - α A p    z = M r
         p <- z + (rᵀz / old rᵀz) p
 
-    until |b - A x| <= rtol |b|, by the true residual: when the recurrence for r has
-    converged, b - A x is computed, and if that has not, the method goes on from it, as
-    iterative refinement. It differs from `lx.CG` in this, and:
+    until |b - A x| <= rtol |b|, by the true residual: once the recurrence for r has
+    converged, b - A x is computed, and if it is too large, the method continues from
+    it, as iterative refinement. Further differences from `lx.CG`:
 
     1. b is scaled by its largest entry and there is no absolute tolerance, so the
        relative error is the same for a loss times 1e-9 and times 1e9;
-    2. leaves may have different dtypes. x, r and all scalars are in float32 or wider;
-    3. directions of negative curvature, and of zero curvature to rounding, stop the
-       method and are reported; the operator need not claim to be positive definite.
+    2. leaves may have different dtypes; x, r and all scalars are in float32 or wider;
+    3. directions of negative curvature, or of zero curvature to rounding, stop the
+       method and are reported. The operator need not be tagged positive definite.
 
-    Costs one product a step and one for each residual, about ½ √κ ln(2/rtol) in all,
-    κ = (λ_max + λ) / (λ_min + λ): damping is the cheapest way to fewer steps.
+    Costs one product per step and per residual, about ½ √κ ln(2/rtol) in all, with
+    κ = (λ_max + λ) / (λ_min + λ). Damping is the cheapest way to reduce it.
 
     `stats` has `num_steps`, `max_steps`, and `residual`, the true |b - A x| / |b|.
 
     Args:
-        rtol: the relative residual to reach, > 0, or the solve has failed. Taken as 4
-            eps of the narrowest leaf where that is larger: no residual can be smaller.
-            None is 1e-5, or where rounding stops above it, as it does in float32 at
-            condition numbers in the hundreds, at most √eps: 3e-4 there.
-        max_steps: None is ten times the number of coordinates.
+        rtol: the relative residual to reach, > 0; otherwise the solve has failed. At
+            least 4 eps of the narrowest leaf. Default 1e-5; up to √eps (3e-4 in
+            float32) is accepted where rounding prevents it, as in float32 at condition
+            numbers in the hundreds.
+        max_steps: default ten times the number of coordinates.
         preconditioner: M ≈ A⁻¹, a symmetric positive definite operator on the params,
-            such as `ok.nystrom_preconditioner(P)`, or an `ok.Inverse`. It changes the
+            such as `ok.nystrom_preconditioner(P)` or an `ok.Inverse`. It changes the
             number of steps, not the solution, and is held constant in derivatives.
-
-    Raises:
-        ValueError: for rtol <= 0, max_steps < 1, or a preconditioner that is not
-            known to be symmetric.
-        TypeError: for a preconditioner that is not an operator.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -106,12 +101,12 @@ class CG(AbstractIterative):
         check.optional.positive(rtol=rtol)
         check.optional.count(max_steps=max_steps)
         if preconditioner is not None:
-            Check("ok.CG(preconditioner=...)").symmetric(preconditioner)
+            check.symmetric(preconditioner, "preconditioner")
         self.rtol, self.max_steps = rtol, max_steps
         self.preconditioner = constant(preconditioner)
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
-        """Nothing: checks that the preconditioner fits."""
+        """Only checks that the preconditioner fits."""
         if (m := self.preconditioner) is not None:
             pair = m.in_structure(), operator.in_structure()
             Check("ok.CG").like("the preconditioner's params", *pair, "the curvature's")
@@ -123,7 +118,6 @@ class CG(AbstractIterative):
         b, bb = system.b, system.size**2
         max_steps = system.max_steps(self.max_steps)
         goals = Goals(*(x**2 for x in system.goals(self.rtol)))
-        # Without a single vector of zeros: x = 0 and r = b cost no product.
         z, rho = self._precondition(b, bb, system.like)
         zero, is_bad = jnp.zeros_like(bb), _is_bad(bb, rho)
         start = _Scalars(bb, rho, rho, bb, zero, zero, is_bad, bb <= goals.wanted)
@@ -131,7 +125,7 @@ class CG(AbstractIterative):
             _goes_on,
             lambda now: self._step(system, goals, max_steps, now),
             _Iterate(
-                x=jax.tree.map(jnp.zeros_like, b),
+                x=zeros_like(b),
                 r=b,
                 p=cast_like(z, system.like),
                 scalars=start.stacked(),
@@ -168,9 +162,9 @@ class CG(AbstractIterative):
     def _step(
         self, system: System, goals: Goals, max_steps: int, now: _Iterate
     ) -> _Iterate:
-        """One step; or where the recurrence for r has come to an end, b - A x."""
-        # Both are in one body, with α = β = 0 for the latter, so that a product is
-        # compiled once.
+        """One step, or r = b - A x if the recurrence for r has ended."""
+        # Both are in one body, with α = β = 0 for the latter, so that only one product
+        # is compiled.
         b, like = system.b, system.like
         old = _Scalars(*now.scalars)
         is_check = (old.is_last > 0) | (old.rr <= goals.aim)
@@ -180,7 +174,7 @@ class CG(AbstractIterative):
             )
         )
         pq = dot(now.p, q)
-        # A curvature this small beside the largest is rounding.
+        # Relative to the largest, a curvature this small is rounding.
         is_flat = pq <= jnp.finfo(pq.dtype).eps * old.top * old.pp
         is_step = ~is_check & ~is_flat & jnp.isfinite(pq)
         zero, one = jnp.zeros_like(pq), jnp.ones_like(pq)
@@ -196,8 +190,9 @@ class CG(AbstractIterative):
         steps = now.steps + (~is_check).astype(now.steps.dtype)
         is_indefinite = (old.is_indefinite > 0) | (~is_check & is_flat)
         is_last = is_indefinite | (steps >= max_steps) | _is_bad(rr, rho)
-        # What does not halve the true residual never will.
+        # If a check does not halve the true residual, no later one will.
         is_stalled = rr > 0.25 * old.checked
+        is_enough = (old.is_last > 0) | (rr <= goals.accepted)
         scalars = _Scalars(
             rr=rr,
             rho=rho,
@@ -206,8 +201,7 @@ class CG(AbstractIterative):
             top=lax.select(is_check, old.top, top),
             is_indefinite=is_indefinite,
             is_last=is_last,
-            is_done=is_check
-            & ((old.is_last > 0) | is_stalled | (rr <= goals.accepted)),
+            is_done=is_check & (is_stalled | is_enough),
         )
         return _Iterate(
             x=axpy(alpha, now.p, now.x),

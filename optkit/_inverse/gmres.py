@@ -1,4 +1,4 @@
-"""GMRES that does not depend on scale, and says when it failed."""
+"""GMRES that does not depend on scale and reports failure."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -13,20 +13,30 @@ from jaxtyping import Array, PyTree
 from .._check import Check
 from .._results import RESULTS, first_failure
 from .._types import Params
-from .._vector import combine, norm, project, subtract, where
+from .._vector import (
+    add,
+    combine,
+    norm,
+    project,
+    scale,
+    subtract,
+    where,
+    zero_rows,
+    zeros_like,
+)
 from .base import AbstractIterative, Solved, System
 
 _SMALL = 100  # coordinates
 
 
 class _Cycle(NamedTuple):
-    """Between two restarts: A V = V H, Q H = R; all in float32 or wider."""
+    """A V = V H and Q H = R between two restarts, in float32 or wider."""
 
-    V: PyTree  # m + 1 orthonormal rows, those from k + 1 on zero
+    V: PyTree  # m + 1 orthonormal rows, zero from row k + 1 on
     Q: Array  # the rotations so far, (m + 1, m + 1)
     R: Array  # upper triangular, (m + 1, m)
     k: Array
-    norm: Array  # the least residual over the rows so far, by recurrence
+    norm: Array  # the smallest residual over the rows so far, by recurrence
     is_finite: Array
     is_over: Array  # the rows span an invariant space
 
@@ -36,34 +46,30 @@ class GMRES(AbstractIterative):
 
         min_x |b - A x|    over x in x_0 + span{r_0, A r_0, ..., Aᵐ⁻¹ r_0}
 
-    and from its minimiser again, until |b - A x| <= rtol |b|, by the true residual.
-    For the Jacobians of roots and fixed points, where `ok.CG` does not apply. It
-    differs from `lx.GMRES` in this:
+    then again from its minimiser, until |b - A x| <= rtol |b|, by the true residual.
+    Use it for the Jacobians of roots and fixed points, where `ok.CG` does not apply.
+    Differences from `lx.GMRES`:
 
-    1. b is scaled to norm one and there is no absolute tolerance, so the relative
-       error is the same for a loss times 1e-9 and times 1e9;
-    2. leaves may have different dtypes, and all that is kept is in float32 or wider;
-    3. rows are orthogonalised twice, so none of their orthogonality is lost.
+    1. b is scaled by its largest entry and there is no absolute tolerance, so the
+       relative error is the same for a loss times 1e-9 and times 1e9;
+    2. leaves may have different dtypes; all that is kept is in float32 or wider;
+    3. rows are orthogonalised twice, so they stay orthogonal to rounding.
 
-    Exact, to rounding, in as many steps as there are coordinates if `restart` allows
-    them. Costs one product a step, one for each restart, and the memory of
-    `restart + 1` vectors; the number of steps grows with the condition number of A
-    where its eigenvalues lie around the origin, and is small where they cluster, as
-    those of I - ∂T do for a contraction T.
+    Exact, to rounding, in as many steps as there are coordinates, if `restart` allows.
+    Costs one product per step and per restart, and the memory of `restart + 1` vectors.
+    The number of steps grows with the condition number of A if its eigenvalues surround
+    the origin. It is small if they cluster, as those of I - ∂T do for a contraction T.
 
     `stats` has `num_steps`, `max_steps`, and `residual`, the true |b - A x| / |b|.
 
     Args:
-        rtol: the relative residual to reach, > 0, or the solve has failed. Taken as 4
-            eps of the narrowest leaf where that is larger: no residual can be smaller.
-            None is 1e-5, or where rounding stops above it at most √eps, of an A that
-            does not look singular: its condition number is below 1 / (100 eps).
-        restart: m, the number of vectors to keep. None is 30, and all of them for up
-            to 100 coordinates.
-        max_steps: None is ten times the number of coordinates.
-
-    Raises:
-        ValueError: for rtol <= 0, restart < 1 or max_steps < 1.
+        rtol: the relative residual to reach, > 0; otherwise the solve has failed. At
+            least 4 eps of the narrowest leaf. Default 1e-5; up to √eps is accepted
+            where rounding prevents it, if the condition number of A appears to be below
+            1 / (100 eps).
+        restart: m, the number of vectors to keep. Default 30, or all of them for up to
+            100 coordinates.
+        max_steps: default ten times the number of coordinates.
 
     Example:
         >>> import jax.numpy as jnp, lineax as lx, optkit as ok
@@ -82,10 +88,7 @@ class GMRES(AbstractIterative):
     needs_symmetric: ClassVar[bool] = False
 
     def __init__(
-        self,
-        rtol: Any = None,
-        restart: int | None = None,
-        max_steps: int | None = None,
+        self, rtol: Any = None, restart: int | None = None, max_steps: int | None = None
     ) -> None:
         check = Check("ok.GMRES")
         check.optional.positive(rtol=rtol)
@@ -93,7 +96,7 @@ class GMRES(AbstractIterative):
         self.rtol, self.restart, self.max_steps = rtol, restart, max_steps
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
-        """Nothing."""
+        """Nothing to do."""
         del operator
         return ()
 
@@ -101,9 +104,8 @@ class GMRES(AbstractIterative):
         """Cycles from x = 0."""
         del factor
         b, (aim, wanted, accepted) = system.b, system.goals(self.rtol)
-        max_steps, num_coordinates = system.max_steps(self.max_steps), _count(b)
-        restart = self.restart or (30 if num_coordinates > _SMALL else num_coordinates)
-        restart = min(restart, num_coordinates)
+        max_steps, n = system.max_steps(self.max_steps), system.num_coordinates
+        restart = min(self.restart or (30 if n > _SMALL else n), n)
 
         def go_on(carry: Any) -> Array:
             _, _, norm, steps, _, is_enough, is_stalled = carry
@@ -114,7 +116,7 @@ class GMRES(AbstractIterative):
             x, r, before, steps, is_regular, _, _ = carry
             end = _cycle(system.product, r, before, aim, restart, max_steps - steps)
             step, is_regular_now = _minimiser(end, before)
-            y = jax.tree.map(jnp.add, x, step)
+            y = add(x, step)
             r = subtract(b, system.product(y))
             after = norm(r)
             is_worse = after > before
@@ -124,9 +126,8 @@ class GMRES(AbstractIterative):
             is_stalled = (after > 0.999 * before) | ~end.is_finite
             return x, r, after, steps + end.k, is_regular, is_enough, is_stalled
 
-        zeros = jax.tree.map(jnp.zeros_like, b)
         steps, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
-        first = (zeros, b, system.size, steps, ~no, no, no)
+        first = (zeros_like(b), b, system.size, steps, ~no, no, no)
         end = lax.while_loop(go_on, cycle, first)
         x, _, residual, steps, _, is_enough, is_stalled = end
         outcome = first_failure(
@@ -143,14 +144,10 @@ class GMRES(AbstractIterative):
         return x, outcome, stats
 
 
-def _count(b: Params) -> int:
-    return max(sum(leaf.size for leaf in jax.tree.leaves(b)), 1)
-
-
 def _cycle(
     product: Any, r: Params, size: Array, aim: Array, m: int, max_steps: Array
 ) -> _Cycle:
-    """At most m steps of Arnoldi's process, with H = QᵀR kept up to date."""
+    """At most m steps of Arnoldi's process, with the factors of H = QᵀR."""
     dtype = size.dtype
 
     def go_on(now: _Cycle) -> Array:
@@ -160,7 +157,7 @@ def _cycle(
     def step(now: _Cycle) -> _Cycle:
         w = product(jax.tree.map(lambda v: v[now.k], now.V))
         before = norm(w)
-        # Gram and Schmidt twice is enough. Rows not yet there are zero.
+        # Gram-Schmidt, twice. Rows from k + 1 on are zero.
         h = project(now.V, w)
         w = subtract(w, combine(h, now.V))
         h_again = project(now.V, w)
@@ -168,9 +165,7 @@ def _cycle(
         beta = norm(w)
         is_over = beta <= 10 * jnp.finfo(dtype).eps * before
         beta = jnp.where(is_over, 0, beta)
-        w = jax.tree.map(
-            lambda a: a * jnp.where(is_over, 0, 1 / beta).astype(a.dtype), w
-        )
+        w = scale(jnp.where(is_over, 0, 1 / beta), w)
         column = now.Q @ (h + h_again).at[now.k + 1].set(beta)
         top = column[now.k]
         length = jnp.sqrt(top**2 + beta**2)
@@ -190,12 +185,11 @@ def _cycle(
             is_over=is_over,
         )
 
-    def first_row(a: Array) -> Array:
-        rows = jnp.broadcast_to(jnp.zeros_like(a), (m + 1, *a.shape))  # sharded as a
+    def first_row(rows: Array, a: Array) -> Array:
         return rows.at[0].set(a / jnp.where(size > 0, size, 1).astype(a.dtype))
 
     first = _Cycle(
-        V=jax.tree.map(first_row, r),
+        V=jax.tree.map(first_row, zero_rows(m + 1, r), r),
         Q=jnp.eye(m + 1, dtype=dtype),
         R=jnp.zeros((m + 1, m), dtype),
         k=jnp.zeros((), jnp.int32),
@@ -207,11 +201,10 @@ def _cycle(
 
 
 def _minimiser(end: _Cycle, size: Array) -> tuple[Params, Array]:
-    """Vᵀy with R y = Q e_1 |r|, by the steps that were made and are not singular.
+    """Returns Vᵀy with R y = Q e_1 |r|, from steps that are not singular.
 
-    Returns:
-        It, and whether R is regular: its condition number is below 1 / (100 eps), by
-        one step of inverse iteration from y.
+    Also returns whether R is regular: one step of inverse iteration from y puts its
+    condition number below 1 / (100 eps).
     """
     R = end.R[:-1]
     eps = jnp.finfo(R.dtype).eps

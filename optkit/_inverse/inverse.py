@@ -1,10 +1,9 @@
-"""The inverse (C + λI)⁻¹ as an operator: a curvature and a method, brought together.
+"""The inverse P = (C + λI)⁻¹ as an operator.
 
-What the curvature is and how its inverse acts are different objects. `invert` makes one
-of the two and factorises once.
+`invert` combines a curvature and a method into one operator, and factorises once.
 
 Derivatives of P x do not go through the method. They are those of the exact inverse,
-dx = P (db - dA x), with P for every inverse in it, so they cost one more product.
+dx = P (db - dA x), with P in place of each inverse, so they cost one more product.
 """
 
 from typing import Any, ClassVar
@@ -30,15 +29,15 @@ from .base import (
 
 
 class Inverse(AbstractCurvature):
-    """P = (C + λI)⁻¹, factorised once, for many right-hand sides: `ok.invert` makes it.
+    """P = (C + λI)⁻¹, factorised once, for many right-hand sides. Made by `ok.invert`.
 
-    Arrays are leaves and the rest is static, so P crosses `jax.jit`, whatever
-    method it is made with. P x is differentiable in x, in λ and in the leaves of C.
+    Arrays are leaves and the rest is static, so P crosses `jax.jit` with any method.
+    P x is differentiable in x, in λ and in the leaves of C.
 
     Attributes:
         operator: C + λI.
-        solver: the method; a solver of Lineax's is wrapped.
-        factor: what the method keeps.
+        solver: the method; a Lineax solver is wrapped.
+        factor: what the method stores.
     """
 
     operator: lx.AbstractLinearOperator
@@ -56,32 +55,22 @@ class Inverse(AbstractCurvature):
         return self.operator.in_structure()
 
     def product(self, vector: Params) -> Params:
-        """P x; a solve that fails raises the text of its `ok.RESULTS`.
-
-        Inside a jitted step that must not fail, `solve` reports instead.
-
-        Returns:
-            A pytree like the params.
-        """
+        """P x; a failed solve raises the text of its `ok.RESULTS`. See `solve`."""
         solution = self.solve(vector)
         if not jax.tree.leaves(solution.value):
-            return solution.value  # no array that could carry an error
+            return solution.value  # no array to carry an error
         failed = solution.result != RESULTS.successful
         return solution.result.error_if(solution.value, failed)
 
     def solve(self, vector: Params) -> lx.Solution:
-        """P x, and how the solve went.
+        """Returns P x and how the solve went, without raising an error for a failure.
 
         Args:
-            vector: a pytree like the params.
+            vector: x, a pytree like the params.
 
         Returns:
-            `value`; `result`, an item of `ok.RESULTS`, whose text is
-            `ok.RESULTS[result]`; and `stats`, what the method counts.
-
-        Raises:
-            ValueError: for a vector of another structure or shape than the params.
-            TypeError: for one of another dtype.
+            `value`; `result`, an item of `ok.RESULTS`, with text `ok.RESULTS[result]`;
+            and `stats`, the statistics of the method.
         """
         self.check_vector("solve", vector)
         if not jax.tree.leaves(vector):
@@ -100,7 +89,7 @@ class Inverse(AbstractCurvature):
         return lx.Solution(solution.value, result, stats, solution.state)
 
     def diagonal(self) -> Params:
-        """The diagonal of P, for methods that know it."""
+        """The diagonal of P, if the method knows it."""
         solver = self.solver
         if not isinstance(solver, AbstractExplicitInverse):
             raise unknown_diagonal(f"an inverse by `{type(solver).__name__}`", "P")
@@ -108,22 +97,21 @@ class Inverse(AbstractCurvature):
         return raise_if_failed(known, self.operator, self.factor)
 
     def entry(self, a: ArrayLike, b: ArrayLike) -> Float[Array, "..."]:
-        """Entries (a, b) of P.
+        """Returns entries (a, b) of P.
 
-        Coordinates are counted as in `as_matrix()`: leaf after leaf in the order of
-        `jax.tree.leaves`, each in C order, from 0.
+        Coordinates count as in `as_matrix()`: leaf after leaf in the order of
+        `jax.tree.leaves`, each in C order, from 0. If the method does not know its
+        entries, each one costs a solve.
 
         Args:
-            a: integers, traced or not, of any shape.
+            a: integers of any shape. They may be traced.
             b: integers of a shape that broadcasts with it.
 
         Returns:
-            P_ab in the broadcast shape, NaN for a traced index out of range. Costs
-            one solve for each entry where the method does not know its entries.
+            P_ab in the broadcast shape, NaN for a traced index out of range.
 
         Raises:
-            IndexError: for an index out of range that is not traced.
-            TypeError: for indices that are not integers.
+            IndexError: if an index that is not traced is out of range.
         """
         check, size = Check("ok.invert(...).entry"), self.in_size()
         a, b = check.index("a", a, size), check.index("b", b, size)
@@ -137,7 +125,7 @@ class Inverse(AbstractCurvature):
 
 @lx.linearise.register(Inverse)
 def _(operator: Inverse) -> lx.AbstractLinearOperator:
-    return operator  # a factor may belong to the class of C
+    return operator  # the factor may need the class of C
 
 
 def invert(
@@ -146,16 +134,16 @@ def invert(
     *,
     damping: Any = 0.0,
 ) -> Inverse:
-    """The inverse P = (C + λI)⁻¹ as an operator, factorised here, once.
+    """Returns the inverse P = (C + λI)⁻¹ as an operator, factorised once.
 
-    With P x for many x, `jax.vmap(P.mv)` solves them together. To build P within a
-    step, do it inside the jitted function; P may also be passed to one.
+    `jax.vmap(P.mv)` solves for many x together. P can be built inside a jitted function
+    or passed to one.
 
     Args:
         curvature: C, any symmetric Lineax operator on real floating leaves.
         solver: how to invert: `ok.CG`, `ok.Neumann`, `ok.Nystrom`, `ok.Woodbury`, or
-            any Lineax solver. Those that factorise a matrix, such as `lx.Cholesky()`,
-            hold it dense, and it must be tagged as they ask:
+            any Lineax solver. Solvers that factorise a matrix, such as `lx.Cholesky()`,
+            form it densely and may need a tag:
             `lx.TaggedLinearOperator(C, lx.positive_semidefinite_tag)`.
         damping: λ >= 0, absolute, added to the curvature of the MEAN loss.
 
@@ -163,9 +151,7 @@ def invert(
         An `ok.Inverse`.
 
     Raises:
-        ValueError: for a negative damping, an operator not known to be symmetric, or
-            one that the method cannot invert.
-        TypeError: for something that is not an operator or not a solver.
+        ValueError: if C is not known to be symmetric, or the method cannot invert it.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -176,7 +162,7 @@ def invert(
     """
     check = Check("ok.invert")
     check.method(solver=solver)
-    check.symmetric(curvature)
+    check.symmetric(curvature, "curvature")
     check.non_negative(damping=damping)
     operator, method = Damped(curvature, damping), as_method(solver)
     _, factor = method.init(constant(operator), {})
@@ -184,7 +170,7 @@ def invert(
 
 
 def check_inverse(check: Check, inverse: Any) -> None:
-    """Raises a `TypeError` unless `ok.invert` made it."""
+    """Raises a `TypeError` unless this is an `ok.Inverse`."""
     wanted = "what `ok.invert(C, method, damping=...)` returns"
     check.instance(Inverse, wanted, inverse=inverse)
 

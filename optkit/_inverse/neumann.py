@@ -1,9 +1,8 @@
-"""The Neumann series: the inverse that a fixed number of gradient steps implies."""
+"""The Neumann series: the inverse that a number of gradient steps approximates."""
 
 from typing import Any, ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
@@ -13,15 +12,18 @@ from jaxtyping import Array, PyTree
 from .._check import Check
 from .._results import RESULTS, first_failure
 from .._vector import (
+    add,
     all_finite,
     axpy,
     cast_like,
     dot,
+    narrowest_eps,
     norm,
     normalised,
     normals,
     scale,
     widen,
+    zeros_like,
 )
 from .base import AbstractIterative, Solved, System
 
@@ -33,27 +35,24 @@ class Neumann(AbstractIterative):
 
         x = α Σ_{j=0..K-1} (I - αA)ʲ b
 
-    It is exactly what K steps of gradient descent on ½ xᵀAx - bᵀx from x = 0 give
-    with step size α; so, with A the Hessian at a minimum, differentiating through the
-    last K steps of an inner gradient descent of that step size. It converges for
-    0 < α < 2/λ_max, slowly: x is off by (I - αA)ᴷ, so directions of curvature below
-    1/(αK) are damped. Linear in b, unlike conjugate gradients stopped early, so means
-    over many b stay unbiased. Truncation is not a failure; divergence is reported.
+    This is exactly K steps of gradient descent on ½ xᵀAx - bᵀx from x = 0 with step
+    size α. With A the Hessian at a minimum, it equals differentiation through the last
+    K steps of an inner gradient descent with that step size. It converges for
+    0 < α < 2/λ_max, but slowly: x is off by (I - αA)ᴷ, so directions of curvature below
+    1/(αK) are damped. It is linear in b, unlike conjugate gradients stopped early, so
+    means over many b stay unbiased. Truncation is not a failure; divergence is.
 
-    If A is symmetric, it costs K products, the last of which yields the true residual,
-    (I - αA)ᴷ b. If not, it costs K - 1; terms may then grow for a while, so divergence
-    is reported if the last one has grown and exceeds the first.
+    If A is symmetric, it costs K products, and the last one yields the true residual,
+    (I - αA)ᴷ b. Otherwise it costs K - 1 products. Terms may then grow for a while, so
+    divergence is reported if the last term has grown and exceeds the first.
 
-    `stats` has `num_steps`, `step_size` and `residual`, the true |b - A x| / |b|, NaN
-    where it is not computed.
+    `stats` has `num_steps`, `step_size` and `residual`, the true |b - A x| / |b|, which
+    is NaN if A is not symmetric.
 
     Args:
         num_terms: K >= 1.
-        step_size: α > 0. None takes 1/λ_max of a symmetric A, estimated when P is made
-            by ten Lanczos steps from a fixed random vector, with their residual added.
-
-    Raises:
-        ValueError: for num_terms < 1 or step_size <= 0.
+        step_size: α > 0. Default 1/λ_max of a symmetric A, estimated when P is made by
+            ten Lanczos steps from a fixed random vector, with their residual added.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -63,8 +62,8 @@ class Neumann(AbstractIterative):
         [3.5 7. ]
 
     Reference:
-        Lorraine, Vicol and Duvenaud 2020, arXiv:1911.02590, section 4. Departs: the
-        paper's K counts products, so that its sum has K + 1 terms.
+        Lorraine, Vicol and Duvenaud 2020, arXiv:1911.02590, section 4. Departs: (1)
+        the paper's K counts products, so its sum has K + 1 terms.
     """
 
     num_terms: int = eqx.field(static=True)
@@ -78,7 +77,7 @@ class Neumann(AbstractIterative):
         self.num_terms, self.step_size = num_terms, step_size
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> tuple[Array, Array]:
-        """The step size, and whether an eigenvalue was seen to be negative."""
+        """The step size, and whether a negative eigenvalue was found."""
         if self.step_size is not None:
             alpha = jnp.asarray(self.step_size, jnp.result_type(float))
             return alpha, jnp.zeros((), bool)
@@ -86,7 +85,7 @@ class Neumann(AbstractIterative):
         smallest, largest = _extreme_eigenvalues(operator)
         eps = jnp.finfo(largest.dtype).eps
         is_indefinite = smallest < -10 * eps * jnp.maximum(largest, -smallest)
-        # NaN is not <= 0: it stays, and is reported as the operator's.
+        # NaN is not <= 0, so it stays and is reported as a failure of the operator.
         return 1 / jnp.where(largest <= 0, 1, largest), is_indefinite
 
     def iterate(self, system: System, factor: PyTree) -> Solved:
@@ -96,26 +95,24 @@ class Neumann(AbstractIterative):
 
         def next_term(_: Any, carry: Any) -> Any:
             total, term, size, _ = carry
-            total = jax.tree.map(jnp.add, total, term)
+            total = add(total, term)
             term = axpy(-alpha, system.product(term), term)
             return total, term, norm(term), size
 
         # The term after the last of a symmetric A is the residual, (I - αA)ᴷ b.
         num_steps = self.num_terms - (not system.is_symmetric)
-        zeros, start = jax.tree.map(jnp.zeros_like, system.b), system.size
-        total, term, size, before = lax.fori_loop(
-            0, num_steps, next_term, (zeros, system.b, start, start)
-        )
+        start = system.size
+        first = (zeros_like(system.b), system.b, start, start)
+        total, term, size, before = lax.fori_loop(0, num_steps, next_term, first)
         if system.is_symmetric:
-            # The norms of the terms are convex in their number on a log scale: once
-            # they grow, up to the rounding of products, they grow forever.
-            leaves = jax.tree.leaves(system.like)
-            slack = 10 * max([float(jnp.finfo(leaf).eps) for leaf in leaves])
+            # On a log scale, the norms of the terms are convex in their number. Once
+            # they grow by more than the rounding of products, they grow forever.
+            slack = 10 * narrowest_eps(system.like)
             is_growing = size > before * (1 + slack) + slack * start
             is_growing |= size > start * (1 + slack)
             residual = size
         else:
-            total = jax.tree.map(jnp.add, total, term)
+            total = add(total, term)
             is_growing = (size > before) & (size > start)
             residual = jnp.full_like(size, jnp.nan)
         is_diverging = is_growing | ~jnp.isfinite(size) | ~all_finite(total)
@@ -134,19 +131,17 @@ class Neumann(AbstractIterative):
 
 @eqx.filter_jit
 def _extreme_eigenvalues(operator: lx.AbstractLinearOperator) -> tuple[Array, Array]:
-    """Lanczos' smallest eigenvalue, and a largest one that errs on the large side.
+    """Returns Lanczos' smallest eigenvalue, and a largest one that is rounded up.
 
-    T = VᵀAV with diagonal a and off-diagonal β;    θ, s its last eigenpair
-    λ_max ≈ θ + |β_k s_k|, the norm of the residual of the Ritz vector
+    With T = VᵀAV, of diagonal a and off-diagonal β, and θ, s its last eigenpair,
 
-    Returns:
-        The smallest θ and that λ_max.
+        λ_max ≈ θ + |β_k s_k|, the norm of the residual of the Ritz vector
     """
     product = lx.linearise(operator).mv
     structure = operator.in_structure()
     num_steps = min(_LANCZOS_STEPS, max(operator.in_size(), 1))
-    # Not signs: eigenvectors of small matrices have such entries, and from an
-    # eigenvector Lanczos sees no other.
+    # Not signs: a small matrix may have an eigenvector of signs, and a start at an
+    # eigenvector finds no other.
     v, _ = normalised(normals(jr.key(0), structure))
 
     def step(carry: Any, _: Any) -> tuple[Any, tuple[Array, Array]]:
@@ -158,8 +153,7 @@ def _extreme_eigenvalues(operator: lx.AbstractLinearOperator) -> tuple[Array, Ar
         beta = dot(following, w)  # the norm of w, and 0 where that is 0
         return (following, v, beta), (a, beta)
 
-    zero = jax.tree.map(jnp.zeros_like, v)
-    beta = jnp.zeros_like(dot(v, v))
-    _, (a, b) = lax.scan(step, (v, zero, beta), None, length=num_steps)
+    first = (v, zeros_like(v), jnp.zeros_like(dot(v, v)))
+    _, (a, b) = lax.scan(step, first, None, length=num_steps)
     theta, s = jnp.linalg.eigh(jnp.diag(a) + jnp.diag(b[:-1], 1) + jnp.diag(b[:-1], -1))
     return theta[0], theta[-1] + jnp.abs(b[-1] * s[-1, -1])

@@ -1,4 +1,4 @@
-"""The randomised Nyström approximation: the leading eigenvalues, inverted exactly."""
+"""The randomised Nyström approximation, which inverts the leading eigenvalues."""
 
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,6 +19,7 @@ from .._vector import (
     cast_like,
     combine,
     gram,
+    narrowest_eps,
     normals,
     project,
     widen,
@@ -36,34 +37,29 @@ class NystromFactor(NamedTuple):
 
 
 class Nystrom(AbstractExplicitInverse):
-    """The inverse of the best-known part of C, from its products with r random vectors.
+    """Approximates the inverse from products of C with r random vectors.
 
     With Ω r random orthonormal rows, Y = ΩC, and the rows of U orthonormal,
 
         C ≈ Yᵀ(ΩYᵀ)⁻¹Y = UᵀΛU
         (C + λI)⁻¹ ≈ Uᵀ(Λ + λ)⁻¹U + (I - UᵀU)/λ
 
-    Exact where C has rank r or less; else it stands for C's r leading eigenvalues,
-    and a curvature outside of them counts as zero: such a direction is multiplied by
-    1/λ. Needs a positive semidefinite C, so a Gauss-Newton matrix or a Fisher rather
-    than a Hessian away from a minimum. r products once, one after the other, and r
-    times the memory of the params; then a vector costs two passes over U.
+    Exact if C has rank r or less. Otherwise it captures the r leading eigenvalues of C
+    and treats the other directions as flat: it multiplies them by 1/λ. C must be
+    positive semidefinite: a Gauss-Newton matrix or a Fisher rather than a Hessian away
+    from a minimum. Costs r products once, one after the other, and r times the memory
+    of the params. A vector then costs two passes over U.
 
     For a solution to tolerance, use it to speed up conjugate gradients:
     `ok.CG(preconditioner=ok.nystrom_preconditioner(P))`.
 
-    `stats` has `rank` and `smallest_value`, Λ's last: λ far below it is a sign that
-    r is too small. Products with bfloat16 params have three digits, so of their C it
-    knows what is above λ_max / 100: a smaller λ needs float32 params, or `ok.Woodbury`.
+    `stats` has `rank` and `smallest_value`, the smallest of Λ. If λ is far below it, r
+    is too small. Products with bfloat16 params have three digits, so they show only the
+    eigenvalues above λ_max / 100: a smaller λ needs float32 params, or `ok.Woodbury`.
 
     Args:
         rank: r >= 1, at most the number of coordinates.
         key: a random key; the same key gives the same approximation.
-
-    Raises:
-        ValueError: for rank < 1; in `ok.invert`, for a rank above the number of
-            coordinates.
-        TypeError: for something else than one random key.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -73,9 +69,9 @@ class Nystrom(AbstractExplicitInverse):
         Array([0.25, 0.25], dtype=float32)
 
     Reference:
-        Frangella, Tropp and Udell 2023, arXiv:2110.02820, Algorithm 2.1. Departs: an
-        eigendecomposition of the r x r core in place of its Cholesky factor, so an
-        indefinite C is seen, where the sketch meets a negative eigenvalue, and not NaN.
+        Frangella, Tropp and Udell 2023, arXiv:2110.02820, Algorithm 2.1. Departs: (1)
+        an eigendecomposition of the r x r core instead of its Cholesky factor. If the
+        sketch meets a negative eigenvalue, it is reported rather than becoming NaN.
     """
 
     rank: int = eqx.field(static=True)
@@ -89,7 +85,7 @@ class Nystrom(AbstractExplicitInverse):
         self.rank, self.key = rank, key
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> NystromFactor:
-        """Products with random vectors, and their eigendecomposition."""
+        """Products with random vectors, and an eigendecomposition."""
         curvature, _ = split_damping(operator)
         limit, reason = curvature.in_size(), "the number of coordinates"
         Check("ok.Nystrom").at_most(limit, reason, rank=self.rank)
@@ -117,11 +113,10 @@ class Nystrom(AbstractExplicitInverse):
     def diagonal(
         self, operator: lx.AbstractLinearOperator, factor: NystromFactor
     ) -> Params:
-        """1/λ, less the squares of the entries of U over their eigenvalues."""
+        """1/λ + Σ_i w_i U_ij²."""
         _, damping = split_damping(operator)
-        return _update_diagonal(
-            *_held_constant((factor.vectors, factor.values, damping), operator)
-        )
+        inputs = (factor.vectors, _weights(factor.values, damping), 1 / damping)
+        return diagonal_of_update(*_without_derivative(inputs, operator))
 
     def entry(
         self,
@@ -142,12 +137,10 @@ class Nystrom(AbstractExplicitInverse):
 def _sketch(
     curvature: lx.AbstractLinearOperator, key: Array, rank: int
 ) -> NystromFactor:
-    """U and Λ. A matrix of r rows, times an r x r matrix from the left, is `_mix`."""
+    """U and Λ."""
     structure = curvature.in_structure()
-    eps = max([float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(structure)])
-
     omega = normals(key, structure, rank)
-    # Cholesky orthonormalises to rounding in two rounds.
+    # Two rounds of Cholesky orthonormalise to rounding.
     for _ in range(2):
         lower = jnp.linalg.cholesky(_small(gram(omega)))
         inverse = lax.linalg.triangular_solve(
@@ -161,8 +154,8 @@ def _sketch(
     core = _small(jax.vmap(lambda row: project(omega, row))(y))
     core = 0.5 * (core + core.T)
     d, v = jnp.linalg.eigh(core)
-    # Step 3: a shift ν by rounding keeps the core positive definite.
-    nu = eps * jnp.sqrt(jnp.sum(_small(jnp.diagonal(gram(y)))))
+    # Step 3: a shift ν of the size of rounding keeps the core positive definite.
+    nu = narrowest_eps(structure) * jnp.sqrt(jnp.sum(_small(jnp.diagonal(gram(y)))))
     is_indefinite = d[0] < -10 * rank**0.5 * nu
     d = jnp.maximum(d + nu, nu)
     d = jnp.where(d > 0, d, 1)
@@ -170,7 +163,7 @@ def _sketch(
     wide = axpy(nu, omega, widen(y))
     b = _mix((v / jnp.sqrt(d)).T, wide)
     s, q = jnp.linalg.eigh(_small(gram(b)))
-    # Rows of U below rounding are not orthonormal, and weighted by a Λ as small.
+    # Rows of U below rounding are not orthonormal, but their Λ is as small.
     values = jnp.maximum(s - nu, 0)
     floor = jnp.finfo(s.dtype).eps * jnp.maximum(s[-1], 0)
     scale = jnp.where(s > floor, 1 / jnp.sqrt(jnp.where(s > floor, s, 1)), 0)
@@ -179,7 +172,7 @@ def _sketch(
 
 
 def _mix(matrix: Float[Array, "k r"], rows: PyTree) -> PyTree:
-    """The matrix times the rows."""
+    """The matrix times the stacked rows."""
     return jax.vmap(lambda c: combine(c, rows))(matrix)
 
 
@@ -188,30 +181,19 @@ def _small(matrix: Array) -> Array:
 
 
 def _weights(values: Array, damping: Array) -> Array:
-    """1/(Λ + λ) - 1/λ, without subtracting."""
+    """w = 1/(Λ + λ) - 1/λ, without cancellation."""
     damping = damping.astype(values.dtype)
     return -values / (damping * (values + damping))
 
 
 def update(vectors: PyTree, weights: Array, scale: Array, x: Params) -> Params:
-    """S x + Uᵀ(w ∘ Ux)."""
+    """s x + Uᵀ(w ∘ Ux)."""
     c = project(vectors, x)
-    rest = combine(weights.astype(c.dtype) * c, vectors)
-
-    def added(x: Array, rest: Array) -> Array:
-        wide = wide_dtype(x)
-        total = scale.astype(wide) * x.astype(wide) + rest.astype(wide)
-        return total.astype(x.dtype)
-
-    return jax.tree.map(added, x, rest)
-
-
-def _update_diagonal(vectors: PyTree, values: Array, damping: Array) -> Params:
-    return diagonal_of_update(vectors, _weights(values, damping), 1 / damping)
+    return axpy(scale, x, combine(weights.astype(c.dtype) * c, vectors))
 
 
 def diagonal_of_update(vectors: PyTree, weights: Array, scale: Array) -> Params:
-    """The diagonal of s I + Uᵀ diag(w) U."""
+    """The diagonal of sI + Uᵀ diag(w) U."""
 
     def leaf_diagonal(u: Array) -> Array:
         wide = wide_dtype(u)
@@ -222,12 +204,12 @@ def diagonal_of_update(vectors: PyTree, weights: Array, scale: Array) -> Params:
 
 
 @eqx.filter_custom_jvp
-def _held_constant(value: PyTree, operator: lx.AbstractLinearOperator) -> PyTree:
+def _without_derivative(value: PyTree, operator: lx.AbstractLinearOperator) -> PyTree:
     del operator
     return value
 
 
-@_held_constant.def_jvp
+@_without_derivative.def_jvp
 def _(primals: Any, tangents: Any) -> Any:
     del primals, tangents
     raise NotImplementedError(

@@ -17,19 +17,15 @@ from .nystrom import Nystrom, diagonal_of_update, update
 
 
 class NystromPreconditioner(AbstractCurvature):
-    """(Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU: `ok.nystrom_preconditioner` makes it."""
+    """(Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU. Made by `ok.nystrom_preconditioner`."""
 
     vectors: PyTree
     weights: Float[Array, " r"]
     maker: ClassVar[str] = "ok.nystrom_preconditioner"
-
-    @property
-    def is_psd(self) -> bool:
-        """True."""
-        return True
+    is_psd: ClassVar[bool] = True
 
     def product(self, vector: Params) -> Params:
-        """The difference x - Uᵀ(w ∘ Ux)."""
+        """x + Uᵀ(w ∘ Ux), with w = (Λ_r + λ) / (Λ + λ) - 1."""
         one = jnp.ones((), self.weights.dtype)
         return update(self.vectors, self.weights, one, vector)
 
@@ -38,17 +34,17 @@ class NystromPreconditioner(AbstractCurvature):
         return structure_of(self.vectors, drop=1)
 
     def diagonal(self) -> Params:
-        """One, less the weighted squares of the columns of U."""
+        """1 + Σ_i w_i U_ij²."""
         one = jnp.ones((), self.weights.dtype)
         return diagonal_of_update(self.vectors, self.weights, one)
 
 
 def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
-    """What an `ok.Nystrom` inverse makes of conjugate gradients' condition number.
+    """Turns an `ok.Nystrom` inverse into a preconditioner for conjugate gradients.
 
-    M = (Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU, with Λ_r the smallest of the eigenvalues in
-    Λ. The r leading ones of C + λI become Λ_r + λ, the others stay, so the condition
-    number is about (Λ_r + λ) / (λ_min + λ).
+    M = (Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU, with Λ_r the smallest eigenvalue in Λ. The r
+    leading eigenvalues of C + λI become Λ_r + λ and the others stay, so the condition
+    number becomes about (Λ_r + λ) / (λ_min + λ).
 
     Args:
         inverse: `ok.invert(C, ok.Nystrom(...), damping=λ)`.
@@ -57,10 +53,7 @@ def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
         An operator for `ok.CG(preconditioner=...)`.
 
     Raises:
-        ValueError: for an inverse by another method.
-        TypeError: for what is no `ok.Inverse`.
-        RuntimeError: at run time, for a C that is not finite or not positive
-            semidefinite.
+        RuntimeError: at run time, if C is not finite or not positive semidefinite.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok

@@ -1,4 +1,4 @@
-"""A multiple of the identity in the place of an inverse."""
+"""A multiple of the identity in place of an inverse."""
 
 from typing import Any, ClassVar
 
@@ -17,19 +17,17 @@ class OneStep(AbstractInverse):
 
         x = α b
 
-    For a fixed point, A = I - ∂T and α = 1: the derivative of one step of T from the
-    solution, as one-step differentiation and Jacobian-free backpropagation have it.
-    It is off by (I - A⁻¹) b, at most ρ/(1 - ρ) |b|, for a T that contracts
-    by ρ. For a minimum, A is the Hessian: the T1-T2 hypergradient for
-    α = 1, and one step of gradient descent of step size α. With α below 1/λ_max it
-    has a positive inner product with the exact A⁻¹b, of which it is off by
-    (A⁻¹ - αI) b: most of it in directions of small curvature.
+    For a fixed point of T, A = I - ∂T. With α = 1 this is the derivative of one step of
+    T from the solution: one-step differentiation, or Jacobian-free backpropagation. If
+    T contracts by ρ, it is off by (I - A⁻¹) b, at most ρ/(1 - ρ) |b|.
+
+    For a minimum, A is the Hessian. This is one step of gradient descent with step size
+    α, and for α = 1 the T1-T2 hypergradient. It is off by (A⁻¹ - αI) b, mostly in
+    directions of small curvature. For α below 1/λ_max, x has a positive inner product
+    with the exact A⁻¹b.
 
     Args:
         step_size: α > 0.
-
-    Raises:
-        ValueError: for step_size <= 0.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -54,7 +52,7 @@ class OneStep(AbstractInverse):
         self.step_size = step_size
 
     def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
-        """Nothing."""
+        """Nothing to do."""
         del operator
         return ()
 

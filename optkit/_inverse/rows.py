@@ -1,8 +1,7 @@
-"""Products of a low-rank inverse with combinations of its rows: nothing cancels."""
+"""Products of a low-rank inverse with its rows, without cancellation."""
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
@@ -10,6 +9,7 @@ from .._check import Check
 from .._curvature.damped import split_damping
 from .._types import Params
 from .._vector import (
+    add,
     axpy,
     cast_like,
     combine,
@@ -27,23 +27,18 @@ from .woodbury import GramFactor, damped_gram
 
 
 def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
-    """P Uᵀc for the rows U of a low-rank curvature, without cancellation.
+    """Computes P Uᵀc for the rows U of a low-rank curvature, without cancellation.
 
-    (λI + UᵀU)⁻¹ Uᵀc = Uᵀ(λI + UUᵀ)⁻¹ c, so nothing is divided by λ: in float32 it is
-    right to about 1e-5 where `P.mv` of the same vector is off by eps/λ. With c the
-    i-th unit vector it is P uᵢ: M-FAC's step for the gradient uᵢ √m in its window.
+    (λI + UᵀU)⁻¹ Uᵀc = Uᵀ(λI + UUᵀ)⁻¹ c divides nothing by λ. In float32 it is accurate
+    to about 1e-5, where `P.mv` of the same vector is off by eps/λ. If c is the i-th
+    unit vector, this is P uᵢ: M-FAC's step for the gradient uᵢ √m in its window.
 
     Args:
         inverse: `ok.invert(C, ok.Woodbury(), damping=λ)` of an `ok.LowRank` C.
-        coefficients: c, one number for each row.
+        coefficients: c, one number per row.
 
     Returns:
         A pytree like the params, differentiable in c, λ and the rows.
-
-    Raises:
-        ValueError: for an inverse by another method or of blocks, or another number
-            of coefficients than rows.
-        TypeError: for what is no `ok.Inverse`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -59,7 +54,7 @@ def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
     pair = f"`{type(curvature).__name__}` by `{type(inverse.solver).__name__}`"
     text = f"needs an inverse of `LowRank` by `ok.Woodbury`, got {pair}. Use `P.mv`."
     check.that(isinstance(factor, GramFactor), text)
-    advice = "Pass one for each row; for many, `jax.vmap` it."
+    advice = "Pass one per row; for many vectors, `jax.vmap` it."
     check.shapes(advice, coefficients=(coefficients, factor.values.shape))
     known = _solve_rows(curvature.rows, factor, damping, coefficients)
     inputs = (curvature.rows, damping, coefficients)
@@ -67,16 +62,16 @@ def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
     return raise_if_failed(solved, inverse.operator, factor)
 
 
-# In the eigenbasis UUᵀ = V diag(σ) Vᵀ, the result is UᵀV (Vᵀc / (σ + λ)). Two things go
-# wrong with that in float32:
+# In the eigenbasis UUᵀ = V diag(σ) Vᵀ, the result is UᵀV (Vᵀc / (σ + λ)). In float32,
+# this has two problems:
 #
-# (i) Eigenvectors are off by eps, so the parts of small σ mix with those of large ones.
-#     One step of iterative refinement, with products by the rows, takes that out: for
-#     the part of c where σ is zero to rounding, which is set apart, and for the rest.
-#     Not needed where the Gram matrix is wider than the rows.
+# (i) Eigenvectors are off by eps, which mixes the parts of small and large σ. One step
+#     of iterative refinement with the rows corrects this, separately for the part of c
+#     where σ is zero to rounding and for the rest. It is not needed if the Gram matrix
+#     is wider than the rows.
 #
-# (ii) The part set apart, a = V₀V₀ᵀc, is a combination of rows that vanishes if rows
-#     are equal and is small if they are nearly so. Divided by λ, it would be a
+# (ii) The first of these parts, a = V₀V₀ᵀc, is a combination of rows that is zero for
+#     equal rows and small for nearly equal ones. Dividing its terms by λ would give a
 #     difference of large terms. So t = Uᵀa is formed first, and left out if it is no
 #     larger than its rounding, eps ‖a‖ √σ_max.
 
@@ -107,7 +102,7 @@ def _solve_rows(
     y = combined(d)
     if is_refined:
         rest = c - near_null - damping * d - gram_times(y)
-        y = jax.tree.map(jnp.add, y, combined(solve(damping, rest)))
+        y = add(y, combined(solve(damping, rest)))
 
     a = v @ (jnp.where(is_large, 0, damping / (sigma + damping)) * (v.T @ c))
     t = combined(a)
@@ -119,9 +114,7 @@ def _solve_rows(
     return cast_like(solved, structure_of(rows, drop=1))
 
 
-# By what JAX differentiates well, for derivatives only: see `woodbury.py`.
-
-
+# For derivatives only: see `woodbury.py`.
 def _solve_rows_anew(inputs: tuple[PyTree, Array, Array]) -> Params:
     rows, damping, c = inputs
     matrix = damped_gram(rows, damping)

@@ -1,23 +1,21 @@
-"""Woodbury's identity: inverting low-rank curvature in the space of its rows.
+"""Woodbury's identity: low-rank curvature, inverted in the space of its rows.
 
-M-FAC is this with one more trick, a Gram matrix that is kept up to date; the trick is
-the optimizer's, the algebra is here. With U the r rows, C = UᵀU, and K = λI + UUᵀ:
+With U the r rows, C = UᵀU, and K = λI + UUᵀ:
 
     (λI + UᵀU)⁻¹ x   = (x - Uᵀ K⁻¹ U x) / λ      any x: cancels when x is near the rows
     (λI + UᵀU)⁻¹ Uᵀc = Uᵀ K⁻¹ c                  combinations of rows: nothing cancels
 
-M-FAC weighs gradients gᵢ by 1/m; here that is in the rows, U = G/√m, so its K is this
-one times m. Its recursions are an elimination of K in disguise: the same numbers, with
-m steps in sequence where this has one decomposition.
+M-FAC is this algebra with a Gram matrix that its optimizer keeps up to date. It weighs
+gradients gᵢ by 1/m; here U = G/√m, so its K is this one times m. Its recursions amount
+to an elimination of K, in m sequential steps instead of one decomposition.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._check import Check
@@ -30,10 +28,10 @@ from .base import AbstractExplicitInverse, Solved, with_derivative_of
 from .blocks import BlockFactor, block_diagonal, block_entry, block_solve, factor_blocks
 from .columns import (
     accurate_gram,
-    by_chunks,
     column_squares,
     columns,
     identity_entries,
+    mixed,
     small_dtype,
 )
 
@@ -43,7 +41,7 @@ class GramFactor(NamedTuple):
 
     vectors: Float[Array, "r r"]  # V, in columns
     values: Float[Array, " r"]  # σ >= 0, ascending
-    whitened: PyTree  # (σ + λ)^-½ VᵀU, or None
+    whitened: PyTree  # W = (σ + λ)^-½ VᵀU, or None
 
 
 class Woodbury(AbstractExplicitInverse):
@@ -52,21 +50,20 @@ class Woodbury(AbstractExplicitInverse):
         (λI + UᵀU)⁻¹ x = (x - Uᵀ(λI + UUᵀ)⁻¹ U x) / λ
 
     For an `ok.LowRank` curvature, such as `ok.empirical_fisher(...)`, and for its
-    `block_diagonal(B)`, where each block of B coordinates has its own. Factorising
-    costs r² n multiplications once and holds r² numbers beside the rows; a product
-    reads the rows twice. This is M-FAC's static algorithm.
+    `block_diagonal(B)`, where each block of B coordinates has its own Gram matrix.
+    Factorising costs r² n multiplications once and stores r² numbers beside the rows.
+    A product reads the rows twice. This is M-FAC's static algorithm.
 
-    The Gram matrix is summed in twice the precision, and its eigenvalues taken rather
-    than a Cholesky factor: equal rows, or a λ below the rounding of its entries, are
-    no failure. λ must be positive.
+    The Gram matrix is summed in twice the precision and decomposed into eigenvalues
+    rather than Cholesky factors. So equal rows, or a λ below the rounding of its
+    entries, are not a failure. λ must be positive.
 
-    In float32 the difference above loses about eps/λ ‖x‖ to rounding. For x a
-    combination of rows, as in an optimizer or an influence function, `ok.solve_rows`
-    does not.
+    In float32 the difference above loses about eps/λ ‖x‖ to rounding. If x is a
+    combination of rows, use `ok.solve_rows`, which does not.
 
     Args:
-        store_whitened: hold W = (λI + UUᵀ)^-½ U as well, as large as the rows. Then an
-            entry of P costs O(r), and O(r²) without it.
+        store_whitened: also store W = (λI + UUᵀ)^-½ U, which is as large as the rows.
+            An entry of P then costs O(r) instead of O(r²).
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -77,7 +74,7 @@ class Woodbury(AbstractExplicitInverse):
 
     Reference:
         Frantar, Kurtic and Alistarh 2021, arXiv:2107.03356, section 3.1. Departs: (1)
-        all rows at once, by one decomposition; (2) the weight 1/m is in the rows.
+        one decomposition for all rows; (2) the weight 1/m is in the rows.
     """
 
     store_whitened: bool = eqx.field(static=True, default=False)
@@ -87,7 +84,7 @@ class Woodbury(AbstractExplicitInverse):
         self, operator: lx.AbstractLinearOperator
     ) -> GramFactor | BlockFactor:
         """Decomposes UUᵀ, or factorises each block."""
-        curvature, damping = _split(operator)
+        curvature, damping = split_damping(operator)
         if isinstance(curvature, BlockLowRank):
             return factor_blocks(curvature, damping)
         got = f"`{type(curvature).__name__}`. Use `ok.Nystrom(...)` or `ok.CG(...)`"
@@ -96,7 +93,7 @@ class Woodbury(AbstractExplicitInverse):
         vectors, values = decompose(accurate_gram(curvature.rows))
         whitened = None
         if self.store_whitened:
-            whitened = _whiten(_root(vectors, values, damping), curvature.rows)
+            whitened = mixed(_root(vectors, values, damping), curvature.rows)
         return GramFactor(vectors, values, whitened)
 
     def apply(
@@ -106,10 +103,10 @@ class Woodbury(AbstractExplicitInverse):
         vector: Params,
     ) -> Solved:
         """(x - Uᵀ(λI + UUᵀ)⁻¹ U x) / λ."""
-        curvature, damping = _split(operator)
+        curvature, damping = split_damping(operator)
         is_broken = ~all_finite(factor)
         if isinstance(factor, BlockFactor):
-            # A block that is not finite and a block that is not positive look alike.
+            # Cholesky gives NaN both for a NaN and for an indefinite block.
             failure = RESULTS.where(
                 all_finite(curvature), RESULTS.indefinite, RESULTS.nonfinite_operator
             )
@@ -128,8 +125,8 @@ class Woodbury(AbstractExplicitInverse):
     def diagonal(
         self, operator: lx.AbstractLinearOperator, factor: GramFactor | BlockFactor
     ) -> Params:
-        """(1 - Σ_i W_ij²) / λ, by chunks of coordinates."""
-        curvature, damping = _split(operator)
+        """(1 - Σ_i W_ij²) / λ."""
+        curvature, damping = split_damping(operator)
         if isinstance(factor, BlockFactor):
             known = block_diagonal(curvature, factor, damping)
         else:
@@ -144,8 +141,8 @@ class Woodbury(AbstractExplicitInverse):
         a: Int[Array, "..."],
         b: Int[Array, "..."],
     ) -> Float[Array, "..."]:
-        """(δ_ab - w_aᵀ w_b) / λ with w the columns of W."""
-        curvature, damping = _split(operator)
+        """(δ_ab - w_aᵀ w_b) / λ, with w the columns of W."""
+        curvature, damping = split_damping(operator)
         if isinstance(factor, BlockFactor):
             return block_entry(curvature, factor, damping, a, b)
         if factor.whitened is not None:
@@ -156,11 +153,6 @@ class Woodbury(AbstractExplicitInverse):
             w_a, w_b = (jnp.tensordot(root, x, 1) for x in u)
         one = identity_entries(a, b, w_a.dtype)
         return (one - jnp.sum(w_a * w_b, axis=0)) / damping.astype(w_a.dtype)
-
-
-def _split(operator: lx.AbstractLinearOperator) -> tuple[Any, Float[Array, ""]]:
-    """The low-rank curvature, as `factorise` made sure, and λ."""
-    return split_damping(operator)
 
 
 def decompose(matrix: Float[Array, "r r"]) -> tuple[Array, Array]:
@@ -183,7 +175,7 @@ def _solve(rows: PyTree, factor: GramFactor, damping: Array, x: Params) -> Param
 
 
 def _root(vectors: Array, values: Array, damping: Array) -> Array:
-    """(σ + λ)^-½ Vᵀ: takes the rows U to W with WᵀW = Uᵀ(λI + UUᵀ)⁻¹U."""
+    """(σ + λ)^-½ Vᵀ, which maps the rows U to W with WᵀW = Uᵀ(λI + UUᵀ)⁻¹U."""
     damped = values + damping.astype(values.dtype)
     return vectors.T / jnp.sqrt(damped)[:, None]
 
@@ -196,30 +188,12 @@ def _low_rank_diagonal(root: Array, rows: PyTree, damping: Array) -> Params:
     return jax.tree.map(finish, column_squares(root, rows), rows)
 
 
-def _whiten(root: Array, rows: PyTree) -> PyTree:
-    """W in the dtypes of the rows, at least float32."""
-    r = num_rows(rows)
-
-    def leaf(u: Array) -> Array:
-        dtype = wide_dtype(u)
-
-        def mix(flat: Array) -> Array:
-            mixed = jnp.matmul(
-                root, flat.astype(root.dtype), precision=lax.Precision.HIGHEST
-            )
-            return mixed.astype(dtype)
-
-        return by_chunks(mix, u.reshape(r, -1)).reshape(u.shape)
-
-    return jax.tree.map(leaf, rows)
-
-
-# The same by what JAX differentiates well, for derivatives only: an eigenvector has no
-# derivative where eigenvalues are equal, and a Cholesky factor has.
+# The same from a Cholesky factor, for derivatives only: eigenvectors have no derivative
+# where eigenvalues are equal.
 
 
 def _diagonal_anew(operator: lx.AbstractLinearOperator) -> Params:
-    curvature, damping = _split(operator)
+    curvature, damping = split_damping(operator)
     if isinstance(curvature, BlockLowRank):
         return block_diagonal(curvature, factor_blocks(curvature, damping), damping)
     lower = jnp.linalg.cholesky(damped_gram(curvature.rows, damping))
@@ -231,6 +205,5 @@ def _diagonal_anew(operator: lx.AbstractLinearOperator) -> Params:
 def damped_gram(rows: PyTree, damping: Array) -> Array:
     """λI + UUᵀ."""
     matrix = gram(rows).astype(small_dtype())
-    return matrix + damping.astype(matrix.dtype) * jnp.eye(
-        matrix.shape[0], dtype=matrix.dtype
-    )
+    eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
+    return matrix + damping.astype(matrix.dtype) * eye

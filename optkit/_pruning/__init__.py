@@ -1,1 +1,1 @@
-"""Prune weights by the optimal brain surgeon."""
+"""Pruning by the optimal brain surgeon."""

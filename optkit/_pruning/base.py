@@ -1,4 +1,4 @@
-"""What removing a weight costs, and what all ways of pruning share."""
+"""The cost of removing a weight, and what the pruning functions share."""
 
 import jax
 import jax.numpy as jnp
@@ -8,29 +8,28 @@ from jaxtyping import PyTree
 from .._check import Check
 from .._curvature.base import diagonal_of
 from .._types import Params
+from .._vector import zeros_like
 
 
 def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
-    """What removing each weight costs, were it removed alone.
+    """Estimates what removing each weight alone would cost.
 
     With P the inverse of the curvature of the mean loss,
 
         s_i = w_i² / (2 P_ii)
 
-    is the second-order increase of the loss when weight i is set to zero and all the
-    others take their best step.
+    is the second-order increase of the loss if weight i is set to zero and all others
+    take their best step.
 
     Args:
         params: the weights w of a trained model.
-        inverse: P, with a known diagonal: `ok.invert(..., ok.Woodbury(), damping)`.
+        inverse: P, with a known diagonal: `ok.invert(..., ok.Woodbury(), damping=...)`.
 
     Returns:
         A pytree like the params, in units of the loss.
 
     Raises:
-        ValueError: for an inverse on other params.
-        TypeError: for params of another dtype than the inverse's.
-        NotImplementedError: for a P whose diagonal is not known, as of `ok.CG()`.
+        NotImplementedError: if the diagonal of P is not known, as for `ok.CG()`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -50,10 +49,10 @@ def check_inverse(
     check: Check, params: Params, inverse: lx.AbstractLinearOperator
 ) -> None:
     """Raises unless the inverse is a symmetric operator on the params."""
-    check.symmetric(inverse)
+    check.symmetric(inverse, "inverse")
     check.like("params", params, inverse.in_structure(), "the inverse's params")
 
 
 def only(mask: PyTree, tree: Params) -> Params:
     """The entries where the mask is true, zero elsewhere."""
-    return jax.tree.map(lambda m, x: jnp.where(m, x, jnp.zeros_like(x)), mask, tree)
+    return jax.tree.map(jnp.where, mask, tree, zeros_like(tree))

@@ -1,7 +1,7 @@
-"""Prune weights by the optimal brain surgeon.
+"""The optimal brain surgeon: remove weights and let the others make up for them.
 
-To second order, setting weight i to zero and letting the others make up for it costs
-w_i² / (2 P_ii), with P the inverse curvature; the others move by -P e_i w_i / P_ii.
+To second order, setting weight i to zero costs w_i² / (2 P_ii), with P the inverse
+curvature, if the others move by -P e_i w_i / P_ii.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from .update import obs_summed
 
 
 class Pruned(NamedTuple):
-    """Params with zeros, and where they are not zero."""
+    """Params with zeros, and booleans that mark the kept weights."""
 
     params: Params
     kept: PyTree[Bool[Array, "..."]]
 
 
 UpdateRule = Callable[[Params, lx.AbstractLinearOperator, PyTree], Params]
-"""From params, P and the mask of what is removed to the new params."""
+"""(params, inverse, removed) -> new params."""
 
 
 def obs_prune(
@@ -41,29 +41,27 @@ def obs_prune(
     mask: PyTree = True,
     update: UpdateRule = obs_summed,
 ) -> Pruned:
-    """Removes the weights of least saliency, and moves the others to make up for it.
+    """Removes the weights of least saliency and moves the others to make up for them.
 
     Args:
         params: the weights of a trained model.
-        inverse: P, with a known diagonal. In a later round, of the curvature of the
-            loss as a function of the kept weights: the removed ones' gradients zero.
-        sparsity: the fraction of the maskable weights that are zero afterwards, in
-            [0, 1), the already removed ones counted. Ties at the threshold go
-            together.
+        inverse: P, with a known diagonal. In a later round, use the curvature of the
+            loss as a function of the kept weights, so that the gradients of the
+            removed ones are zero.
+        sparsity: the fraction, in [0, 1), of the weights in `mask` that are zero
+            afterwards, including those already removed. Weights that tie at the
+            threshold are all removed.
         kept: what the last round kept; its zeros stay zero. Default: all.
-        mask: which weights may be removed: a pytree prefix of booleans. The others
-            (biases, say) are moved but never removed.
+        mask: a pytree prefix of booleans: which weights may be removed. The others,
+            such as biases, move but are never removed.
         update: how the others move: `ok.obs_summed`, `ok.obs_joint`, or any function
-            `(params, inverse, removed) -> params`.
+            (params, inverse, removed) -> params.
 
     Returns:
         The new params, and the boolean pytree of what is kept.
 
     Raises:
-        ValueError: for a sparsity outside [0, 1), or an inverse, `kept` or `mask` of
-            another structure than the params.
-        TypeError: for an `update` that is no function.
-        NotImplementedError: for a P whose diagonal is not known, as of `ok.CG()`.
+        NotImplementedError: if the diagonal of P is not known, as for `ok.CG()`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -77,26 +75,11 @@ def obs_prune(
         Frantar et al. 2021, arXiv:2107.03356, section 3.1 and the authors' code.
     """
     check = Check("ok.obs_prune")
-    return _prune(check, params, inverse, sparsity, kept, mask, update)
-
-
-def _prune(
-    check: Check,
-    params: Params,
-    inverse: lx.AbstractLinearOperator,
-    sparsity: float,
-    kept: PyTree | None,
-    mask: PyTree,
-    update: UpdateRule,
-) -> Pruned:
-    """One round, after its checks."""
     _check_sparsity(check, sparsity)
     check.function(update=update)
     check_inverse(check, params, inverse)
-    kept = check.booleans("kept", True if kept is None else kept, params, "the params")
-    may = _spread(check.booleans("mask", mask, params, "the params"), params)
+    kept, may = _masks(check, params, kept, mask)
     count = np.asarray(round(sparsity * _num_true(may)))
-    kept = _spread(kept, params)
     return _round(check, params, inverse, count, kept, may, update)
 
 
@@ -110,12 +93,12 @@ def _round(
     may: PyTree,
     update: UpdateRule,
 ) -> Pruned:
-    """One round, compiled once for all of them."""
+    """One round, compiled once for all rounds."""
     params = eqx.error_if(
         params,
         ~all_finite(params),
-        f"`{check.call}` got weights that are NaN or infinite, which have no saliency. "
-        f"Check the training that they come from.",
+        f"`{check.call}` got weights that are NaN or infinite and have no saliency. "
+        f"Check the training that produced them.",
     )
     saliency = only(kept, obs_saliency(params, inverse))
     removed = smallest(count, saliency, may)
@@ -133,7 +116,7 @@ def obs_prune_gradually(
     mask: PyTree = True,
     update: UpdateRule = obs_summed,
 ) -> Pruned:
-    """Prunes in rounds, with the curvature estimated anew at the start of each.
+    """Prunes in rounds, with a new estimate of the curvature for each.
 
     With s_0 the sparsity of `kept` and s the target, round i of n ends at
 
@@ -143,9 +126,9 @@ def obs_prune_gradually(
 
     Args:
         params: the weights of a trained model.
-        make_inverse: `make_inverse(params, kept)` returns P at these params. Let the
-            loss see `kept` (multiply the params by it): then the removed weights
-            have no curvature and P leaves them alone.
+        make_inverse: make_inverse(params, kept) -> P at these params. Its loss should
+            multiply the params by `kept`: then the removed weights have no curvature,
+            and P does not move them.
         sparsity: the target, in [0, 1): see `ok.obs_prune`.
         num_rounds: n >= 1.
         kept: what is kept at the start. Default: all.
@@ -154,11 +137,6 @@ def obs_prune_gradually(
 
     Returns:
         The new params, and the boolean pytree of what is kept.
-
-    Raises:
-        ValueError: for a sparsity outside [0, 1), num_rounds < 1, and as
-            `ok.obs_prune`.
-        TypeError: for a `make_inverse` that is no function.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -179,39 +157,42 @@ def obs_prune_gradually(
     """
     check = Check("ok.obs_prune_gradually")
     _check_sparsity(check, sparsity)
-    check.function(make_inverse=make_inverse)
+    check.function(make_inverse=make_inverse, update=update)
     check.count(num_rounds=num_rounds)
-    kept = check.booleans("kept", True if kept is None else kept, params, "the params")
-    kept = jax.tree.map(jnp.asarray, _spread(kept, params))
-    pruned = Pruned(only(kept, params), kept)
-    may = _spread(check.booleans("mask", mask, params, "the params"), params)
+    kept, may = _masks(check, params, kept, mask)
+    kept = jax.tree.map(jnp.asarray, kept)
+    pruned, size = Pruned(only(kept, params), kept), _num_true(may)
     alive = _num_true(jax.tree.map(jnp.logical_and, kept, may))
-    start = 1 - alive / max(_num_true(may), 1)
-    if start >= sparsity or not _num_true(may):
+    start = 1 - alive / max(size, 1)
+    if start >= sparsity or not size:
         return pruned
     for i in range(1, num_rounds + 1):
         left = (1 - start) * ((1 - sparsity) / (1 - start)) ** (i / num_rounds)
+        count = np.asarray(round(max(1 - left, 0.0) * size))
         inverse = make_inverse(pruned.params, pruned.kept)
-        goal = max(1 - left, 0.0)
-        pruned = _prune(check, pruned.params, inverse, goal, pruned.kept, mask, update)
+        check_inverse(check, pruned.params, inverse)
+        pruned = _round(check, pruned.params, inverse, count, pruned.kept, may, update)
     return pruned
 
 
 def _check_sparsity(check: Check, sparsity: float) -> None:
-    """Raises unless this is a number in [0, 1)."""
     is_number = isinstance(sparsity, int | float | np.number)
     text = f"needs 0 <= sparsity < 1, the fraction of zeros, got {sparsity!r}."
     check.that(is_number and 0.0 <= sparsity < 1.0, text)
 
 
-def _spread(mask: PyTree, params: Params) -> PyTree:
-    """A boolean for each entry, static where the mask is."""
+def _masks(
+    check: Check, params: Params, kept: PyTree | None, mask: PyTree
+) -> tuple[PyTree, PyTree]:
+    """Broadcasts both to one boolean per entry; static ones stay static."""
 
     def one(m: Any, w: Any) -> Any:
         module = jnp if isinstance(m, jax.Array) else np
         return module.broadcast_to(m, jnp.shape(w))
 
-    return jax.tree.map(one, mask, params)
+    kept = check.booleans("kept", True if kept is None else kept, params, "the params")
+    mask = check.booleans("mask", mask, params, "the params")
+    return jax.tree.map(one, kept, params), jax.tree.map(one, mask, params)
 
 
 def _num_true(mask: PyTree) -> int:

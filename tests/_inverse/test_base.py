@@ -322,24 +322,118 @@ def test_a_zero_right_hand_side_gives_zero_and_a_nan_one_is_reported(solver):
     for x in jax.tree.leaves(solution.value):
         assert not np.any(x)
     nan = jax.tree.map(lambda x: x.at[0].set(jnp.nan), zero)
-    if not isinstance(solver, lx.CG | lx.GMRES):
-        assert P.solve(nan).result == ok.RESULTS.nonfinite_input
-        with pytest.raises(RuntimeError, match="non-finite"):
-            P.mv(nan)
+    assert P.solve(nan).result == ok.RESULTS.nonfinite_input
+    with pytest.raises(RuntimeError, match="non-finite"):
+        P.mv(nan)
+
+
+@pytest.mark.parametrize("solver", [lx.Cholesky(), lx.CG(LEAST, LEAST)], ids=repr)
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_lineaxs_solvers_see_b_at_norm_one(solver, size):
+    """Oracle: the solution for b, times its size. Their atol would call 1e-30 zero."""
+    C, b = matrix(PARAMS), jnp.arange(1.0, 5.0)
+    P = ok.invert(C, solver, damping=0.5)
+    solution = jax.jit(lambda P, b: P.solve(b))(P, size * b)
+    assert solution.result == ok.RESULTS.successful
+    assert solution.stats["residual"] <= 100 * LEAST
+    want = np.linalg.solve(C.as_matrix() + 0.5 * np.eye(4), b)
+    assert_allclose(solution.value / size, want, rtol=1e-9)
+
+
+def test_an_inexact_solve_by_a_lineax_solver_is_reported():
+    """Oracle: a solver that returns half the solution, at any size of b."""
+
+    class Half(lx.AbstractLinearSolver):
+        def init(self, operator, options):
+            return operator.as_matrix()
+
+        def compute(self, state, vector, options):
+            x = 0.5 * jnp.linalg.solve(state, vector)
+            return x, lx.RESULTS.successful, {}
+
+        def transpose(self, state, options):
+            return state.T, options
+
+        def conj(self, state, options):
+            return state, options
+
+        def assume_full_rank(self):
+            return True
+
+    P = ok.invert(matrix(PARAMS), Half(), damping=0.5)
+    for size in (1e-30, 1.0):
+        solution = jax.jit(lambda P, b: P.solve(b))(P, jnp.full(4, size))
+        assert solution.result == ok.RESULTS.inexact_solve
+        assert_allclose(solution.stats["residual"], 0.5, rtol=1e-6)
+    with pytest.raises(RuntimeError, match="missed its tolerance"):
+        P.mv(jnp.ones(4))
+
+
+def test_a_singular_matrix_is_reported_by_a_lineax_solver():
+    """Oracle: the result's name; LU divides by zero."""
+    C = lx.MatrixLinearOperator(jnp.ones((2, 2)), lx.symmetric_tag)
+    solution = ok.invert(C, lx.LU()).solve(jnp.array([1.0, 2.0]))
+    assert solution.result != ok.RESULTS.successful
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_neumann_of_an_operator_that_is_not_symmetric_is_the_partial_sum(transpose):
+    """Oracle: the dense partial sum, α Σ_{j<K} (I - αA)ʲ b."""
+    alpha, num_terms = 0.4, 7
+    A, b = np.array([[2.0, 1.0], [-0.5, 1.5]]), np.array([1.0, -3.0])
+    operator = lx.MatrixLinearOperator(jnp.asarray(A))
+    method = ok.Neumann(num_terms, alpha)
+    state, options = method.init(operator, {}), {}
+    if transpose:
+        A, (state, options) = A.T, method.transpose(state, options)
+    x, result, stats = jax.jit(lambda b: method.compute(state, b, options))(b)
+    terms = [np.linalg.matrix_power(np.eye(2) - alpha * A, j) for j in range(num_terms)]
+    assert_allclose(x, alpha * sum(terms) @ b, rtol=1e-12)
+    assert result == lx.RESULTS.successful
+    assert np.isnan(stats["residual"])
+
+
+@pytest.mark.parametrize(
+    ("method", "is_needed"),
+    [
+        (ok.CG(), True),
+        (ok.Nystrom(1, key=KEY), True),
+        (ok.Woodbury(), True),
+        (ok.GMRES(), False),
+        (ok.Neumann(3, 0.1), False),
+        (ok.OneStep(), False),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_methods_for_symmetric_operators_refuse_others(method, is_needed):
+    """Oracle: the message, or the solution of a triangular system."""
+    assert method.needs_symmetric is is_needed
+    A = lx.MatrixLinearOperator(jnp.array([[1.0, 2.0], [0.0, 1.0]]))
+    name = type(method).__name__
+    if is_needed:
+        match = f"`ok.{name}` needs an operator known to be symmetric"
+        with pytest.raises(ValueError, match=match):
+            lx.linear_solve(A, jnp.ones(2), method)
+    else:
+        lx.linear_solve(A, jnp.ones(2), method)
 
 
 def test_bad_calls_say_what_to_do():
     C = fisher(PARAMS)
     with pytest.raises(ValueError, match="damping >= 0"):
         ok.invert(C, ok.CG(), damping=-1.0)
-    with pytest.raises(ValueError, match="symmetric operator"):
+    with pytest.raises(ValueError, match="known to be symmetric, got `MatrixLinear"):
         ok.invert(lx.MatrixLinearOperator(jnp.eye(2) + jnp.eye(2, k=1)), ok.CG())
-    with pytest.raises(ValueError, match="takes no Lineax options"):
+    with pytest.raises(ValueError, match=r"`ok.CG` takes its options in its .*'y0'"):
         lx.linear_solve(matrix(PARAMS), jnp.ones(4), ok.CG(), options={"y0": 1})
     P = ok.invert(C, ok.CG(), damping=1.0)
-    with pytest.raises(ValueError, match="structure"):
+    with pytest.raises(ValueError, match=r"`ok.invert\(...\).mv` .* structure"):
         P.mv({"w": PARAMS["w"]})
-    with pytest.raises(TypeError, match="Cast with"):
+    with pytest.raises(ValueError, match=r"`ok.invert\(...\).solve` .* structure"):
+        P.solve({"w": PARAMS["w"]})
+    with pytest.raises(
+        TypeError, match=r"`ok.invert\(...\).mv` needs vector in the dtype .*cast_like"
+    ):
         P.mv(jax.tree.map(lambda x: jnp.zeros(x.shape, int), PARAMS))
     with pytest.raises(IndexError, match="0 <= b < 8"):
         P.entry(0, 8)

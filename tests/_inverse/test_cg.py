@@ -245,7 +245,8 @@ def test_bad_arguments_raise():
     with pytest.raises(ValueError, match="max_steps >= 1"):
         ok.CG(max_steps=0)
     C, M = (lx.DiagonalLinearOperator(jnp.ones(n)) for n in (2, 3))
-    with pytest.raises(ValueError, match="preconditioner on the params"):
+    message = r"`ok.CG` needs the preconditioner's params in .* curvature's, got \(3,\)"
+    with pytest.raises(ValueError, match=message):
         ok.invert(C, ok.CG(preconditioner=M))
     with pytest.raises(ValueError, match=r"symmetric_tag"):
         lx.linear_solve(lx.MatrixLinearOperator(jnp.eye(2)), jnp.ones(2), ok.CG())

@@ -133,7 +133,9 @@ def test_bad_calls_raise(key):
     C = lx.DiagonalLinearOperator(jnp.ones(3))
     with pytest.raises(ValueError, match="rank >= 1"):
         ok.Nystrom(0, key=key)
-    with pytest.raises(ValueError, match="at most 3"):
+    with pytest.raises(
+        ValueError, match="rank <= 3, the number of coordinates, got rank=4"
+    ):
         ok.invert(C, ok.Nystrom(4, key=key), damping=1.0)
     with pytest.raises(ValueError, match=r"ok\.Nystrom"):
         ok.nystrom_preconditioner(ok.invert(C, ok.CG()))
