@@ -1,15 +1,20 @@
-"""Faults of nested problems: objectives, batches, transforms, penalties gone wrong."""
+"""Faults of nested problems: objectives, batches, transforms, schedules, loops."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
+import fault_options as opt
 import jax
 import jax.numpy as jnp
 import optax
-from faulty import table
+from fault_outcomes import INF, NAN, Raises, Reports, Right, Shows, all_zero, finite
+from faulty import Fault, Kind, Row
 
 import optkit as ok
 
-INF, NAN = float("inf"), float("nan")
+SGD = optax.sgd(0.1)
 
 
 def upper(x: Any, y: Any, batch: Any) -> jax.Array:
@@ -28,232 +33,273 @@ def saddle(x: Any, y: Any, batch: Any) -> jax.Array:
 
 
 def vector(x: Any, y: Any, batch: Any) -> jax.Array:
-    """No scalar."""
+    """Not a scalar."""
     return y - x
 
 
-SGD = optax.sgd(0.1)
-METHODS = {
-    "bilevel.Implicit": lambda: ok.bilevel.Implicit(ok.CG()),
-    "bilevel.ImplicitProjected": lambda: ok.bilevel.ImplicitProjected(jax.nn.relu, 0.5),
-    "bilevel.Unrolled": lambda: ok.bilevel.Unrolled(2, SGD),
-    "bilevel.ForwardMode": lambda: ok.bilevel.ForwardMode(2, SGD),
+@dataclass(frozen=True, kw_only=True)
+class Loop(Row):
+    """`make(upper, lower, ...)` is a solver."""
+
+    data: Callable[[Any], Any] = lambda batch: batch  # what a step takes
+
+    def solver(self, **options: Any) -> Any:
+        """The solver, with these instead of good arguments."""
+        return self.make(**({"upper": upper, "lower": lower, "outer": SGD} | options))
+
+    @cached_property
+    def good(self) -> Any:
+        """The solver with good arguments, compiled once."""
+        return self.solver()
+
+    def with_option(self, name: str, value: Any) -> Any:
+        """A step with another value of an option."""
+        return self.step(**{name: value})
+
+    def init(self, x: Any = None, y: Any = None) -> Any:
+        """The first state."""
+        x, y = (jnp.ones(2) if x is None else x), (jnp.zeros(2) if y is None else y)
+        return self.good.init(x, y)
+
+    def step(self, batch: Any = 1.0, *, x: float = 1.0, **options: Any) -> Any:
+        """The state after a step, and how it went."""
+        made = self.solver(**options) if options else self.good
+        return made.step(made.init(jnp.full(2, x), jnp.zeros(2)), self.data(batch))
+
+    def change(self, batch: Any) -> Any:
+        """By how much x and y change."""
+        state, _ = self.step(batch)
+        return jnp.abs(state.x - 1) + jnp.abs(state.y)
+
+
+NOT_FINITE = Reports("nonfinite_gradient")
+# fmt: off
+OF_SOLVERS = [
+    Fault("nan", "a batch of NaN", NOT_FINITE, lambda s: s.step(NAN)),
+    Fault("nan", "x and y after an infinite batch", Right(all_zero, "as before"),
+        lambda s: s.change(INF)),
+    Fault("nan", "a state of NaN", NOT_FINITE, lambda s: s.step(x=NAN)),
+    Fault("zero", "a batch of 0", Right(), lambda s: s.step(0.0)[0].x),
+    Fault("huge", "a batch of 3e38", NOT_FINITE, lambda s: s.step(3e38)),
+    Fault("tiny", "a batch of 1e-30", Right(), lambda s: s.step(1e-30)[0].x),
+    Fault("shape", "a projection of x to another shape", Raises(ValueError, "shape"),
+        lambda s: s.step(project_x=lambda x: x[:1])),
+    Fault("dtype", "a projection of x to float16", Raises(TypeError, "float16"),
+        lambda s: s.step(project_x=lambda x: x.astype("f2"))),
+    Fault("dtype", "an integer x", Raises(TypeError, "int32"),
+        lambda s: s.init(x=jnp.arange(2))),
+    Fault("dtype", "a complex x", Raises(TypeError, "complex64"),
+        lambda s: s.init(x=jnp.ones(2, "c8"))),
+    Fault("dtype", "an integer y", Raises(TypeError, "int32"),
+        lambda s: s.init(y=jnp.arange(2))),
+    Fault("function", "an upper objective that returns an array",
+        Raises(ValueError, "one real scalar"), lambda s: s.step(upper=vector)),
+    Fault("function", "a lower objective that returns an array",
+        Raises(ValueError, "one real scalar"), lambda s: s.step(lower=vector)),
+]
+BAD_PENALTY = Fault("option", "a penalty that becomes 0", Reports("bad_penalty"),
+    lambda s: s.step(penalty=lambda k: 0.0 * k))
+OUTSIDE = Fault("option", "a schedule without guarantees", Reports("schedule_bounds"),
+    lambda s: s.step(
+        penalty=ok.bilevel.PenaltySchedule(0.0, 0.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0)))
+AVERAGING = Fault("option", "an average of weight 2", Raises(ValueError, "averaging"),
+    lambda s: s.step(averaging=2.0))
+# fmt: on
+OF_ALL = {
+    "upper": opt.FUNCTION,
+    "lower": opt.FUNCTION,
+    "outer": opt.TRANSFORM,
+    "inner": opt.TRANSFORM,
+    "project_x": opt.FUNCTION,
 }
-SOLVERS = {
-    "bilevel.f2sa": (ok.bilevel.f2sa, {"penalty": 2.0}),
-    "bilevel.f3sa": (ok.bilevel.f3sa, {"penalty": 2.0, "decay": 0.5}),
-    "bilevel.penalty": (ok.bilevel.penalty, {"sigma": 0.5, "inner_steps": 1}),
-    "bilevel.penalty_momentum": (
-        ok.bilevel.penalty_momentum,
-        {"sigma": 0.5, "decay": 0.5},
-    ),
-    "bilevel.soba": (ok.bilevel.soba, {}),
-    "bilevel.saba": (ok.bilevel.saba, {"num_upper": 2, "num_lower": 2}),
-    "bilevel.hypergradient_descent": (
-        ok.bilevel.hypergradient_descent,
-        {"method": ok.bilevel.Implicit(ok.CG()), "inner": SGD},
-    ),
+OF_PENALTIES = OF_ALL | {"project_y": opt.FUNCTION}
+OF_PROXIMAL = OF_PENALTIES | {
+    "sigma": opt.POSITIVE,
+    "prox_step": opt.POSITIVE,
+    "averaging": opt.POSITIVE,
 }
+TAKES_HUGE = {"a batch of 3e38": Right(lambda out: finite(out[0]))}
 
 
-def solver(name: str, f: Any = upper, g: Any = lower, **options: Any) -> Any:
-    """A solver with other options."""
-    make, given = SOLVERS[name]
-    return make(f, g, **({"outer": SGD, "inner": SGD} | given | options))
-
-
-def batches(name: str, batch: Any) -> Any:
-    """The batch, for SABA with what the samples are."""
-    if name != "saba":
-        return batch
-    term = ok.bilevel.Term(jnp.zeros((), jnp.int32), batch)
+def terms(batch: Any, sample: int = 0) -> Any:
+    """The batch as that of a sample."""
+    term = ok.bilevel.Term(jnp.asarray(sample, jnp.int32), batch)
     return ok.bilevel.Batches(upper_x=term, lower_x=term)
 
 
-def step(
-    name: str, batch: Any = 1.0, f: Any = upper, g: Any = lower, **options: Any
-) -> Any:
-    """The state after a step, and how it went."""
-    made = solver(name, f, g, **options)
-    state = made.init(jnp.ones(2), jnp.zeros(2))
-    return made.step(state, batches(name, batch))
+# fmt: off
+SOLVERS = Kind("Bilevel solvers", OF_SOLVERS, [
+    Loop("bilevel.f2sa", partial(ok.bilevel.f2sa, inner=SGD, penalty=2.0),
+        OF_PENALTIES | {"penalty": opt.POSITIVE, "inner_steps": opt.COUNT},
+        covers=("bilevel.PenaltyState", "bilevel.Batches"), faults=[
+        BAD_PENALTY,
+        OUTSIDE,
+        Fault("shape", "batches of three steps for two",
+            Raises(ValueError, "leading axis of 2", call="ok.bilevel.Batches"),
+            lambda s: s.step(
+                ok.bilevel.Batches(1.0, jnp.ones(3), 1.0, jnp.ones(3), jnp.ones(3)),
+                inner_steps=2)),
+    ]),
+    Loop("bilevel.f3sa", partial(ok.bilevel.f3sa, inner=SGD, penalty=2.0, decay=0.5),
+        OF_PENALTIES | {"penalty": opt.POSITIVE, "decay": opt.DECAY},
+        faults=[BAD_PENALTY, OUTSIDE]),
+    Loop("bilevel.penalty",
+        partial(ok.bilevel.penalty, inner=SGD, sigma=0.5, inner_steps=1),
+        OF_PROXIMAL | {"inner_steps": opt.COUNT}, faults=[AVERAGING]),
+    Loop("bilevel.penalty_momentum",
+        partial(ok.bilevel.penalty_momentum, inner=SGD, sigma=0.5, decay=0.5),
+        OF_PROXIMAL | {"decay": opt.DECAY}, faults=[AVERAGING]),
+    Loop("bilevel.soba", partial(ok.bilevel.soba, inner=SGD), OF_ALL,
+        differs=TAKES_HUGE, covers=("bilevel.SobaState",)),
+    Loop("bilevel.saba", partial(ok.bilevel.saba, inner=SGD, num_upper=2, num_lower=2),
+        OF_ALL | {"num_upper": opt.COUNT, "num_lower": opt.COUNT}, data=terms,
+        differs=TAKES_HUGE, covers=("bilevel.SabaState", "bilevel.Term"), faults=[
+        Fault("missing", "a batch that does not say its samples",
+            Raises(TypeError, "Term"), lambda s: s.good.step(s.init(), 1.0)),
+        Fault("option", "a sample beyond the last", Right(),
+            lambda s: s.good.step(s.init(), terms(1.0, 9))[0].x),
+    ]),
+    Loop("bilevel.hypergradient_descent",
+        partial(ok.bilevel.hypergradient_descent, inner=SGD,
+            method=ok.bilevel.Implicit(ok.CG())),
+        OF_PENALTIES | {"inner_steps": opt.COUNT, "method": opt.METHOD},
+        covers=("bilevel.DescentState",), faults=[
+        Fault("missing", "no transform of y", Raises(ValueError, "inner"),
+            lambda s: s.solver(inner=None)),
+        Fault("singular", "a lower objective that is not convex", Reports("indefinite"),
+            lambda s: s.step(lower=saddle)),
+    ]),
+])
+# fmt: on
 
 
-def stays(name: str, batch: Any) -> Any:
-    """The step of x in a step that fails."""
-    state, _ = step(name, batch)
-    return jnp.abs(state.x - 1) + jnp.abs(state.y)
+@dataclass(frozen=True, kw_only=True)
+class Hypergradient(Row):
+    """`make(...)` is a method for hypergradients."""
+
+    @cached_property
+    def good(self) -> Any:
+        """The hypergradient of good objectives, compiled once."""
+        return jax.jit(ok.bilevel.hypergradient(upper, lower, method=self.make()))
+
+    def at(
+        self, x: Any = None, y: Any = None, batch: Any = 1.0, **objectives: Any
+    ) -> Any:
+        """The hypergradient and how it went."""
+        x, y, estimate = jnp.ones(2) if x is None else x, y, self.good
+        if objectives:
+            given = {"upper": upper, "lower": lower, "method": self.make()} | objectives
+            estimate = ok.bilevel.hypergradient(**given)
+        return estimate(x, jnp.ones(2) if y is None else y, batch)
 
 
-def from_nan(state: str) -> Any:
-    """A step from a state that is NaN, and how it went."""
-    names = {"DescentState": "hypergradient_descent"}
-    snake = "".join("_" + c.lower() if c.isupper() else c for c in state[:-5])[1:]
-    name = names.get(state, snake)
-    made = solver(name)
-    nan = made.init(jnp.full(2, NAN), jnp.zeros(2))
-    return made.step(nan, batches(name, 1.0))
+MAKER = "ok.bilevel.hypergradient"
+# fmt: off
+HYPERGRADIENTS = Kind("Hypergradients", [
+    Fault("nan", "x of NaN", Shows(), lambda m: m.at(jnp.full(2, NAN))[0]),
+    Fault("nan", "a batch of NaN", Shows(), lambda m: m.at(batch=NAN)[0]),
+    Fault("zero", "a batch of 0", Right(), lambda m: m.at(batch=0.0)[0]),
+    Fault("dtype", "an integer x", Raises(TypeError, "int32", MAKER),
+        lambda m: m.at(x=jnp.arange(2))),
+    Fault("dtype", "an integer y", Raises(TypeError, "int32", MAKER),
+        lambda m: m.at(y=jnp.arange(2))),
+    Fault("function", "an upper objective that returns an array",
+        Raises(ValueError, "one real scalar", MAKER), lambda m: m.at(upper=vector)),
+    Fault("function", "a lower objective that returns an array",
+        Raises(ValueError, "one real scalar", MAKER), lambda m: m.at(lower=vector)),
+    Fault("object", "a number as upper objective",
+        Raises(TypeError, "for upper", MAKER), lambda m: m.at(upper=3.0)),
+], [
+    Hypergradient("bilevel.Implicit", partial(ok.bilevel.Implicit, solver=ok.CG()),
+        {"solver": opt.METHOD, "damping": opt.NON_NEGATIVE, "curvature": opt.FUNCTION},
+        covers=("bilevel.hypergradient",), faults=[
+        Fault("nan", "how a batch of NaN ends", Reports("nonfinite_input"),
+            lambda m: m.at(batch=NAN)),
+        Fault("singular", "a lower objective that is not convex", Reports("indefinite"),
+            lambda m: m.at(y=jnp.zeros(2), lower=saddle)),
+        Fault("object", "a string as method", Raises(TypeError, "method", MAKER),
+            lambda m: m.at(method="cg")),
+    ]),
+    Hypergradient("bilevel.ImplicitProjected",
+        partial(ok.bilevel.ImplicitProjected, project_y=jax.nn.relu, step_size=0.5),
+        {"project_y": opt.FUNCTION, "step_size": opt.POSITIVE, "solver": opt.METHOD}),
+    Hypergradient("bilevel.Unrolled",
+        partial(ok.bilevel.Unrolled, num_steps=2, inner=SGD),
+        {"num_steps": opt.COUNT, "inner": opt.TRANSFORM, "truncate": opt.COUNT,
+            "checkpoint": opt.COUNT}, faults=[
+        Fault("option", "derivatives of more steps than are made",
+            Raises(ValueError, "truncate=3"), lambda m: m.make(truncate=3)),
+    ]),
+    Hypergradient("bilevel.ForwardMode",
+        partial(ok.bilevel.ForwardMode, num_steps=2, inner=SGD),
+        {"num_steps": opt.COUNT, "inner": opt.TRANSFORM, "chunk": opt.COUNT}),
+])
+# fmt: on
 
 
-def init(name: str, x: Any, y: Any = None) -> Any:
-    """The first state."""
-    return solver(name).init(x, jnp.zeros(2) if y is None else y)
+def of_constants(function: Any) -> Callable[..., Any]:
+    """Makes a schedule from the constants of a problem."""
+
+    def make(constants: Any = None, **options: Any) -> Any:
+        given = {"convexity": 1.0, "lower": 1.0, "upper": 1.0}
+        for name in ("convexity", "lower", "upper", "total"):
+            if name in options:
+                given[name] = options.pop(name)
+        made = ok.bilevel.Constants(**given) if constants is None else constants
+        return function(made, **options)
+
+    return make
 
 
-def gradient(
-    name: str,
-    x: Any = None,
-    y: Any = None,
-    f: Any = upper,
-    g: Any = lower,
-    batch: Any = 1.0,
-) -> Any:
-    """The hypergradient and how it went."""
-    x, y = (jnp.ones(2) if v is None else v for v in (x, y))
-    return ok.bilevel.hypergradient(f, g, method=METHODS[name]())(x, y, batch)
-
-
-def constants(**options: Any) -> Any:
-    """Of a problem."""
-    return ok.bilevel.Constants(
-        **({"convexity": 1.0, "lower": 1.0, "upper": 1.0} | options)
-    )
+ONES = dict.fromkeys(("c_alpha", "c_gamma", "k0", "initial_penalty", "target"), 1.0)
+CONSTANTS = {
+    "convexity": opt.POSITIVE,
+    "lower": opt.POSITIVE,
+    "upper": opt.POSITIVE,
+    "total": opt.NON_NEGATIVE,
+    "ratio": opt.POSITIVE,
+    "constants": opt.Option("", (), (3.0,), "ok.bilevel.Constants"),
+}
+# fmt: off
+SCHEDULES = Kind("Schedules", [], [
+    Row("bilevel.f2sa_schedule", of_constants(ok.bilevel.f2sa_schedule),
+        CONSTANTS | {"inner_steps": opt.COUNT}, covers=("bilevel.Constants",)),
+    Row("bilevel.f3sa_schedule", of_constants(ok.bilevel.f3sa_schedule), CONSTANTS),
+    Row("bilevel.PenaltySchedule",
+        partial(ok.bilevel.PenaltySchedule, **ONES, growth=1.0, a=0.5, c=0.2),
+        {"a": opt.NON_NEGATIVE, "c": opt.NON_NEGATIVE, "ratio": opt.POSITIVE,
+                "inner_steps": opt.COUNT} | dict.fromkeys(ONES, opt.POSITIVE)),
+    Row("bilevel.sigma_schedule", partial(ok.bilevel.sigma_schedule, initial=1.0),
+        {"initial": opt.POSITIVE, "power": opt.NON_NEGATIVE,
+            "floor": opt.NON_NEGATIVE}),
+])
+# fmt: on
 
 
 def run(
-    batches: Any = None, num_steps: Any = 2, made: Any = None, **options: Any
+    solver: Any = None, batches: Any = lambda k: 1.0, num_steps: Any = 2, **options: Any
 ) -> Any:
-    """Two steps."""
-    made = solver("soba") if made is None else made
+    """Two steps of SOBA."""
+    made = ok.bilevel.soba(upper, lower, outer=SGD, inner=SGD)
     state = made.init(jnp.ones(2), jnp.zeros(2))
-    batches = (lambda k: 1.0) if batches is None else batches
-    return ok.run(made, state, batches, num_steps, **options)
+    return ok.run(
+        made if solver is None else solver, state, batches, num_steps, **options
+    )
 
 
-ROWS = table(
-    globals(),
-    """
-    f2sa f3sa penalty penalty_momentum soba saba hypergradient_descent:
-        nan       step("{}", NAN)                       -> nonfinite_gradient
-        nan       stays("{}", INF)                      -> right: not x.any()
-        zero      step("{}", 0.0)[0].x                  -> right
-        tiny      step("{}", 1e-30)[0].x                -> right
-        dtype     init("{}", jnp.arange(2))             -> TypeError: int32
-        dtype     init("{}", jnp.ones(2, "c8"))         -> TypeError: complex64
-        dtype     init("{}", jnp.ones(2), jnp.arange(2))  -> TypeError: int32
-        function  step("{}", f=vector)                  -> ValueError: one real scalar
-        function  step("{}", g=vector)                  -> ValueError: one real scalar
-        object    solver("{}", f=3.0)                   -> TypeError: upper(x, y, batch)
-        object    solver("{}", g=3.0)                   -> TypeError: lower(x, y, batch)
-        object    solver("{}", outer=0.1)  -> TypeError: optax transform for outer
-        object    solver("{}", inner=0.1)  -> TypeError: optax transform for inner
-        shape     step("{}", project_x=lambda x: x[:1])  -> ValueError: shape
-        dtype     step("{}", project_x=lambda x: x.astype("f2"))  -> TypeError: float16
-        object    step("{}", project_x=3.0)             -> TypeError: function
-    f2sa f3sa penalty penalty_momentum hypergradient_descent:
-        huge      step("{}", 3e38)                      -> nonfinite_gradient
-    bilevel.soba bilevel.saba:
-        huge      step("{}", 3e38)                      -> right: finite(x[0])
-    f2sa f3sa penalty penalty_momentum:
-        object    solver("{}", project_y=3.0)           -> TypeError: function
-    f2sa f3sa:
-        option    solver("{}", penalty=0.0)             -> ValueError: penalty > 0
-        option    solver("{}", penalty=NAN)             -> ValueError: penalty > 0
-        option    step("{}", penalty=lambda k: 0.0 * k)  -> bad_penalty
-        object    solver("{}", penalty="2")             -> TypeError: penalty
-    f2sa penalty:
-        option    solver("{}", inner_steps=0)           -> ValueError: inner_steps >= 1
-    f3sa penalty_momentum:
-        option    solver("{}", decay=1.0)               -> ValueError: 0 <= decay < 1
-    bilevel.penalty bilevel.penalty_momentum:
-        option    solver("{}", sigma=-1.0)              -> ValueError: sigma > 0
-        option    solver("{}", averaging=0.0)           -> ValueError: averaging
-        option    solver("{}", prox_step=-1.0)          -> ValueError: prox_step > 0
-    bilevel.hypergradient_descent:
-        object    solver("{}", method="cg")             -> TypeError: method
-        option    solver("{}", inner_steps=0)           -> ValueError: inner_steps >= 1
-        missing   solver("{}", inner=None)              -> ValueError: inner
-        singular  step("{}", g=saddle)                  -> indefinite
-    bilevel.saba:
-        option    solver("{}", num_upper=0)             -> ValueError: num_upper >= 1
-        missing   solver("{}").step(init("{}", jnp.ones(2)), 1.0)  -> TypeError: ok.bilevel.Term
+# fmt: off
+LOOPS = Kind("The loop", [
+    Fault("nan", "batches of NaN", NOT_FINITE,
+        lambda f: f.make(batches=lambda k: NAN).history),
+    Fault("empty", "no batches", Raises(ValueError, "without"),
+        lambda f: f.make(batches=[])),
+    Fault("object", "a number for the batches", Raises(TypeError, "iterable"),
+        lambda f: f.make(batches=3.0)),
+    Fault("object", "an optax transform for the solver", Raises(TypeError, "Solver"),
+        lambda f: f.make(SGD)),
+], [
+    Row("run", run, {"num_steps": opt.COUNT, "every": opt.COUNT}, covers=("Solver",)),
+])
+# fmt: on
 
-    bilevel.Implicit bilevel.ImplicitProjected bilevel.Unrolled bilevel.ForwardMode:
-        nan       gradient("{}", x=jnp.full(2, NAN))[0]  -> NaN
-        zero      gradient("{}", batch=0.0)[0]          -> right
-    bilevel.Implicit bilevel.ImplicitProjected bilevel.Unrolled bilevel.ForwardMode (ok.bilevel.hypergradient):
-        dtype     gradient("{}", x=jnp.arange(2))       -> TypeError: int32
-        function  gradient("{}", g=vector)              -> ValueError: one real scalar
-    bilevel.Implicit:
-        nan       gradient("{}", batch=NAN)             -> nonfinite_input
-        singular  gradient("{}", y=jnp.zeros(2), g=saddle)  -> indefinite
-        option    ok.{}(ok.CG(), -1.0)                  -> ValueError: damping >= 0
-        object    ok.{}("cg")                           -> TypeError: method
-    bilevel.ImplicitProjected:
-        option    ok.{}(jax.nn.relu, 0.0)               -> ValueError: step_size > 0
-        object    ok.{}(3.0, 0.5)                       -> TypeError: function
-        object    ok.{}(jax.nn.relu, 0.5, "cg")         -> TypeError: solver
-    bilevel.Unrolled:
-        option    ok.{}(0, SGD)                         -> ValueError: num_steps >= 1
-        option    ok.{}(2, SGD, truncate=3)             -> ValueError: truncate=3
-        option    ok.{}(2, SGD, checkpoint=0)           -> ValueError: checkpoint >= 1
-        object    ok.{}(2, 0.1)                         -> TypeError: optax transform
-    bilevel.ForwardMode:
-        option    ok.{}(1.5, SGD)                       -> ValueError: num_steps >= 1
-        option    ok.{}(2, SGD, chunk=0)                -> ValueError: chunk >= 1
-        object    ok.{}(2, 0.1)                         -> TypeError: optax transform
-    bilevel.hypergradient:
-        nan       gradient("Unrolled", batch=NAN)[0]    -> NaN
-        object    ok.{}(3.0, lower, method=METHODS["Implicit"]()) \
-                  -> TypeError: upper(x, y, batch)
-        object    ok.{}(upper, lower, method="cg")      -> TypeError: method
-        dtype     gradient("Implicit", y=jnp.arange(2))  -> TypeError: int32
-        function  gradient("Implicit", f=vector)        -> ValueError: one real scalar
-    Solver (ok.run):
-        object    ok.run(SGD, None, lambda k: 1.0, 2)   -> TypeError: Solver
-    run:
-        nan       run(lambda k: NAN).history            -> nonfinite_gradient
-        option    run(num_steps=0)                      -> ValueError: num_steps >= 1
-        option    run(every=0)                          -> ValueError: every >= 1
-        empty     run([])                               -> ValueError: without batches
-        object    run(3.0)                              -> TypeError: iterable
-        object    ok.{}(SGD, None, lambda k: 1.0, 2)    -> TypeError: Solver
-    bilevel.Batches:
-        shape     step("f2sa", ok.{}(1.0, jnp.ones(3), 1.0, jnp.ones(3), jnp.ones(3)), \
-                  inner_steps=2)                        -> ValueError: leading axis of 2
-    bilevel.Term (ok.bilevel.saba):
-        option    solver("saba").step(init("saba", jnp.ones(2)), \
-                  ok.bilevel.Batches(upper_x=ok.{}(9, 1.0), lower_x=ok.{}(0, 1.0)))[0].x \
-                  -> right
-    F2saState F3saState PenaltyState PenaltyMomentumState SobaState SabaState \
-    bilevel.DescentState:
-        nan       from_nan("{}")                        -> nonfinite_gradient
-    bilevel.Constants (ok.bilevel.f2sa_schedule):
-        option    ok.bilevel.f2sa_schedule(constants(convexity=0.0)) \
-                  -> ValueError: convexity > 0
-        option    ok.bilevel.f2sa_schedule(constants(total=-1.0))  -> ValueError: total >= 0
-    f2sa_schedule f3sa_schedule:
-        option    ok.{}(constants(lower=NAN))           -> ValueError: lower > 0
-        option    ok.{}(constants(), ratio=0.0)         -> ValueError: ratio > 0
-        object    ok.{}(3.0)                            -> TypeError: ok.bilevel.Constants
-    f2sa_schedule:
-        option    ok.{}(constants(), inner_steps=0)     -> ValueError: inner_steps >= 1
-    bilevel.PenaltySchedule:
-        option    ok.{}(0.5, 0.2, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0) \
-                  -> ValueError: c_alpha > 0
-        option    ok.{}(-0.5, 0.2, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)  -> ValueError: a >= 0
-        option    ok.{}(0.5, 0.2, 1.0, 1.0, 1.0, NAN, 1.0, 1.0) \
-                  -> ValueError: initial_penalty > 0
-        option    step("f2sa", penalty=ok.{}(0.0, 0.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0)) \
-                  -> schedule_bounds
-    bilevel.sigma_schedule:
-        option    ok.{}(0.0)                            -> ValueError: initial > 0
-        option    ok.{}(1.0, power=-1.0)                -> ValueError: power >= 0
-        option    ok.{}(1.0, floor=NAN)                 -> ValueError: floor >= 0
-    bilevel.scale_by_penalty:
-        missing   ok.{}().update(jnp.ones(2), ok.{}().init(jnp.ones(2))) \
-                  -> TypeError: penalty
-        nan       ok.{}().update(jnp.full(2, NAN), ok.{}().init(jnp.ones(2)), \
-                  penalty=1.0)[0]  -> NaN
-    """,
-)
+KINDS = [SOLVERS, HYPERGRADIENTS, SCHEDULES, LOOPS]

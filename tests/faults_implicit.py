@@ -1,31 +1,29 @@
-"""Faults of decorators, optimality maps, proximal operators and projections."""
+"""Faults of decorators, iterations, and optimality maps."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import fault_options as opt
 import jax
 import jax.numpy as jnp
 import jax.random as jr
-import numpy as np  # noqa: F401  # in the table
-from faulty import table
+import numpy as np
+from fault_outcomes import INF, NAN, Raises, Reports, Right, Shows, all_zero
+from faulty import Fault, Kind, Row
 
 import optkit as ok
 
-INF, NAN = float("inf"), float("nan")
+
+def vec(*entries: float) -> Any:
+    """A vector."""
+    return jnp.array(entries)
 
 
 def half_square(y: Any, a: Any) -> jax.Array:
     """½ |y - a|²."""
     return 0.5 * jnp.sum((y - a) ** 2)
-
-
-def flat(y: Any, a: Any) -> jax.Array:
-    """Of no curvature in y."""
-    return jnp.sum(y * a)
-
-
-def saddle(y: Any, a: Any) -> jax.Array:
-    """Of negative curvature in y."""
-    return 0.5 * jnp.sum(y * a) - 0.5 * jnp.sum(y**2)
 
 
 def residual(y: Any, a: Any) -> jax.Array:
@@ -38,374 +36,385 @@ def contraction(y: Any, a: Any) -> jax.Array:
     return 0.5 * (y + a)
 
 
-def returns(value: Any) -> Any:
-    """A solver that returns this, whatever it is asked."""
-    return lambda y0, args: value
-
-
 def exact(y0: Any, a: Any) -> Any:
     """The solution of all three."""
     return a
 
 
-DECORATORS = {
-    "implicit_minimum": (ok.implicit_minimum, half_square),
-    "implicit_root": (ok.implicit_root, residual),
-    "implicit_fixed_point": (ok.implicit_fixed_point, contraction),
-}
+def returning(value: Callable[[], Any]) -> Callable[[Any, Any], Any]:
+    """A solver that returns this, whatever it is asked."""
+    return lambda y0, a: value()
 
 
-def derivative(
-    name: str, condition: Any = None, solve: Any = exact, a: Any = None, **o: Any
-) -> Any:
-    """The gradient of Σ y in the parameters."""
-    decorate, default = DECORATORS[name]
-    solver = decorate(default if condition is None else condition, **o)(solve)
-    a = jnp.array([1.0, 2.0]) if a is None else a
-    return jax.grad(lambda a: jnp.sum(solver(jnp.zeros(2), a)))(a)
+@dataclass(frozen=True, kw_only=True)
+class Decorator(Row):
+    """`make(condition, ...)` decorates a solver."""
+
+    condition: Callable[[Any, Any], Any]
+
+    def with_option(self, name: str, value: Any) -> Any:
+        """What the decorated solver returns, with another value of an option."""
+        return self.value(**{name: value})
+
+    def value(self, solve: Any = exact, a: Any = (1.0, 2.0), **options: Any) -> Any:
+        """What the decorated solver returns for parameters a."""
+        condition = options.pop("condition", self.condition)
+        return self.make(condition, **options)(solve)(jnp.zeros(2), jnp.asarray(a))
+
+    def derivative(self, *a: float, **options: Any) -> Any:
+        """The gradient of Σ y in the parameters a."""
+        y = partial(self.value, exact, **options)
+        return jax.grad(lambda a: jnp.sum(y(a)))(vec(*a or (1.0, 2.0)))
 
 
-def value(name: str, solve: Any, condition: Any = None, **options: Any) -> Any:
-    """What the decorated solver returns."""
-    decorate, default = DECORATORS[name]
-    solver = decorate(default if condition is None else condition, **options)(solve)
-    return solver(jnp.zeros(2), jnp.array([1.0, 2.0]))
+def is_one(x: Any) -> Any:
+    """Whether all entries are one, as dy/da."""
+    return np.allclose(x, 1)
+
+
+# fmt: off
+OF_DECORATORS = [
+    Fault("nan", "a solution of NaN", Shows(),
+        lambda d: d.value(returning(lambda: vec(NAN, 1.0)))),
+    Fault("nan", "the derivative at an infinite solution",
+        Reports("nonfinite_solution"), lambda d: d.derivative(INF, 1.0)),
+    Fault("zero", "a solution of 0", Right(is_one), lambda d: d.derivative(0.0, 0.0)),
+    Fault("huge", "a solution of 1e30", Right(is_one),
+        lambda d: d.derivative(1e30, 1.0)),
+    Fault("dtype", "an integer solution", Raises(TypeError, "int32"),
+        lambda d: d.value(returning(lambda: jnp.arange(2)))),
+    Fault("dtype", "a complex solution", Raises(TypeError, "complex64"),
+        lambda d: d.value(returning(lambda: jnp.ones(2, "c8")))),
+    Fault("option", "`has_aux` and no aux", Raises(ValueError, "(y, aux)"),
+        lambda d: d.value(has_aux=True)),
+    Fault("object", "a number as solver", Raises(TypeError, "solve"),
+        lambda d: d.value(3.0)),
+]
+# fmt: on
+
+
+def singular(what: str, condition: Any, result: str) -> Fault:
+    """A condition whose linear system has no solution."""
+    feed = lambda d: d.derivative(condition=condition)  # noqa: E731
+    return Fault("singular", what, Reports(result), feed)
+
+
+# fmt: off
+OF_RESIDUALS = [
+    Fault("tree", "a residual of another structure", Raises(ValueError, "structure"),
+        lambda d: d.value(condition=lambda y, a: (y,))),
+    Fault("shape", "a residual of another shape", Raises(ValueError, "(3,)"),
+        lambda d: d.value(condition=lambda y, a: jnp.ones(3))),
+    Fault("dtype", "a residual in float16", Raises(TypeError, "float16"),
+        lambda d: d.value(condition=lambda y, a: jnp.ones(2, "f2"))),
+    Fault("object", "a method for symmetric systems", Raises(ValueError, "symmetric"),
+        lambda d: d.value(solver=ok.CG())),
+]
+# fmt: on
+
+
+def options_with(condition: str) -> dict[str, Any]:
+    """The options of a decorator that calls its condition this."""
+    called = opt.FUNCTION.called(condition)
+    return {"solver": opt.METHOD, "has_aux": opt.FLAG, "condition": called}
+
+
+# fmt: off
+DECORATORS = Kind("Decorators of a solver", OF_DECORATORS, [
+    Decorator("implicit_minimum", ok.implicit_minimum,
+        options_with("objective") | {"damping": opt.NON_NEGATIVE},
+        condition=half_square, faults=[
+        singular("no curvature", lambda y, a: jnp.sum(y * a), "indefinite"),
+        singular("negative curvature", lambda y, a: jnp.sum(y * a - y ** 2) / 2,
+            "indefinite"),
+        Fault("function", "an objective that returns an array",
+            Raises(ValueError, "one real scalar"),
+            lambda d: d.value(condition=residual)),
+    ]),
+    Decorator("implicit_root", ok.implicit_root, options_with("optimality"),
+        condition=residual, covers=("ImplicitSolve",), faults=[
+        *OF_RESIDUALS,
+        singular("a Jacobian of 0", lambda y, a: 0 * y - a, "stalled"),
+        Fault("nan", "a solution of NaN, by one step", Reports("nonfinite_solution"),
+            lambda d: d.derivative(NAN, 1.0, solver=ok.OneStep())),
+    ]),
+    Decorator("implicit_fixed_point", ok.implicit_fixed_point, options_with("mapping"),
+        condition=contraction, faults=[
+        *OF_RESIDUALS,
+        singular("no contraction", lambda y, a: y + 1.001 * a - a, "stalled"),
+    ]),
+])
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Iteration(Row):
+    """`make(mapping, y0, ...)` iterates, or calls, a function of (y, args)."""
+
+    def with_option(self, name: str, value: Any) -> Any:
+        """The result with another value of an option."""
+        return self.make(**{"mapping": contraction, "y0": vec(0.0, 0.0), name: value})
+
+    def run(self, mapping: Any = contraction, y0: Any = None) -> Any:
+        """The result of this mapping, from this start."""
+        return self.make(mapping, vec(0.0, 0.0) if y0 is None else y0)
+
+
+def on_host(mapping: Any) -> Any:
+    """Calls it as a solver of another library, in float32."""
+
+    def solve(y0: Any, a: Any) -> Any:
+        with np.errstate(over="ignore"):
+            return jax.tree.map(np.float32, mapping(y0, a))
+
+    return ok.host_solver(solve if callable(mapping) else mapping)
+
+
+# fmt: off
+ITERATIONS = Kind("Iterations", [
+    Fault("nan", "a start of NaN", Shows(), lambda f: f.run(y0=vec(NAN, 1.0))),
+    Fault("nan", "a mapping to NaN", Shows(), lambda f: f.run(lambda y, a: y * NAN)),
+    Fault("huge", "a mapping that overflows", Shows(),
+        lambda f: f.run(lambda y, a: (y + 1e30 * a) ** 2)),
+    Fault("tree", "a mapping to another structure", Raises(ValueError, "structure"),
+        lambda f: f.run(lambda y, a: (y,))),
+    Fault("shape", "a mapping to another shape", Raises(ValueError, "(3,)"),
+        lambda f: f.run(lambda y, a: jnp.ones(3))),
+    Fault("dtype", "an integer start", Raises(TypeError, "int32"),
+        lambda f: f.run(y0=jnp.arange(2))),
+], [
+    Iteration("solvers.anderson",
+        lambda mapping, y0, **o: ok.solvers.anderson(mapping, y0, vec(1.0, 2.0), **o),
+        {"mapping": opt.FUNCTION, "history": opt.COUNT, "max_steps": opt.COUNT,
+            "mixing": opt.POSITIVE, "rtol": opt.NON_NEGATIVE, "atol": opt.NON_NEGATIVE,
+            "ridge": opt.NON_NEGATIVE},
+        differs=dict.fromkeys(
+            ("a start of NaN", "a mapping to NaN", "a mapping that overflows"),
+            Reports("nonfinite_iterate")), faults=[
+        Fault("singular", "no fixed point", Reports("max_steps_reached"),
+            lambda f: f.make(lambda y, a: y + 1.0, vec(0.0, 0.0), max_steps=9)),
+        Fault("zero", "a mapping to 0", Right(all_zero),
+            lambda f: f.run(lambda y, a: 0 * y)[0]),
+        Fault("tiny", "a fixed point of 1e-30",
+            Right(lambda y: np.allclose(y, [1, 2], 0.001)),
+            lambda f: f.run(lambda y, a: 0.5 * (y + 1e-30 * a))[0] * 1e30),
+        Fault("empty", "a start without entries", Raises(ValueError, "array"),
+            lambda f: f.run(lambda y, a: y, ())),
+    ]),
+    Iteration("unroll",
+        lambda mapping, y0, num_steps=3, **o: ok.unroll(mapping, y0, vec(1.0, 2.0),
+            num_steps=num_steps, **o),
+        {"mapping": opt.FUNCTION.called("step"), "num_steps": opt.COUNT,
+            "truncate": opt.COUNT, "checkpoint_every": opt.COUNT}, faults=[
+        Fault("option", "derivatives of more steps than are made",
+            Raises(ValueError, "truncate"), lambda f: f.with_option("truncate", 4)),
+    ]),
+    Iteration("host_solver", lambda mapping, y0: on_host(mapping)(y0, vec(1.0, 2.0)),
+        {"mapping": opt.FUNCTION.called("solve")},
+        differs={"a mapping to another structure": Raises(RuntimeError, "structure"),
+            "a mapping to another shape": Raises(RuntimeError, "(3,)")}),
+])
+# fmt: on
 
 
 def check(
     solve: Any = exact, args: Any = None, condition: Any = residual, **options: Any
 ) -> Any:
-    """The report."""
-    args = jnp.array([1.0, 2.0]) if args is None else args
+    """The report on a decorated solver."""
+    args = vec(1.0, 2.0) if args is None else args
     given = {"y0": jnp.zeros(2), "key": jr.key(0)} | options
-    return ok.check_implicit(ok.implicit_root(condition)(solve), args, **given)
+    solve = solve if isinstance(solve, str) else ok.implicit_root(condition)(solve)
+    return ok.check_implicit(solve, args, **given)
 
 
-def anderson(mapping: Any = contraction, y0: Any = None, **options: Any) -> Any:
-    """The fixed point and how it was found."""
-    y0 = jnp.zeros(2) if y0 is None else y0
-    return ok.solvers.anderson(mapping, y0, jnp.array([1.0, 2.0]), **options)
+def says(*texts: str) -> Right:
+    """Whether the verdict says one of these."""
+    oracle = lambda report: any(text in report.verdict for text in texts)  # noqa: E731
+    return Right(oracle, "the verdict says so")
 
 
-def unroll(
-    step: Any = contraction, y0: Any = None, num_steps: Any = 3, **options: Any
+# fmt: off
+CHECKS = Kind("Checks of a derivative", [
+    Fault("nan", "a solution of NaN", says("NaN", "not finite", "infin"),
+        lambda f: f.make(returning(lambda: vec(NAN, 1.0)))),
+    Fault("singular", "a Jacobian of 0", says("failed"),
+        lambda f: f.make(condition=lambda y, a: 0 * y - a)),
+    Fault("function", "a condition of another problem",
+        says("solves another problem", "not what the solver"),
+        lambda f: f.make(condition=lambda y, a: y - 2 * a)),
+    Fault("empty", "no parameters", Raises(ValueError, "floating array"),
+        lambda f: f.make(args=())),
+    Fault("dtype", "integer parameters", Raises(ValueError, "floating array"),
+        lambda f: f.make(args=jnp.arange(2))),
+    Fault("object", "a solver that is not decorated", Raises(TypeError, "decorator"),
+        lambda f: f.make("solve")),
+], [
+    Row("check_implicit", check,
+        {"step": opt.POSITIVE, "rtol": opt.POSITIVE, "key": opt.KEY}),
+])
+# fmt: on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Map(Row):
+    """`make(f, ...)` is a map of (y, args)."""
+
+    f: Callable[[Any, Any], Any] = half_square
+
+    def with_option(self, name: str, value: Any) -> Any:
+        """A map with another value of an option."""
+        return self.at(**{name: value})
+
+    def at(self, y: Any = None, f: Any = None, **options: Any) -> Any:
+        """The map at y."""
+        y = vec(1.0, 1.0) if y is None else y
+        return self.make(self.f if f is None else f, **options)(y, vec(1.0, 2.0))
+
+
+def kkt(f: Any, equality: Any = None, dual: Any = lambda: (vec(1.0)[0],)) -> Any:
+    """The residual of a minimum with a sum, at a point and these multipliers."""
+
+    def total(z: Any, a: Any) -> Any:
+        return jnp.sum(z) - 1
+
+    F = ok.optimality.kkt(f, total if equality is None else equality)
+
+    def at(y: Any, a: Any) -> Any:
+        return F(y if dual is None else ok.optimality.KKT(y, *dual()), a)
+
+    return at
+
+
+# fmt: off
+NOT_A_SCALAR = Fault("function", "an objective that returns an array",
+    Raises(ValueError, "one real scalar"), lambda T: T.at(f=residual))
+# fmt: on
+
+
+def other_shape(*_: Any) -> Any:
+    """Three numbers, whatever it is called with."""
+    return jnp.ones(3)
+
+
+def to_other_shape(name: str) -> Fault:
+    """A piece of a map, an argument of this name, that returns another shape."""
+    what = f"`{name}` to another shape"
+    feed = lambda T: T.at(**{name: other_shape})  # noqa: E731
+    return Fault("shape", what, Raises(ValueError, "shape"), feed)
+
+
+OBJECTIVE = opt.FUNCTION.called("objective")
+STEPS = {"f": OBJECTIVE, "step_size": opt.POSITIVE}
+# fmt: off
+MAPS = Kind("Optimality maps", [
+    Fault("nan", "a point of NaN", Shows(), lambda T: T.at(vec(NAN, 1.0))),
+    Fault("dtype", "an integer point", Raises(TypeError, "int32"),
+        lambda T: T.at(jnp.arange(2))),
+], [
+    Map("optimality.gradient_descent", ok.optimality.gradient_descent, STEPS,
+        faults=[NOT_A_SCALAR]),
+    Map("optimality.projected_gradient",
+        partial(ok.optimality.projected_gradient,
+            projection=lambda v, a: jnp.clip(v, 0, 1)),
+        STEPS | {"projection": opt.FUNCTION}, faults=[
+        NOT_A_SCALAR,
+        to_other_shape("projection"),
+    ]),
+    Map("optimality.proximal_gradient",
+        partial(ok.optimality.proximal_gradient,
+            prox=lambda v, a, t: ok.prox.lasso(v, 1.0, t)),
+        STEPS | {"prox": opt.FUNCTION}, faults=[NOT_A_SCALAR, to_other_shape("prox")]),
+    Map("optimality.mirror_descent",
+        partial(ok.optimality.mirror_descent, mirror_map=jnp.log,
+            projection=lambda z, a: jax.nn.softmax(z)),
+        STEPS | {"mirror_map": opt.FUNCTION, "projection": opt.FUNCTION}, faults=[
+        NOT_A_SCALAR,
+        to_other_shape("mirror_map"),
+        to_other_shape("projection"),
+    ]),
+    Map("optimality.exponentiated_gradient", ok.optimality.exponentiated_gradient,
+        STEPS, faults=[
+        NOT_A_SCALAR,
+        Fault("zero", "an entry of 0", Right(lambda x: x[0] == 0),
+            lambda T: T.at(vec(0.0, 1.0))),
+        Fault("zero", "all entries 0", Shows(), lambda T: T.at(vec(0.0, 0.0))),
+        Fault("huge", "an entry of 1e30", Right(lambda x: x[1] == 1),
+            lambda T: T.at(vec(1e30, 1.0))),
+    ]),
+    Map("optimality.block_proximal_gradient",
+        partial(ok.optimality.block_proximal_gradient, proxes=ok.prox.none),
+        {"f": OBJECTIVE, "step_sizes": opt.POSITIVE, "proxes": opt.FUNCTION}, faults=[
+        NOT_A_SCALAR,
+        to_other_shape("proxes"),
+        Fault("tree", "proxes of another structure", Raises(ValueError, "prefix"),
+            lambda T: T.at(proxes={"a": ok.prox.none})),
+        Fault("tree", "step sizes of another structure",
+            Raises(ValueError, "step_sizes"), lambda T: T.at(step_sizes={"a": 1.0})),
+    ]),
+    Map("optimality.stationary", ok.optimality.stationary, {"f": OBJECTIVE},
+        faults=[NOT_A_SCALAR]),
+    Map("optimality.newton", ok.optimality.newton,
+        {"f": opt.FUNCTION.called("residual"), "step_size": opt.POSITIVE,
+            "solver": opt.METHOD}, f=residual,
+        differs={"a point of NaN": Reports("nonfinite_input")}, faults=[
+        to_other_shape("f"),
+        Fault("singular", "a Jacobian of 0", Reports("singular"),
+            lambda T: T.at(f=lambda y, a: 0 * y - a)),
+    ]),
+    Map("optimality.fixed_point_residual", ok.optimality.fixed_point_residual,
+        {"f": opt.FUNCTION.called("mapping")}, f=contraction, faults=[
+        to_other_shape("f"),
+    ]),
+    Map("optimality.kkt", kkt, {"f": OBJECTIVE, "equality": opt.FUNCTION},
+        covers=("optimality.KKT",), faults=[
+        NOT_A_SCALAR,
+        Fault("object", "a vector for the unknown", Raises(TypeError, "KKT"),
+            lambda T: T.at(dual=None)),
+        Fault("shape", "multipliers of another shape", Raises(ValueError, "shape"),
+            lambda T: T.at(dual=lambda: (vec(1.0, 2.0),))),
+        Fault("missing", "no multipliers", Raises(ValueError, "structure"),
+            lambda T: T.at(dual=lambda: ())),
+    ]),
+])
+# fmt: on
+
+
+def cone_program(
+    c: Any = (1.0, 1.0), A: Any = ((1.0, 0.0), (0.0, 1.0)), b: Any = (1.0, 1.0)
 ) -> Any:
-    """Steps of the contraction."""
-    y0 = jnp.zeros(2) if y0 is None else y0
-    return ok.unroll(step, y0, jnp.array([1.0, 2.0]), num_steps=num_steps, **options)
+    """Of two variables and two rows."""
+    return ok.optimality.ConicProgram(jnp.array(c), jnp.array(A), jnp.array(b))
 
 
-def kkt(y: Any, **options: Any) -> Any:
-    """The residual of a minimum with a sum."""
-    F = ok.optimality.kkt(half_square, lambda z, a: jnp.sum(z) - 1)
-    return F(y, jnp.zeros(2))
+def conic(cone: Any = None, program: Any = None, primal: Any = (1.0, 1.0)) -> Any:
+    """The residual of the program, in a cone of two rows."""
+    cone = ok.optimality.Cone(non_negative=2) if cone is None else cone
+    ones = jnp.ones(2)
+    y = ok.optimality.ConicSolution(jnp.array(primal), ones, ones)
+    return ok.optimality.conic(cone)(y, cone_program() if program is None else program)
 
 
-def conic(program: Any = None, m: int = 2, y: Any = None) -> Any:
-    """The residual of a program of two rows."""
-    cone = ok.optimality.Cone(non_negative=m)
-    solution = ok.optimality.ConicSolution(jnp.ones(2), jnp.ones(m), jnp.ones(m))
-    given = ok.optimality.ConicProgram(jnp.ones(2), jnp.eye(2), jnp.ones(2))
-    return ok.optimality.conic(cone)(
-        solution if y is None else y, given if program is None else program
-    )
+# fmt: off
+CONES = Kind("Cone programs", [
+    Fault("nan", "costs of NaN", Shows(),
+        lambda F: F.make(program=cone_program(c=(NAN, 1.0)))),
+    Fault("shape", "a cone of more rows than A",
+        Raises(ValueError, "A of shape (3, 2)"),
+        lambda F: F.make(ok.optimality.Cone(non_negative=3))),
+    Fault("shape", "more rows than in the cone", Raises(ValueError, "(3, 3)"),
+        lambda F: F.make(program=cone_program(A=np.eye(3, dtype="f4")))),
+    Fault("shape", "a b of another length", Raises(ValueError, "shape"),
+        lambda F: F.make(program=cone_program(b=(1.0, 1.0, 1.0)))),
+    Fault("shape", "a solution of another length", Raises(ValueError, "shape"),
+        lambda F: F.make(primal=(1.0,))),
+    Fault("option", "a negative size", Raises(ValueError, "non_negative"),
+        lambda F: F.make(ok.optimality.Cone(non_negative=-1))),
+    Fault("object", "a number as cone", Raises(TypeError, "Cone"), lambda F: F.make(3)),
+], [
+    Row("optimality.conic", conic,
+        covers=("optimality.Cone", "optimality.ConicProgram",
+            "optimality.ConicSolution")),
+])
+# fmt: on
 
-
-MAPS = {
-    "gradient_descent": ok.optimality.gradient_descent,
-    "projected_gradient": lambda f, t=1.0: ok.optimality.projected_gradient(
-        f, lambda v, a: jnp.clip(v, 0, 1), t
-    ),
-    "proximal_gradient": lambda f, t=1.0: ok.optimality.proximal_gradient(
-        f, lambda v, a, t: ok.prox.lasso(v, 1.0, t), t
-    ),
-    "mirror_descent": lambda f, t=1.0: ok.optimality.mirror_descent(
-        f, jnp.log, lambda z, a: jax.nn.softmax(z), t
-    ),
-    "exponentiated_gradient": ok.optimality.exponentiated_gradient,
-    "block_proximal_gradient": lambda f, t=1.0: ok.optimality.block_proximal_gradient(
-        f, ok.prox.none, t
-    ),
-    "stationary": ok.optimality.stationary,
-}
-
-
-def step(name: str, f: Any = half_square, y: Any = None, t: Any = None) -> Any:
-    """One step of a map."""
-    name = name.removeprefix("optimality.")
-    make = MAPS[name] if t is None else lambda f: MAPS[name](f, t)
-    return make(f)(jnp.ones(2) if y is None else y, jnp.array([1.0, 2.0]))
-
-
-def vec(*entries: float) -> Any:
-    """A vector."""
-    return jnp.array(entries)
-
-
-def prox(name: str, v: Any, strength: Any = 1.0, t: Any = 1.0) -> Any:
-    """A prox, with as many strengths as it takes."""
-    name = name.removeprefix("prox.")
-    count = 2 if name == "elastic_net" else 1
-    return getattr(ok.prox, name)(v, *[strength] * count, t)
-
-
-def box(
-    x: Any, lower: Any = 0.0, upper: Any = 1.0, weights: Any = 1.0, total: Any = 1.0
-) -> Any:
-    """Onto the simplex, or another section of a box."""
-    return ok.projections.box_section(x, lower, upper, weights, total)
-
-
-ROWS = table(
-    globals(),
-    """
-    implicit_minimum implicit_root implicit_fixed_point:
-        nan       value("{}", returns(vec(NAN, 1.0)))   -> NaN
-        nan       derivative("{}", a=vec(INF, 1.0))     -> nonfinite_solution
-        zero      derivative("{}", a=vec(0.0, 0.0))     -> right: np.allclose(x, 1)
-        huge      derivative("{}", a=vec(1e30, 1.0))    -> right: np.allclose(x, 1)
-        dtype     value("{}", returns(jnp.arange(2)))   -> TypeError: int32
-        dtype     value("{}", returns(jnp.ones(2, "c8")))  -> TypeError: complex64
-        option    value("{}", exact, has_aux=True)      -> ValueError: (y, aux)
-        option    value("{}", exact, has_aux=1)         -> TypeError: has_aux
-        object    ok.{}(3.0)                            -> TypeError: function
-        object    value("{}", exact, solver="cg")       -> TypeError: method
-        object    value("{}", 3.0)                      -> TypeError: function
-    implicit_minimum:
-        function  value("{}", exact, residual)          -> ValueError: one real scalar
-        singular  derivative("{}", flat)                -> indefinite
-        singular  derivative("{}", saddle)              -> indefinite
-        option    value("{}", exact, damping=-1.0)      -> ValueError: damping >= 0
-        option    value("{}", exact, damping=NAN)       -> ValueError: damping >= 0
-    implicit_root:
-        singular  derivative("{}", lambda y, a: 0 * y - a)  -> stalled
-    implicit_fixed_point:
-        singular  derivative("{}", lambda y, a: y + 0 * a + 1e-3 * a)  -> stalled
-    implicit_root implicit_fixed_point:
-        tree      value("{}", exact, lambda y, a: (y,)) \
-                  -> ValueError: like the solution
-        shape     value("{}", exact, lambda y, a: jnp.ones(3))  -> ValueError: (3,)
-        dtype     value("{}", exact, lambda y, a: jnp.ones(2, "f2")) \
-                  -> TypeError: float16
-        object    value("{}", exact, solver=ok.CG())    -> ValueError: symmetric
-    ImplicitSolve (ok.implicit_root):
-        dtype     value("implicit_root", returns(jnp.arange(2)))  -> TypeError: int32
-    OneStep:
-        option    ok.{}(0.0)                            -> ValueError: step_size > 0
-        option    ok.{}(NAN)                            -> ValueError: step_size > 0
-        nan       derivative("implicit_root", a=vec(NAN, 1.0), solver=ok.{}()) \
-                  -> nonfinite_solution
-    check_implicit:
-        nan       check(returns(vec(NAN, 1.0))) \
-                  -> right: "NaN" in x.verdict or "not finite" in x.verdict or \
-                  "infin" in x.verdict
-        singular  check(condition=lambda y, a: 0 * y - a) \
-                  -> right: "failed" in x.verdict
-        function  check(condition=lambda y, a: y - 2 * a) \
-                  -> right: "solves another problem" in x.verdict or "not what the \
-                  solver" in x.verdict
-        empty     check(args=())                        -> ValueError: floating array
-        dtype     check(args=jnp.arange(2))             -> ValueError: floating array
-        option    check(step=0.0)                       -> ValueError: step > 0
-        option    check(rtol=NAN)                       -> ValueError: rtol > 0
-        object    check(key=0)                          -> TypeError: one random key
-        object    ok.{}(exact, vec(1.0), y0=vec(1.0), key=jr.key(0)) \
-                  -> TypeError: decorators
-    host_solver:
-        object    ok.{}(3.0)                            -> TypeError: function
-        tree      ok.{}(lambda y0, a: (y0,))(vec(1.0), vec(1.0)) \
-                  -> RuntimeError: structure
-        shape     ok.{}(lambda y0, a: np.ones(3))(vec(1.0), vec(1.0)) \
-                  -> RuntimeError: shapes of y0
-        nan       ok.{}(lambda y0, a: y0 * NAN)(vec(1.0), vec(1.0))  -> NaN
-    solvers.anderson:
-        nan       anderson(lambda y, a: y * NAN + a)    -> nonfinite_iterate
-        nan       anderson(y0=vec(NAN, 1.0))            -> nonfinite_iterate
-        huge      anderson(lambda y, a: 1e30 * y**2 + a)  -> nonfinite_iterate
-        singular  anderson(lambda y, a: y + 1.0, max_steps=9)  -> max_steps_reached
-        zero      anderson(lambda y, a: 0 * y)          -> right: not np.any(x[0])
-        tiny      anderson(lambda y, a: 0.5 * (y + 1e-30 * a)) \
-                  -> right: np.allclose(x[0] * 1e30, [1, 2], 1e-3)
-        empty     anderson(lambda y, a: y, ())          -> ValueError: with an array
-        tree      anderson(lambda y, a: (y,))           -> ValueError: structure
-        shape     anderson(lambda y, a: jnp.ones(3))    -> ValueError: shape
-        dtype     anderson(y0=jnp.arange(2))            -> TypeError: int32
-        option    anderson(history=0)                   -> ValueError: history >= 1
-        option    anderson(max_steps=0)                 -> ValueError: max_steps >= 1
-        option    anderson(mixing=0.0)                  -> ValueError: mixing > 0
-        option    anderson(rtol=-1.0)                   -> ValueError: rtol >= 0
-        option    anderson(ridge=NAN)                   -> ValueError: ridge >= 0
-        object    anderson(3.0)                         -> TypeError: function
-    unroll:
-        nan       unroll(y0=vec(NAN, 1.0))              -> NaN
-        huge      unroll(lambda y, a: (y + 1e30) ** 2)  -> NaN
-        tree      unroll(lambda y, a: (y,))             -> ValueError: like y
-        shape     unroll(lambda y, a: jnp.ones(3))      -> ValueError: float32(3,)
-        dtype     unroll(y0=jnp.arange(2))              -> ValueError: int32(2,)
-        option    unroll(num_steps=0)                   -> ValueError: num_steps >= 1
-        option    unroll(truncate=4)  -> ValueError: truncate <= num_steps
-        option    unroll(truncate=0)                    -> ValueError: truncate >= 1
-        option    unroll(checkpoint_every=0)  -> ValueError: checkpoint_every >= 1
-        object    unroll(3.0)                           -> TypeError: function
-
-    optimality.gradient_descent optimality.projected_gradient \
-    optimality.proximal_gradient optimality.mirror_descent \
-    optimality.exponentiated_gradient optimality.block_proximal_gradient \
-    optimality.stationary:
-        nan       step("{}", y=vec(NAN, 1.0))  -> NaN
-        function  step("{}", residual)    -> ValueError: one real scalar
-        dtype     step("{}", y=jnp.arange(2))  -> TypeError: int32
-        object    step("{}", 3.0)         -> TypeError: function
-    optimality.gradient_descent optimality.projected_gradient \
-    optimality.proximal_gradient optimality.mirror_descent \
-    optimality.exponentiated_gradient optimality.block_proximal_gradient:
-        option    step("{}", t=0.0)       -> ValueError: step_size > 0
-        option    step("{}", t=NAN)       -> ValueError: step_size > 0
-    optimality.projected_gradient:
-        shape     ok.{}(half_square, lambda v, a: jnp.ones(3))(vec(1.0), vec(1.0)) \
-                  -> ValueError: shape
-        object    ok.{}(half_square, 3.0)               -> TypeError: function
-    optimality.proximal_gradient:
-        shape     ok.{}(half_square, lambda v, a, t: jnp.ones(3))(vec(1.0), vec(1.0)) \
-                  -> ValueError: shape
-        object    ok.{}(half_square, 3.0)               -> TypeError: function
-    optimality.mirror_descent:
-        shape     ok.{}(half_square, lambda y: jnp.ones(3), lambda z, \
-                  a: z)(vec(1.0), vec(1.0))  -> ValueError: shape
-        object    ok.{}(half_square, 3.0, lambda z, a: z)  -> TypeError: function
-    optimality.exponentiated_gradient:
-        zero      step("exponentiated_gradient", y=vec(0.0, 1.0))  -> right: x[0] == 0
-        zero      step("exponentiated_gradient", y=vec(0.0, 0.0))  -> NaN
-        huge      step("exponentiated_gradient", y=vec(1e30, 1.0))  -> right: x[1] == 1
-    optimality.block_proximal_gradient:
-        tree      ok.{}(half_square, {"a": ok.prox.none})(vec(1.0), vec(1.0)) \
-                  -> ValueError: prefix
-        tree      ok.{}(half_square, ok.prox.none, {"a": 1.0}) \
-                  -> ValueError: step_sizes
-        shape     ok.{}(half_square, lambda v, a, t: jnp.ones(3))(vec(1.0), vec(1.0)) \
-                  -> ValueError: shape
-        object    ok.{}(half_square, 3.0)               -> TypeError: function
-    optimality.newton:
-        nan       ok.{}(residual)(vec(NAN), vec(1.0))   -> nonfinite_input
-        singular  ok.{}(lambda y, a: 0 * y - a)(vec(1.0), vec(1.0))  -> singular
-        shape     ok.{}(lambda y, a: jnp.ones(3))(vec(1.0), vec(1.0)) \
-                  -> ValueError: shape
-        option    ok.{}(residual, 0.0)                  -> ValueError: step_size > 0
-        object    ok.{}(3.0)                            -> TypeError: function
-    optimality.fixed_point_residual:
-        nan       ok.{}(contraction)(vec(NAN), vec(1.0))  -> NaN
-        shape     ok.{}(lambda y, a: jnp.ones(3))(vec(1.0), vec(1.0)) \
-                  -> ValueError: shape
-        object    ok.{}(3.0)                            -> TypeError: function
-    optimality.kkt:
-        nan       kkt(ok.optimality.KKT(vec(NAN, 1.0), vec(1.0)[0]))  -> NaN
-        object    kkt(vec(1.0))                         -> TypeError: KKT
-        object    ok.{}(3.0)                            -> TypeError: function
-    optimality.KKT (ok.optimality.kkt):
-        shape     kkt(ok.optimality.KKT(vec(1.0, 1.0), vec(1.0, 2.0))) \
-                  -> ValueError: shape
-        missing   kkt(ok.optimality.KKT(vec(1.0, 1.0)))  -> ValueError: structure
-    optimality.conic:
-        nan       conic(ok.optimality.ConicProgram(vec(NAN, 1.0), jnp.eye(2), \
-                  vec(1.0, 1.0)))  -> NaN
-        shape     conic(m=3)                            -> ValueError: rows
-        object    ok.{}(3)                              -> TypeError: Cone
-    optimality.Cone (ok.optimality.conic):
-        option    ok.optimality.conic(ok.{}(non_negative=-1))  -> ValueError: sizes
-    optimality.ConicProgram (ok.optimality.conic):
-        shape     conic(ok.{}(vec(1.0, 1.0), jnp.eye(3), vec(1.0, 1.0))) \
-                  -> ValueError: rows
-        shape     conic(ok.{}(vec(1.0, 1.0), jnp.eye(2), vec(1.0, 1.0, 1.0))) \
-                  -> ValueError: shape
-    optimality.ConicSolution (ok.optimality.conic):
-        shape     conic(y=ok.{}(vec(1.0), vec(1.0), vec(1.0)))  -> ValueError: shape
-
-    prox.lasso prox.non_negative_lasso prox.ridge prox.non_negative_ridge \
-    prox.elastic_net prox.group_lasso:
-        nan       prox("{}", vec(NAN, 1.0))             -> NaN
-        zero      prox("{}", vec(0.0, 0.0))             -> right: not np.any(x)
-        huge      prox("{}", vec(1e38, 1e38))           -> right
-        tiny      prox("{}", vec(1e-30, 1e-30))         -> right
-        empty     prox("{}", {"a": None, "b": jnp.zeros(0)})  -> right: x["b"].size == 0
-        dtype     prox("{}", jnp.arange(2))             -> TypeError: int32
-        dtype     prox("{}", jnp.ones(2, "c8"))         -> TypeError: complex64
-        option    prox("{}", vec(1.0), -1.0)            -> ValueError: >= 0
-        option    prox("{}", vec(1.0), NAN)             -> ValueError: >= 0
-        option    prox("{}", vec(1.0), 1.0, -1.0)       -> ValueError: step_size >= 0
-    prox.lasso prox.non_negative_lasso prox.ridge prox.non_negative_ridge \
-    prox.elastic_net:
-        tree      prox("{}", {"a": vec(1.0)}, {"b": 1.0})  -> ValueError: prefix
-        shape     prox("{}", vec(1.0, 2.0), jnp.ones((3, 2)))  -> ValueError: broadcast
-    prox.group_lasso:
-        shape     prox("{}", vec(1.0, 2.0), jnp.ones(2))  -> ValueError: scalar
-    prox.nuclear:
-        nan       ok.{}(jnp.full((2, 2), NAN), 1.0)     -> NaN
-        zero      ok.{}(jnp.zeros((2, 2)), 1.0)         -> right: not np.any(x)
-        shape     ok.{}(vec(1.0), 1.0)                  -> ValueError: matrices
-        empty     ok.{}(jnp.zeros((0, 2)), 1.0)         -> right: x.shape == (0, 2)
-        dtype     ok.{}(jnp.ones((2, 2), int), 1.0)     -> TypeError: int32
-        option    ok.{}(jnp.ones((2, 2)), -1.0)         -> ValueError: strength >= 0
-        tree      ok.{}({"a": jnp.ones((2, 2))}, {"b": 1.0})  -> ValueError: prefix
-    prox.none:
-        nan       ok.{}(vec(NAN))                       -> NaN
-        empty     ok.{}(())                             -> right: x == ()
-
-    projections.box_section:
-        nan       box(vec(NAN, 1.0))                    -> NaN
-        nan       box(vec(1.0, 1.0), total=NAN)         -> NaN
-        huge      box(vec(1e38, -1e38))                 -> NaN
-        tiny      box(vec(1e-30, 1e-30))                -> right: np.allclose(x, 0.5)
-        singular  box(vec(1.0, 1.0), total=3.0)         -> NaN
-        singular  box(vec(1.0, 1.0), lower=2.0)         -> NaN
-        zero      box(vec(1.0, 1.0), weights=0.0)       -> NaN
-        empty     box(jnp.zeros(0), total=0.0)          -> right: x.size == 0
-        shape     box(jnp.ones((2, 2)))                 -> ValueError: shape (n,)
-        shape     box(vec(1.0, 1.0), lower=jnp.zeros(3))  -> ValueError: needs lower
-        dtype     box(jnp.arange(2))                    -> TypeError: int32
-    projections.sparse_simplex:
-        nan       ok.{}(vec(NAN, 1.0), 1)               -> NaN
-        singular  ok.{}(vec(1.0, 1.0), 1, -1.0)         -> NaN
-        option    ok.{}(vec(1.0, 1.0), 0)               -> ValueError: max_nonzero >= 1
-        option    ok.{}(vec(1.0, 1.0), 3)               -> ValueError: max_nonzero=3
-        shape     ok.{}(jnp.ones((2, 2)), 1)            -> ValueError: shape (n,)
-        dtype     ok.{}(jnp.arange(2), 1)               -> TypeError: int32
-    projections.second_order_cone:
-        nan       ok.{}(vec(NAN, 1.0))                  -> NaN
-        nan       ok.{}(vec(1.0, NAN))                  -> NaN
-        zero      ok.{}(vec(0.0, 0.0))                  -> right: not np.any(x)
-        huge      ok.{}(vec(0.0, 2e38, 2e38))           -> right
-        empty     ok.{}(jnp.zeros(0))                   -> ValueError: empty
-        shape     ok.{}(jnp.ones((2, 2)))               -> ValueError: shape (n,)
-        dtype     ok.{}(jnp.arange(2))                  -> TypeError: int32
-    projections.affine_set:
-        nan       ok.{}(vec(NAN, 1.0), jnp.ones((1, 2)), vec(1.0))  -> NaN
-        singular  ok.{}(vec(1.0, 1.0), jnp.ones((2, 2)), vec(1.0, 2.0))  -> NaN
-        zero      ok.{}(vec(1.0, 1.0), jnp.zeros((1, 2)), vec(1.0))  -> NaN
-        empty     ok.{}(vec(1.0, 1.0), jnp.ones((0, 2)), jnp.zeros(0)) \
-                  -> right: np.all(x == 1)
-        shape     ok.{}(vec(1.0, 1.0), jnp.ones((1, 3)), vec(1.0)) \
-                  -> ValueError: (m, n)
-        dtype     ok.{}(jnp.arange(2), jnp.ones((1, 2)), vec(1.0))  -> TypeError: int32
-    projections.polyhedron:
-        nan       ok.{}(vec(NAN, 1.0), jnp.ones((1, 2)), vec(1.0))  -> NaN
-        singular  ok.{}(vec(1.0), jnp.array([[1.0], [-1.0]]), vec(-1.0, -1.0))  -> NaN
-        shape     ok.{}(vec(1.0, 1.0), jnp.ones((1, 3)), vec(1.0)) \
-                  -> ValueError: (m, n)
-        missing   ok.{}(vec(1.0, 1.0), jnp.ones((1, 2)), vec(1.0), jnp.ones((1, 2))) \
-                  -> ValueError: both A and b
-        dtype     ok.{}(jnp.arange(2), jnp.ones((1, 2)), vec(1.0))  -> TypeError: int32
-    projections.transport projections.kl_transport:
-        nan       ok.{}(jnp.full((2, 2), NAN), vec(1.0, 1.0), vec(1.0, 1.0))  -> NaN
-        singular  ok.{}(jnp.ones((2, 2)), vec(1.0, 1.0), vec(1.0, 2.0))  -> NaN
-        singular  ok.{}(jnp.ones((2, 2)), vec(2.0, -1.0), vec(0.5, 0.5))  -> NaN
-        huge      ok.{}(jnp.full((2, 2), 1e30), vec(1.0, 1.0), vec(1.0, 1.0))  -> right
-        shape     ok.{}(jnp.ones((2, 2)), vec(1.0), vec(1.0, 1.0)) \
-                  -> ValueError: shape (a, b)
-        dtype     ok.{}(jnp.ones((2, 2), int), vec(1.0, 1.0), vec(1.0, 1.0)) \
-                  -> TypeError: int32
-    projections.birkhoff projections.kl_birkhoff:
-        nan       ok.{}(jnp.full((2, 2), NAN))          -> NaN
-        shape     ok.{}(jnp.ones((2, 3)))               -> ValueError: square
-        dtype     ok.{}(jnp.ones((2, 2), int))          -> TypeError: int32
-    """,
-)
+KINDS = [DECORATORS, ITERATIONS, CHECKS, MAPS, CONES]

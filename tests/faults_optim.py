@@ -1,17 +1,20 @@
-"""Faults of optimizers: gradients, diagonals, states and hyperparameters gone wrong."""
+"""Faults of optimizers: gradients, diagonals, states and options gone wrong."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import fault_options as opt
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import numpy as np
 import optax
-from faulty import table
+from fault_outcomes import INF, NAN, Foreign, Raises, Right, Shows, all_zero, finite
+from faulty import Fault, Kind, Row, named
 
 import optkit as ok
-
-INF, NAN = float("inf"), float("nan")
 
 
 def params() -> dict[str, Any]:
@@ -30,86 +33,9 @@ def like(number: float, tree: Any = None) -> Any:
     return jax.tree.map(lambda x: number * jnp.sign(x), tree)
 
 
-def no_extra(p: Any) -> dict[str, Any]:
-    """Of a transform that needs the gradient alone."""
-    return {}
-
-
-def diag(p: Any) -> dict[str, Any]:
-    """A Hessian diagonal of ones."""
-    return {"hessian_diag": jax.tree.map(jnp.ones_like, p)}
-
-
-def value_fn(p: Any) -> dict[str, Any]:
-    """The objective."""
-    return {"value_fn": loss}
-
-
-TRANSFORMS = {
-    "optim.scale_by_adan": (ok.optim.scale_by_adan, no_extra),
-    "optim.adan": (lambda: ok.optim.adan(0.1, weight_decay=0.1), no_extra),
-    "optim.scale_by_adahessian": (ok.optim.scale_by_adahessian, diag),
-    "optim.adahessian": (lambda: ok.optim.adahessian(0.1, weight_decay=0.1), diag),
-    "optim.scale_by_sophia": (ok.optim.scale_by_sophia, diag),
-    "optim.sophia": (lambda: ok.optim.sophia(0.1, weight_decay=0.1), diag),
-    "optim.scale_by_mfac": (lambda: ok.optim.scale_by_mfac(4, 0.1), no_extra),
-    "optim.mfac": (lambda: ok.optim.mfac(0.1, 4, 0.1, 0.9, 0.1), no_extra),
-    "optim.accumulate": (lambda: ok.optim.accumulate(optax.sgd(0.1), 1), no_extra),
-    "optim.proximal_weight_decay": (
-        lambda: ok.optim.proximal_weight_decay(0.1, 0.1),
-        no_extra,
-    ),
-    "optim.with_hutchinson": (
-        lambda: ok.optim.with_hutchinson(ok.optim.scale_by_adahessian(), key=jr.key(0)),
-        value_fn,
-    ),
-}
-
-
-def make(name: str) -> Any:
-    """The transform."""
-    return optax.with_extra_args_support(TRANSFORMS[name][0]())
-
-
-def step(name: str, grads: Any, p: Any = None, **extra: Any) -> Any:
-    """The update of one step."""
-    p, tx = params() if p is None else p, make(name)
-    return tx.update(grads, tx.init(p), p, **(TRANSFORMS[name][1](p) | extra))[0]
-
-
-def step_without_params(name: str) -> Any:
-    """The update of a step that gets the gradients alone."""
-    tx = make(name)
-    return tx.update(params(), tx.init(params()), **TRANSFORMS[name][1](params()))[0]
-
-
-def step_with_state(name: str) -> Any:
-    """The update from a state that was made for other params."""
-    state = make(name).init({"w": jnp.ones(2)})
-    extra = TRANSFORMS[name][1](params())
-    return make(name).update(params(), state, params(), **extra)[0]
-
-
-def bad_entry(name: str, value: float) -> Any:
-    """The update of an entry at the step at which it is bad, both drawn at random."""
-    rng = np.random.default_rng(0)
-    when, leaf, entry = rng.integers(3), ("b", "w")[rng.integers(2)], rng.integers(2)
-    tx, p = make(name), params()
-    state, grads, u = tx.init(p), params(), params()
-    for t in range(when + 1):
-        bad = grads | {leaf: grads[leaf].at[entry].set(value)}
-        g = bad if t == when else grads
-        u, state = tx.update(g, state, p, **TRANSFORMS[name][1](p))
-    return u[leaf][entry]
-
-
-def next_step(name: str, value: float) -> Any:
-    """The update of the step after a bad gradient that `apply_if_finite` kept out."""
-    tx, p = optax.apply_if_finite(make(name), 5), params()
-    state = tx.init(p)
-    for g in (params() | {"b": jnp.array([value, 1.0])}, params()):
-        u, state = tx.update(g, state, p, **TRANSFORMS[name][1](p))
-    return u
+def half() -> Any:
+    """A tree of which one leaf is narrower than its param."""
+    return params() | {"b": jnp.ones(2, jnp.float16)}
 
 
 def nothing() -> Any:
@@ -117,238 +43,270 @@ def nothing() -> Any:
     return {"a": None, "b": jnp.zeros((0, 2))}
 
 
-def half() -> Any:
-    """Gradients of which one leaf is narrower than its param."""
-    return params() | {"b": jnp.ones(2, jnp.float16)}
+@dataclass(frozen=True, kw_only=True)
+class Transform(Row):
+    """An optax transform."""
+
+    extra: Callable[[Any], dict[str, Any]] = lambda p: {}  # what its update takes
+
+    def tx(self) -> Any:
+        """The transform."""
+        return optax.with_extra_args_support(self.make())
+
+    def step(self, grads: Any, p: Any = None, **extra: Any) -> Any:
+        """The update of one step."""
+        p, tx = params() if p is None else p, self.tx()
+        return tx.update(grads, tx.init(p), p, **(self.extra(p) | extra))[0]
+
+    def without_params(self) -> Any:
+        """The update of a step that gets the gradients alone."""
+        tx = self.tx()
+        return tx.update(params(), tx.init(params()), **self.extra(params()))[0]
+
+    def with_old_state(self) -> Any:
+        """The update from a state that was made for other params."""
+        tx, extra = self.tx(), self.extra(params())
+        state = tx.init({"w": jnp.ones(2)})
+        return tx.update(params(), state, params(), **extra)[0]
+
+    def bad_entry(self, value: float) -> Any:
+        """The update of an entry in the step in which it is bad, both drawn."""
+        rng = np.random.default_rng(0)
+        when, leaf, entry = rng.integers(3), ("b", "w")[rng.integers(2)], 1
+        tx, p = self.tx(), params()
+        state, grads, u = tx.init(p), params(), params()
+        for t in range(when + 1):
+            bad = grads | {leaf: grads[leaf].at[entry].set(value)}
+            g = bad if t == when else grads
+            u, state = tx.update(g, state, p, **self.extra(p))
+        return u[leaf][entry]
+
+    def next_step(self) -> Any:
+        """The update of the step after a NaN that `apply_if_finite` kept out."""
+        tx, p = optax.apply_if_finite(self.tx(), 5), params()
+        state, u = tx.init(p), p
+        for g in (params() | {"b": jnp.array([NAN, 1.0])}, params()):
+            u, state = tx.update(g, state, p, **self.extra(p))
+        return u
 
 
-def hutchinson(**options: Any) -> Any:
-    """The wrapper with other options."""
-    return ok.optim.with_hutchinson(
-        ok.optim.adahessian(0.1), **({"key": jr.key(0)} | options)
+# fmt: off
+OLD_STATE = Fault("shape", "a state of other params", Raises(ValueError, "structure"),
+    Transform.with_old_state)
+OF_TRANSFORMS = [
+    Fault("nan", "NaN in a gradient", Shows(), lambda tx: tx.bad_entry(NAN)),
+    Fault("nan", "infinity in a gradient", Shows(), lambda tx: tx.bad_entry(INF)),
+    Fault("nan", "the step after a NaN kept out", Right(), Transform.next_step),
+    Fault("zero", "gradients of 0", Right(all_zero), lambda tx: tx.step(like(0.0))),
+    Fault("huge", "gradients of 1e38", Right(), lambda tx: tx.step(like(1e38))),
+    Fault("tiny", "gradients of 1e-38", Right(), lambda tx: tx.step(like(1e-38))),
+    Fault("empty", "params without entries", Right(lambda u: u["a"] is None),
+        lambda tx: tx.step(nothing(), nothing())),
+    Fault("tree", "gradients that lack a leaf", Raises(ValueError, "structure"),
+        lambda tx: tx.step({"w": jnp.ones(3)})),
+    Fault("shape", "gradients of another shape", Raises(ValueError, "(2,)"),
+        lambda tx: tx.step({"b": jnp.ones(2), "w": jnp.ones(2)})),
+    OLD_STATE,
+    Fault("dtype", "gradients in float16",
+        Right(lambda u: finite(u) and u["b"].dtype == "f2"),
+        lambda tx: tx.step(half())),
+    Fault("dtype", "integer params", Raises(TypeError, "int32"),
+        lambda tx: tx.tx().init({"w": jnp.arange(3)})),
+    Fault("dtype", "complex params", Raises(TypeError, "complex64"),
+        lambda tx: tx.tx().init({"w": jnp.ones(3, "c8")})),
+    Fault("missing", "no params", Raises(ValueError, "params"),
+        Transform.without_params),
+]
+# fmt: on
+
+
+def diag(p: Any) -> dict[str, Any]:
+    """A Hessian diagonal of ones."""
+    return {"hessian_diag": jax.tree.map(jnp.ones_like, p)}
+
+
+def with_diag(value: Any) -> Callable[[Transform], Any]:
+    """A step with this diagonal, or with one of this modulus."""
+    return lambda tx: tx.step(
+        params(), hessian_diag=like(value) if isinstance(value, float) else value
     )
 
 
-def estimate(fn: Any = loss, **extra: Any) -> Any:
-    """The update of AdaHessian with a diagonal of `fn`."""
-    tx, p = hutchinson(), params()
-    return tx.update(p, tx.init(p), p, **({"value_fn": fn} | extra))[0]
-
-
-def masked(name: str) -> Any:
-    """The update where a mask hides a leaf."""
-    tx = optax.masked(make(name), {"b": False, "w": True})
-    return tx.update(params(), tx.init(params()), params(), **diag(params()))[0]
-
-
-def scan(xs: Any, **options: Any) -> Any:
-    """The sum, with no bar."""
-
-    def add(total: Any, x: Any) -> tuple[Any, Any]:
-        return total + jnp.sum(x), None
-
-    options = {"report": lambda *_: None} | options
-    return ok.scan_with_progress(add, jnp.zeros(()), xs, **options)
-
-
-ROWS = table(
-    globals(),
-    """
-    scale_by_adan adan scale_by_adahessian adahessian scale_by_sophia sophia \
-    optim.scale_by_mfac optim.mfac optim.accumulate optim.proximal_weight_decay optim.with_hutchinson:
-        nan       bad_entry("{}", NAN)                    -> NaN
-        nan       bad_entry("{}", INF)                    -> NaN
-        nan       next_step("{}", NAN)                    -> right
-        tiny      step("{}", like(1e-38))                 -> right
-        empty     step("{}", nothing(), nothing())        -> right: x["a"] is None
-    optim.scale_by_adan optim.scale_by_adahessian optim.scale_by_sophia optim.scale_by_mfac optim.accumulate:
-        zero      step("{}", like(0.0))                   -> right: x["w"][0] == 0
-    optim.adan optim.adahessian optim.sophia optim.mfac optim.with_hutchinson optim.proximal_weight_decay:
-        zero      step("{}", like(0.0))                   -> right
-    optim.scale_by_adan optim.adan optim.scale_by_mfac optim.mfac:
-        huge      step("{}", like(1e38))                  -> NaN
-    scale_by_adahessian adahessian scale_by_sophia sophia with_hutchinson \
-    optim.accumulate optim.proximal_weight_decay:
-        huge      step("{}", like(1e38))                  -> right
-    optim.scale_by_adan optim.scale_by_adahessian optim.scale_by_sophia optim.scale_by_mfac optim.accumulate:
-        tree      step("{}", {"w": jnp.ones(3)})          -> ValueError: structure
-        shape     step("{}", {"b": jnp.ones(2), "w": jnp.ones(2)})  -> ValueError: (2,)
-    optim.proximal_weight_decay:
-        tree      step("{}", {"w": jnp.ones(3)})          -> ValueError: structure
-        shape     step("{}", {"b": jnp.ones(2), "w": jnp.ones(2)})  -> ValueError: (2,)
-    with_hutchinson (ok.optim.scale_by_adahessian):
-        tree      step("{}", {"w": jnp.ones(3)})          -> ValueError: structure
-        shape     step("{}", {"b": jnp.ones(2), "w": jnp.ones(2)})  -> ValueError: (2,)
-    scale_by_adahessian scale_by_sophia accumulate proximal_weight_decay \
-    with_hutchinson:
-        dtype     step("{}", half())                      -> right: x["b"].dtype == "f2"
-    optim.adahessian optim.sophia:
-        dtype     step("{}", half())                      -> right
-    optim.scale_by_adan:
-        dtype     step("{}", half())                      -> TypeError: float16
-    optim.scale_by_mfac:
-        dtype     step("{}", half())                      -> TypeError: float16
-    scale_by_adan scale_by_adahessian scale_by_sophia scale_by_mfac accumulate \
-    optim.proximal_weight_decay optim.with_hutchinson:
-        dtype     make("{}").init({"w": jnp.arange(3)})   -> TypeError: int32
-    optim.scale_by_adahessian optim.scale_by_sophia optim.scale_by_mfac optim.with_hutchinson:
-        dtype     make("{}").init({"w": jnp.ones(3, "c8")})  -> TypeError: complex64
-    optim.adan (ok.optim.scale_by_adan):
-        dtype     make("{}").init({"w": jnp.arange(3)})   -> TypeError: int32
-    optim.adahessian (ok.optim.scale_by_adahessian):
-        dtype     make("{}").init({"w": jnp.arange(3)})   -> TypeError: int32
-    optim.sophia (ok.optim.scale_by_sophia):
-        dtype     make("{}").init({"w": jnp.arange(3)})   -> TypeError: int32
-    optim.mfac (ok.optim.scale_by_mfac):
-        dtype     make("{}").init({"w": jnp.arange(3)})   -> TypeError: int32
-
-    optim.scale_by_adan:
-        option    ok.{}(b1=1.0)             -> ValueError: 0 <= b1 < 1
-        option    ok.{}(b2=-0.1)            -> ValueError: 0 <= b2 < 1
-        option    ok.{}(b3=NAN)             -> ValueError: 0 <= b3 < 1
-        option    ok.{}(eps=-1e-8)          -> ValueError: eps >= 0
-        option    ok.{}(eps=NAN)            -> ValueError: eps >= 0
-        object    ok.{}(b1="0.9")           -> TypeError: b1
-        dtype     ok.{}(state_dtype=int)    -> TypeError: state_dtype
-    optim.adan:
-        option    ok.{}(-0.1)               -> ValueError: learning_rate >= 0
-        option    ok.{}(NAN)                -> ValueError: learning_rate >= 0
-        option    ok.{}(0.1, weight_decay=-1.0)  -> ValueError: weight_decay >= 0
-        object    ok.{}("0.1")              -> TypeError: learning_rate
-        option    step("{}", ok.optim.adan(0.0).init(params())[0].m)  -> right
-    optim.adan (ok.optim.scale_by_adan):
-        option    ok.{}(0.1, b1=1.0)        -> ValueError: 0 <= b1 < 1
-        option    ok.{}(0.1, eps=INF)       -> ValueError: eps >= 0
-    optim.adan (ok.optim.proximal_weight_decay):
-        missing   step_without_params("{}")  -> ValueError: params=None
-    optim.scale_by_adahessian:
-        option    ok.{}(b1=1.0)             -> ValueError: 0 <= b1 < 1
-        option    ok.{}(b2=NAN)             -> ValueError: 0 <= b2 < 1
-        option    ok.{}(eps=-1e-4)          -> ValueError: eps >= 0
-        option    ok.{}(hessian_power=-1)   -> ValueError: hessian_power >= 0
-        dtype     ok.{}(state_dtype=int)    -> TypeError: state_dtype
-        function  ok.{}(average=jnp.sum).init(params())  -> ValueError: keeps shape
-    optim.scale_by_sophia:
-        option    ok.{}(b1=1.0)             -> ValueError: 0 <= b1 < 1
-        option    ok.{}(b2=NAN)             -> ValueError: 0 <= b2 < 1
-        option    ok.{}(gamma=0.0)          -> ValueError: gamma > 0
-        option    ok.{}(eps=0.0)            -> ValueError: eps > 0
-        option    ok.{}(update_interval=0)  -> ValueError: update_interval >= 1
-        dtype     ok.{}(state_dtype=int)    -> TypeError: state_dtype
-    optim.adahessian optim.sophia:
-        option    ok.{}(-0.1)               -> ValueError: learning_rate >= 0
-        option    ok.{}(INF)                -> ValueError: learning_rate >= 0
-        option    ok.{}(0.1, weight_decay=NAN)  -> ValueError: weight_decay >= 0
-    optim.scale_by_adahessian optim.scale_by_sophia:
-        missing   step("{}", params(), hessian_diag=None) \
-                  -> ValueError: hessian_diag=None
-        tree      step("{}", params(), hessian_diag=dict())    -> ValueError: structure
-        shape     step("{}", params(), hessian_diag={"b": 1.0, "w": 1.0}) \
-                  -> ValueError: shape ()
-        dtype     step("{}", params(), hessian_diag=half())  -> right
-        nan       step("{}", params(), hessian_diag=like(NAN))  -> NaN
-        nan       step("{}", params(), hessian_diag=like(INF))  -> NaN
-        zero      step("{}", params(), hessian_diag=like(0.0))  -> right
-        tiny      step("{}", params(), hessian_diag=like(1e-38))  -> right
-        singular  step("{}", params(), hessian_diag=like(-1.0))  -> right
-    optim.scale_by_adahessian:
-        huge      step("{}", params(), hessian_diag=like(1e38))  -> NaN
-    optim.scale_by_sophia:
-        huge      step("{}", params(), hessian_diag=like(1e38))  -> right
-    optim.adahessian (ok.optim.scale_by_adahessian):
-        missing   step("{}", params(), hessian_diag=None) \
-                  -> ValueError: hessian_diag=None
-        nan       step("{}", params(), hessian_diag=like(NAN))  -> NaN
-        option    ok.{}(0.1, b1=1.0)        -> ValueError: 0 <= b1 < 1
-    optim.sophia (ok.optim.scale_by_sophia):
-        missing   step("{}", params(), hessian_diag=None) \
-                  -> ValueError: hessian_diag=None
-        nan       step("{}", params(), hessian_diag=like(NAN))  -> NaN
-        option    ok.{}(0.1, gamma=-1.0)    -> ValueError: gamma > 0
-    optim.scale_by_mfac:
-        option    ok.{}(0, 0.1)             -> ValueError: window >= 1
-        option    ok.{}(1.5, 0.1)           -> ValueError: window >= 1
-        option    ok.{}(4, 0.0)             -> ValueError: damping > 0
-        option    ok.{}(4, NAN)             -> ValueError: damping > 0
-        dtype     ok.{}(4, 0.1, window_dtype=int)  -> TypeError: window_dtype
-    optim.mfac:
-        option    ok.{}(-0.1, 4, 0.1)       -> ValueError: learning_rate >= 0
-        option    ok.{}(0.1, 4, 0.1, momentum=1.0)  -> ValueError: 0 <= momentum < 1
-        option    ok.{}(0.1, 4, 0.1, weight_decay=-1.0) \
-                  -> ValueError: weight_decay >= 0
-    optim.mfac (ok.optim.scale_by_mfac):
-        option    ok.{}(0.1, 4, -1.0)       -> ValueError: damping > 0
-    optim.proximal_weight_decay:
-        option    ok.{}(-0.1, 0.1)          -> ValueError: learning_rate >= 0
-        option    ok.{}(0.1, NAN)           -> ValueError: weight_decay >= 0
-        missing   step_without_params("{}")  -> ValueError: params=None
-    with_hutchinson:
-        missing   step_without_params("{}")  -> ValueError: params=None
-        missing   estimate(None)            -> ValueError: neither
-        object    estimate(3.0)             -> TypeError: value_fn
-        option    estimate(obj_fn=loss)     -> ValueError: both
-        option    estimate(hessian_diag=params())  -> ValueError: hessian_diag
-        function  estimate(lambda p: p["w"])  -> ValueError: one real scalar
-        function  estimate(lambda p: None)  -> ValueError: one real scalar
-        function  estimate(lambda p: jnp.sum(p["w"]) * 1j)  -> TypeError: real
-        nan       estimate(lambda p: jnp.sum(p["w"] ** 2) * NAN)  -> NaN
-        zero      estimate(lambda p: jnp.sum(p["w"]))  -> right
-        singular  estimate(lambda p: -loss(p))  -> right
-        object    hutchinson(key=0)         -> TypeError: one random key
-        shape     hutchinson(key=jr.split(jr.key(0)))  -> TypeError: one random key
-        option    hutchinson(update_interval=0)  -> ValueError: update_interval >= 1
-        option    hutchinson(num_probes=1.0)  -> ValueError: num_probes >= 1
-        object    ok.{}(0.1, key=jr.key(0))  -> TypeError: optax transform
-    with_hutchinson:
-        tree      optax.masked(hutchinson(), {"b": False, "w": True}).init(params())  \
-                  -> ValueError: outside
-    optim.accumulate:
-        option    ok.{}(optax.sgd(0.1), 0)  -> ValueError: every >= 1
-        option    ok.{}(optax.sgd(0.1), 1.5)  -> ValueError: every >= 1
-        object    ok.{}(0.1, 2)             -> TypeError: optax transform
-        nan       step("{}", params(), hessian_diag=like(NAN))  -> right
-        tree      step("{}", params(), hessian_diag=dict())  -> ValueError: structure
-    optim.restart_adan:
-        object    ok.{}(optax.adam(0.1).init(params()))  -> TypeError: AdanState
-        empty     ok.{}(())                 -> TypeError: AdanState
-        nan       ok.{}(ok.optim.scale_by_adan().init(like(NAN)))  -> right
-
-    optim.AdanState (ok.optim.scale_by_adan):
-        shape     step_with_state("scale_by_adan")        -> ValueError: structure
-    optim.AdaHessianState (ok.optim.scale_by_adahessian):
-        shape     step_with_state("scale_by_adahessian")  -> ValueError: structure
-    optim.SophiaState (ok.optim.scale_by_sophia):
-        shape     step_with_state("scale_by_sophia")      -> ValueError: structure
-    optim.MfacState (ok.optim.scale_by_mfac):
-        shape     step_with_state("scale_by_mfac")        -> ValueError: structure
-    optim.AccumulateState (ok.optim.accumulate):
-        shape     step_with_state("accumulate")           -> ValueError: structure
-    optim.HutchinsonState (ok.optim.scale_by_adahessian):
-        shape     step_with_state("with_hutchinson")      -> ValueError: structure
-    optim.ProximalDecayState:
-        shape     step_with_state("proximal_weight_decay")  -> right
-
-    optim.average_conv_kernels:
-        nan       ok.{}(jnp.full((2, 2, 1, 1), NAN))      -> NaN
-        shape     ok.{}(jnp.ones(3))                      -> right: x.shape == (3,)
-        empty     ok.{}(jnp.zeros((0, 2, 1, 1)))          -> right: x.size == 0
-    optim.average_rows:
-        nan       ok.{}(jnp.full((2, 2), NAN))            -> NaN
-        shape     ok.{}(jnp.ones(()))                     -> right: x.shape == ()
-        empty     ok.{}(jnp.zeros((0, 2)))                -> right: x.size == 0
-    optim.average_blocks:
-        nan       ok.{}(2)(jnp.full((2, 2), NAN))         -> NaN
-        shape     ok.{}(3)(jnp.ones((2, 2)))              -> ValueError: divides
-        option    ok.{}(0)                                -> ValueError: size >= 1
-        empty     ok.{}(2)(jnp.zeros((0, 2)))             -> right: x.size == 0
-
-    scan_with_progress:
-        nan       scan(jnp.full(2, NAN))                -> NaN
-        empty     scan(jnp.zeros(0)) -> ValueError: at least one
-        shape     scan((jnp.ones(2), jnp.ones(3))) -> ValueError: same for all leaves
-        missing   scan(None)                            -> ValueError: length
-        option    scan(jnp.ones(2), every=0)            -> ValueError: every >= 1
-        object    scan(jnp.ones(2), show=3.0)           -> TypeError: function
-        object    ok.{}(3.0, 0.0, jnp.ones(2))          -> TypeError: function
-    """,
+# fmt: off
+OF_DIAGONALS = [
+    Fault("nan", "NaN in the diagonal", Shows(), with_diag(NAN)),
+    Fault("nan", "infinity in the diagonal", Shows(), with_diag(INF)),
+    Fault("zero", "a diagonal of 0", Right(), with_diag(0.0)),
+    Fault("huge", "a diagonal of 1e38", Shows(), with_diag(1e38)),
+    Fault("tiny", "a diagonal of 1e-38", Right(), with_diag(1e-38)),
+    Fault("singular", "a negative diagonal", Right(), with_diag(-1.0)),
+    Fault("missing", "no diagonal", Raises(ValueError, "=None"), with_diag(None)),
+    Fault("tree", "a diagonal without leaves", Raises(ValueError, "structure"),
+        with_diag({})),
+    Fault("shape", "a diagonal of scalars", Raises(ValueError, "()"),
+        with_diag({"b": 1.0, "w": 1.0})),
+    Fault("dtype", "a diagonal in float16", Right(), lambda tx: with_diag(half())(tx)),
+]
+# fmt: on
+NO_DECAY = {"no params": Right()}
+OVERFLOWS = {"gradients of 1e38": Shows()}
+ONE_DTYPE = {"gradients in float16": Raises(TypeError, "float16")}
+PROMOTES = {"gradients in float16": Right()}
+OPTAX_ASKS = {"no params": Foreign(ValueError, "`params`")}
+TAKES_COMPLEX = {"complex params": Right()}
+DECAYS = {"gradients of 0": Right()}
+# `scale_by_penalty` has no state, and scales any tree.
+STATELESS = (
+    "no params",
+    "complex params",
+    "integer params",
+    "a state of other params",
+    "gradients that lack a leaf",
+    "gradients of another shape",
 )
+STEPS = dict.fromkeys(("learning_rate", "weight_decay"), opt.NON_NEGATIVE)
+ADAN = {"eps": opt.NON_NEGATIVE, "state_dtype": opt.DTYPE} | dict.fromkeys(
+    ("b1", "b2", "b3"), opt.DECAY
+)
+ADAHESSIAN = {
+    "b1": opt.DECAY,
+    "b2": opt.DECAY,
+    "eps": opt.NON_NEGATIVE,
+    "hessian_power": opt.NON_NEGATIVE,
+    "state_dtype": opt.DTYPE,
+    "average": opt.FUNCTION,
+}
+SOPHIA = {
+    "b1": opt.DECAY,
+    "b2": opt.DECAY,
+    "gamma": opt.POSITIVE,
+    "eps": opt.POSITIVE,
+    "update_interval": opt.COUNT,
+    "state_dtype": opt.DTYPE,
+}
+MFAC = {"window": opt.COUNT, "damping": opt.POSITIVE, "window_dtype": opt.DTYPE}
+
+# fmt: off
+TRANSFORMS = Kind("Optimizers", OF_TRANSFORMS, [
+    Transform("optim.scale_by_adan", ok.optim.scale_by_adan, ADAN,
+        differs=NO_DECAY | OVERFLOWS | ONE_DTYPE | TAKES_COMPLEX,
+        covers=("optim.AdanState",)),
+    Transform("optim.adan", partial(ok.optim.adan, learning_rate=0.1, weight_decay=0.1),
+        STEPS | ADAN, differs=DECAYS | OVERFLOWS | ONE_DTYPE | TAKES_COMPLEX, faults=[
+        Fault("option", "a learning rate of 0", Right(all_zero),
+            lambda tx: replace(tx, make=lambda: ok.optim.adan(0.0)).step(params())),
+    ]),
+    Transform("optim.scale_by_adahessian", ok.optim.scale_by_adahessian, ADAHESSIAN,
+        extra=diag, differs=NO_DECAY, covers=("optim.AdaHessianState",), faults=[
+        *OF_DIAGONALS,
+        Fault("function", "an average of another shape", Raises(ValueError, "shape"),
+            lambda tx: tx.make(average=jnp.sum).init(params())),
+    ]),
+    Transform("optim.adahessian",
+        partial(ok.optim.adahessian, learning_rate=0.1, weight_decay=0.1),
+        STEPS | ADAHESSIAN, extra=diag, differs=DECAYS | PROMOTES | OPTAX_ASKS,
+        faults=OF_DIAGONALS),
+    Transform("optim.scale_by_sophia", ok.optim.scale_by_sophia, SOPHIA, extra=diag,
+        differs=NO_DECAY | {"a diagonal of 1e38": Right()},
+        covers=("optim.SophiaState",), faults=OF_DIAGONALS),
+    Transform("optim.sophia",
+        partial(ok.optim.sophia, learning_rate=0.1, weight_decay=0.1), STEPS | SOPHIA,
+        extra=diag,
+        differs=DECAYS | PROMOTES | OPTAX_ASKS | {"a diagonal of 1e38": Right()},
+        faults=OF_DIAGONALS),
+    Transform("optim.scale_by_mfac",
+        partial(ok.optim.scale_by_mfac, window=4, damping=0.1), MFAC,
+        differs=NO_DECAY | OVERFLOWS | ONE_DTYPE, covers=("optim.MfacState",)),
+    Transform("optim.mfac",
+        partial(ok.optim.mfac, learning_rate=0.1, window=4, damping=0.1, momentum=0.9,
+            weight_decay=0.1), STEPS | MFAC | {"momentum": opt.DECAY},
+        # optax's weight decay, before M-FAC, sees the gradients first.
+        differs=DECAYS | OVERFLOWS | PROMOTES | OPTAX_ASKS | {
+            "gradients that lack a leaf": Foreign(ValueError, "pytree"),
+            "gradients of another shape": Foreign(TypeError, "shapes")}),
+    Transform("optim.proximal_weight_decay",
+        partial(ok.optim.proximal_weight_decay, learning_rate=0.1, weight_decay=0.1),
+        STEPS, differs=DECAYS | TAKES_COMPLEX | {"a state of other params": Right()},
+        covers=("optim.ProximalDecayState",)),
+    Transform("bilevel.scale_by_penalty", ok.bilevel.scale_by_penalty,
+        extra=lambda p: {"penalty": 2.0}, differs=dict.fromkeys(STATELESS, Right()),
+        faults=[
+        Fault("missing", "no penalty", Raises(TypeError, "penalty"),
+            lambda tx: replace(tx, extra=lambda p: {}).step(params())),
+    ]),
+])
+# fmt: on
+
+
+def estimate(fn: Any = loss, **extra: Any) -> Callable[[Transform], Any]:
+    """A step with this objective, or with other arguments."""
+    return lambda tx: tx.step(params(), **({"value_fn": fn} | extra))
+
+
+# fmt: off
+OBJECTIVES = [
+    Fault("nan", "an objective of NaN", Shows(), estimate(lambda p: loss(p) * NAN)),
+    Fault("zero", "a linear objective", Right(), estimate(lambda p: jnp.sum(p["w"]))),
+    Fault("singular", "a concave objective", Right(), estimate(lambda p: -loss(p))),
+    Fault("missing", "no objective", Raises(ValueError, "value_fn"), estimate(None)),
+    Fault("object", "a number as objective", Raises(TypeError, "value_fn"),
+        estimate(3.0)),
+    Fault("option", "two objectives", Raises(ValueError, "obj_fn"),
+        estimate(obj_fn=loss)),
+    Fault("option", "a diagonal of the caller's", Raises(ValueError, "hessian_diag"),
+        lambda tx: tx.step(params(), **diag(params()))),
+    Fault("function", "an objective that returns an array",
+        Raises(ValueError, "one real scalar"), estimate(lambda p: p["w"])),
+    Fault("function", "an objective that returns None",
+        Raises(ValueError, "one real scalar"), estimate(lambda p: None)),
+    Fault("function", "an objective that is complex", Raises(TypeError, "real"),
+        estimate(lambda p: loss(p) * 1j)),
+    Fault("tree", "params that a mask hides in part", Raises(ValueError, "outside"),
+        lambda tx: optax.masked(tx.make(), {"b": False, "w": True}).init(params())),
+]
+WRAPPERS = Kind("Wrappers", OF_TRANSFORMS, [
+    Transform("optim.with_hutchinson",
+        partial(ok.optim.with_hutchinson, tx=ok.optim.scale_by_adahessian(),
+            key=jr.key(0)),
+        {"tx": opt.TRANSFORM, "key": opt.KEY, "update_interval": opt.COUNT,
+            "num_probes": opt.COUNT}, extra=lambda p: {"value_fn": loss},
+        differs=named("ok.optim.scale_by_adahessian", [OLD_STATE]),
+        covers=("optim.HutchinsonState",), faults=OBJECTIVES),
+    Transform("optim.accumulate",
+        partial(ok.optim.accumulate, tx=optax.sgd(0.1), every=1),
+        {"tx": opt.TRANSFORM, "every": opt.COUNT}, differs=NO_DECAY | TAKES_COMPLEX,
+        covers=("optim.AccumulateState",), faults=[
+        Fault("nan", "NaN in the diagonal", Right(), with_diag(NAN)),
+        Fault("tree", "a diagonal without leaves", Raises(ValueError, "structure"),
+            with_diag({})),
+    ]),
+])
+AVERAGES = Kind("Averages of a Hessian diagonal", [
+    Fault("nan", "NaN", Shows(), lambda f: f.make()(jnp.full((2, 2, 1, 1), NAN))),
+    Fault("empty", "no entries", Right(lambda x: x.shape == (0, 2, 1, 1)),
+        lambda f: f.make()(jnp.zeros((0, 2, 1, 1)))),
+    Fault("shape", "a leaf of one axis", Right(lambda x: x.shape == (3,)),
+        lambda f: f.make()(jnp.ones(3))),
+    Fault("shape", "a scalar leaf", Right(lambda x: x.shape == ()),
+        lambda f: f.make()(jnp.ones(()))),
+], [
+    Row("optim.average_conv_kernels", lambda: ok.optim.average_conv_kernels),
+    Row("optim.average_rows", lambda: ok.optim.average_rows),
+    Row("optim.average_blocks", partial(ok.optim.average_blocks, size=2),
+        {"size": opt.COUNT}, faults=[
+        Fault("shape", "a size that divides no axis", Raises(ValueError, "divides"),
+            lambda f: f.make(size=3)(jnp.ones((2, 2)))),
+    ]),
+])
+STATES = Kind("Functions of a state", [], [
+    Row("optim.restart_adan", ok.optim.restart_adan, faults=[
+        Fault("nan", "a state of NaN", Right(),
+            lambda f: f.make(ok.optim.scale_by_adan().init(like(NAN)))),
+        Fault("object", "a state of Adam", Raises(TypeError, "AdanState"),
+            lambda f: f.make(optax.adam(0.1).init(params()))),
+        Fault("empty", "no state", Raises(TypeError, "Adan"), lambda f: f.make(())),
+    ]),
+])
+# fmt: on
+
+KINDS = [TRANSFORMS, WRAPPERS, AVERAGES, STATES]

@@ -1,194 +1,136 @@
-"""What a fault is, what may come of it, and how that is judged.
+"""What a fault is, and what every object of a kind must survive.
 
-A fault is one bad input to one public name. Its outcome is declared beside it, and is
-one of four: an error that names the call and says what to do, a result that is
-reported, NaN that is seen, or a right answer. There is no fifth: what is silently wrong
-fails the judge.
+A `Fault` is one bad input. A `Kind` of object has a list of faults that each of its
+objects must survive. A `Row` makes and calls one public object; it names the options
+that are checked, the faults of this object alone, and where it ends differently from
+its kind. Tables of faults and rows are laid out by hand, in a line or two each.
 """
 
 import ast
-import builtins
 import inspect
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import jaxtyping
-import numpy as np
+from fault_options import Option, shown
+from fault_outcomes import Outcome, Raises
 
 import optkit as ok
 
-KINDS = {
-    "nan": "NaN or infinity in an array",
-    "zero": "zeros, where a ratio or a root is taken of them",
-    "huge": "numbers near the largest of the dtype",
-    "tiny": "numbers near the smallest of the dtype",
-    "singular": "singular, indefinite or infeasible: no answer exists",
-    "empty": "no leaves, no entries, or no examples",
-    "tree": "a tree of another structure",
-    "shape": "another shape, or leading axes that differ",
-    "dtype": "integers, complex numbers, or another precision",
-    "option": "a hyperparameter that is negative, zero, NaN or out of range",
-    "missing": "an argument left out",
-    "function": "a function that returns what it must not",
-    "object": "another kind of object, such as a number for a key",
+BAD = {
+    "nan": "NaN or infinity",
+    "zero": "zeros",
+    "huge": "huge numbers",
+    "tiny": "tiny numbers",
+    "singular": "no answer exists",
+    "empty": "nothing in it",
+    "tree": "another structure",
+    "shape": "another shape",
+    "dtype": "another dtype",
+    "option": "an option out of range",
+    "missing": "something left out",
+    "function": "a wrong function",
+    "object": "a wrong object",
 }
 
 
 @dataclass(frozen=True)
-class Raises:
-    """An error of this type, whose message names the call and says what to do."""
-
-    error: type[Exception]
-    match: str = ""
-    call: str = ""  # where it is another than the name under test
-    word = "raises"
-
-    def judge(self, name: str, found: Any) -> str:
-        """What is wrong, or nothing."""
-        if not isinstance(found, self.error):
-            return f"did not raise {self.error.__name__}: {found!r}"
-        text = str(found)
-        call = self.call or f"ok.{name}"
-        if f"`{call}" not in text:
-            return f"does not name `{call}`: {text}"
-        if not re.search(r"\bneeds\b|[.:] [A-Z][a-z]+|needs|takes", text):
-            return f"does not say what to do: {text}"
-        return "" if self.match in text else f"no {self.match!r} in: {text}"
-
-    def __str__(self) -> str:
-        return f"`{self.error.__name__}`"
-
-
-@dataclass(frozen=True)
-class Reports:
-    """An item of `ok.RESULTS`, in what is returned or as the text of an error."""
-
-    result: str
-    word = "reports"
-
-    def judge(self, name: str, found: Any) -> str:
-        """What is wrong, or nothing."""
-        del name
-        wanted = getattr(ok.RESULTS, self.result)
-        if isinstance(found, Exception):
-            text = ok.RESULTS[wanted]
-            is_it = isinstance(found, RuntimeError) and text in str(found)
-            return "" if is_it else f"raised {found!r}"
-        for got in _results(found):
-            if bool(jnp.any(got == wanted)):
-                return ""
-        return (
-            f"did not report {self.result}: {[ok.RESULTS[r] for r in _results(found)]}"
-        )
-
-    def __str__(self) -> str:
-        return f"`{self.result}`"
-
-
-@dataclass(frozen=True)
-class Shows:
-    """NaN or infinity in what is returned."""
-
-    word = "shows NaN"
-
-    def judge(self, name: str, found: Any) -> str:
-        """What is wrong, or nothing."""
-        del name
-        if isinstance(found, Exception):
-            return f"raised {found!r}"
-        leaves = [np.asarray(x) for x in jax.tree.leaves(found)]
-        leaves = [x for x in leaves if x.dtype.kind in "fcV"]
-        if any(not np.all(np.isfinite(x.astype(complex))) for x in leaves):
-            return ""
-        return f"finite: {found}"
-
-    def __str__(self) -> str:
-        return "NaN"
-
-
-@dataclass(frozen=True)
-class Right:
-    """The answer is what it should be: the oracle says so."""
-
-    oracle: Callable[[Any], Any]
-    word = "is right"
-
-    def judge(self, name: str, found: Any) -> str:
-        """What is wrong, or nothing."""
-        del name
-        if isinstance(found, Exception):
-            return f"raised {found!r}"
-        return "" if bool(self.oracle(found)) else f"wrong: {found}"
-
-    def __str__(self) -> str:
-        return "right"
-
-
-Outcome = Raises | Reports | Shows | Right
-
-
-@dataclass(frozen=True)
 class Fault:
-    """One bad input to one public name."""
+    """One bad input."""
+
+    bad: str  # a key of `BAD`
+    what: str  # in words; no two faults of a row share them
+    outcome: Outcome
+    feed: Callable[[Any], Any]  # gives it to the object of a row
+
+
+def named(call: str, faults: Sequence[Fault]) -> dict[str, Outcome]:
+    """The outcomes of these faults, with errors that name another call."""
+    return {
+        fault.what: replace(fault.outcome, call=call)
+        for fault in faults
+        if isinstance(fault.outcome, Raises)
+    }
+
+
+def calls(function: Callable[..., Any], **made: Callable[[], Any]) -> Any:
+    """Calls a function with what these return, or with options instead of them."""
+
+    def make(*args: Any, **options: Any) -> Any:
+        good = {name: f() for name, f in made.items() if name not in options}
+        return function(*args, **good, **options)
+
+    return make
+
+
+@dataclass(frozen=True)
+class Row:
+    """One public object. Each kind adds to it what its faults call."""
 
     name: str  # without "ok."
-    kind: str
-    what: str
-    run: Callable[[], Any]
+    make: Callable[..., Any]  # makes or calls it, with these instead of good options
+    options: Mapping[str, Option] = field(default_factory=dict)
+    _: KW_ONLY
+    faults: Sequence[Fault] = ()
+    # Outcomes that differ from the kind's, by what the fault is.
+    differs: Mapping[str, Outcome] = field(default_factory=dict)
+    covers: tuple[str, ...] = ()  # other public names that these faults try
+
+    def with_option(self, name: str, value: Any) -> Any:
+        """The object with another value of an option."""
+        return self.make(**{name: value})
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One fault of one object, and how it must end."""
+
+    row: Row
+    fault: Fault
     outcome: Outcome
+    option: Option | None = None
+
+    def __str__(self) -> str:
+        return f"{self.row.name}: {self.fault.what}"
 
 
-def table(namespace: dict[str, Any], text: str) -> list[Fault]:
-    """Reads faults from a table: names, and below them kind, expression and outcome.
+@dataclass(frozen=True)
+class Kind:
+    """A kind of object: what each of them must survive, and what there is of it."""
 
-        adan sophia (ok.optim.scale_by_adan):
-            option  ok.{}(-1.0)  -> ValueError: learning_rate
+    title: str
+    faults: Sequence[Fault]
+    rows: Sequence[Row]
 
-    `{}` stands for the name. An outcome is an error and a part of its message, an item
-    of `ok.RESULTS`, `NaN`, or `right`, with an expression of the result x that is then
-    true. In parentheses stands the call that errors name, where it is another one.
-
-    Returns:
-        One fault for each name and row.
-
-    Raises:
-        ValueError: for a row that cannot be read.
-    """
-    rows, names, call = [], [], ""
-    for line in filter(None, map(str.strip, text.splitlines())):
-        if line.endswith(":") and " -> " not in line:
-            head, _, call = line[:-1].partition(" (")
-            names, call = head.split(), call.rstrip(")")
-            continue
-        left, arrow, outcome = re.sub(r"\s+", " ", line).rpartition(" -> ")
-        kind, _, expression = left.partition(" ")
-        if not arrow or kind not in KINDS:
-            raise ValueError(f"no row of a table: {line}")
-        for name in names:
-            code = expression.strip().replace("{}", name)
-            end = _outcome(outcome.strip().replace("{}", name), call, namespace)
-            rows.append(Fault(name, kind, code, partial(eval, code, namespace), end))
-    return rows
+    def trials(self) -> Iterator[Trial]:
+        """Every fault of every object."""
+        for row in self.rows:
+            options = [(None, fault) for fault in (*self.faults, *row.faults)]
+            options += _option_faults(row)
+            words = [fault.what for _, fault in options]
+            assert len(words) == len(set(words)), f"{row.name}: two faults of one name"
+            assert set(row.differs) <= set(words), f"{row.name}: no {row.differs}"
+            for option, fault in options:
+                outcome = row.differs.get(fault.what, fault.outcome)
+                yield Trial(row, fault, outcome, option)
 
 
-def _outcome(text: str, call: str, namespace: dict[str, Any]) -> Outcome:
-    word, _, rest = text.partition(":")
-    rest = rest.strip()
-    if word == "right":
-        code = rest or "finite(x)"
-        return Right(lambda x: eval(code, namespace | {"finite": finite, "x": x}))
-    if word == "NaN":
-        return Shows()
-    if hasattr(builtins, word):
-        return Raises(getattr(builtins, word), rest, call)
-    getattr(ok.RESULTS, word)  # there is one of that name
-    return Reports(word)
+def _option_faults(row: Row) -> Iterator[tuple[Option, Fault]]:
+    for name, option in row.options.items():
+        for value in option.values:
+            end = Raises(ValueError, option.wanted.format(name))
+            yield option, _option_fault("option", name, value, end)
+        for value in option.others:
+            end = Raises(TypeError, option.asked.format(name))
+            yield option, _option_fault("object", name, value, end)
+
+
+def _option_fault(bad: str, name: str, value: Any, outcome: Raises) -> Fault:
+    what = f"{name} = {shown(value)}"
+    return Fault(bad, what, outcome, lambda row: row.with_option(name, value))
 
 
 @contextmanager
@@ -202,46 +144,26 @@ def as_users_have_it() -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def verdict(fault: Fault) -> str:
-    """What is wrong with how a fault ended; empty if it is as declared."""
+def verdict(trial: Trial) -> str:
+    """What is wrong with how a trial ended; empty if it is as declared."""
     with as_users_have_it():
         try:
-            found = jax.block_until_ready(fault.run())
+            found = jax.block_until_ready(trial.fault.feed(trial.row))
         except Exception as error:  # any, so as to name it
             found = error
-        return fault.outcome.judge(fault.name, found)
-
-
-def finite(found: Any) -> bool:
-    """Whether nothing is NaN or infinite."""
-    return all(
-        np.all(np.isfinite(np.float64(x)))
-        for x in jax.tree.leaves(found)
-        if jnp.issubdtype(jnp.result_type(x), jnp.floating)
-    )
-
-
-def _results(found: Any) -> list[Any]:
-    item = type(ok.RESULTS.successful)
-    nodes = jax.tree.leaves(found, is_leaf=lambda x: isinstance(x, item))
-    return [x for x in nodes if isinstance(x, item)]
+        return trial.outcome.judge(f"ok.{trial.row.name}", found)
 
 
 def public_names() -> dict[str, Any]:
     """Every public name below `ok`, without its prefix, and what it is."""
     found = {}
-    for prefix, module in (
-        ("", ok),
-        ("optim.", ok.optim),
-        ("bilevel.", ok.bilevel),
-        ("solvers.", ok.solvers),
-        ("optimality.", ok.optimality),
-        ("prox.", ok.prox),
-        ("projections.", ok.projections),
-        ("plot.", ok.plot),
-    ):
-        for name in _exported(module):
-            found[prefix + name] = getattr(module, name)
+    for name in _exported(ok):
+        value = getattr(ok, name)
+        if inspect.ismodule(value):
+            names = _exported(value)
+            found |= {f"{name}.{inner}": getattr(value, inner) for inner in names}
+        else:
+            found[name] = value
     return found
 
 
@@ -253,13 +175,4 @@ def _exported(module: Any) -> list[str]:
             names += [a.name for a in node.names if a.asname == a.name]
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             names.append(node.name)
-    modules = {
-        "bilevel",
-        "optim",
-        "optimality",
-        "plot",
-        "projections",
-        "prox",
-        "solvers",
-    }
-    return sorted(n for n in names if n[0] != "_" and n not in modules)
+    return sorted(name for name in names if name[0] != "_")

@@ -1,12 +1,12 @@
-"""Training that is killed at random moments, and goes on: a program, and who kills it.
+"""Kills training runs at random moments and resumes them.
 
-    python tests/killed.py --kills 120      kills, resumes, and counts what was lost
-    python tests/killed.py --kills 120 --write     and records that in killed.json
-    python tests/killed.py --train FOLDER   trains; what is killed
+    python tests/killed.py --kills 120           kills, resumes, counts what was lost
+    python tests/killed.py --kills 120 --write   the same, and records it in killed.json
+    python tests/killed.py --train FOLDER        the training run that is killed
 
-One training is all of `OPTIMIZERS`, stepped together, and all of `SOLVERS`, driven by
-`ok.run`. Every `EVERY` steps it writes one checkpoint: into a temporary file, flushed
-to the disk, then renamed, so that a file under the final name is always whole.
+One run steps all of `OPTIMIZERS` together, and all of `SOLVERS` with `ok.run`. Every
+`EVERY` steps it writes one checkpoint to a temporary file, flushes it to disk and
+renames it, so that a file with the final name is always complete.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import random
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -54,7 +55,7 @@ def upper(x: Any, y: Any, batch: Any) -> jax.Array:
 
 
 def lower(x: Any, y: Any, batch: Any) -> jax.Array:
-    """The loss with a strength of decay for each leaf, learnt above."""
+    """The loss with weight decay; x holds its strength for each leaf."""
     decay = [jnp.exp(s) * jnp.sum(w**2) for s, w in zip(x, leaves(y), strict=True)]
     return regression(y, batch) + sum(decay)
 
@@ -76,9 +77,9 @@ SOLVERS = {
 
 
 class Training(NamedTuple):
-    """All that the next step needs: what a checkpoint has to hold."""
+    """What the next step needs, so what a checkpoint holds."""
 
-    step: jax.Array  # also the position in the data: batch k is drawn by key and k
+    step: jax.Array  # also the position in the data: batch k is drawn from key and k
     key: jax.Array
     params: dict[str, Any]
     states: dict[str, Any]  # of the optimizers
@@ -109,7 +110,7 @@ def make_params(key: jax.Array, dtype: Any = jnp.bfloat16) -> dict[str, Any]:
 
 @jax.jit
 def start() -> Training:
-    """A training before its first step."""
+    """A run before its first step."""
     params = {name: make_params(jr.key(i)) for i, name in enumerate(OPTIMIZERS)}
     states = {name: tx.init(params[name]) for name, tx in OPTIMIZERS.items()}
     strengths = jnp.full(3, -3.0, jnp.float32)
@@ -144,7 +145,7 @@ def take_step(training: Training) -> Training:
 
 
 def batch_of(step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The batch of a step of the solvers; one function, so that a run compiles once."""
+    """The batch of a step of the solvers. One function, so that a run compiles once."""
     return draw(jr.key(8), step)
 
 
@@ -161,7 +162,7 @@ def run_solvers(training: Training) -> Training:
 
 
 def is_key(leaf: Any) -> bool:
-    """Whether a leaf is a typed random key, which no file format knows."""
+    """Whether a leaf is a typed random key, which file formats do not know."""
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
@@ -171,20 +172,20 @@ def as_data(tree: Any) -> Any:
 
 
 def save(path: Path, tree: Any) -> None:
-    """Writes a tree so that `path` is the old file or the whole new one."""
+    """Writes a tree so that `path` is either the old file or the complete new one."""
     unfinished = path.with_suffix(".unfinished")
     with unfinished.open("wb") as file:
         eqx.tree_serialise_leaves(file, as_data(tree))
         file.flush()
         os.fsync(file.fileno())
     unfinished.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)  # the new name is on the disk, too
+    folder = os.open(path.parent, os.O_RDONLY)  # so that the new name is on disk, too
     os.fsync(folder)
     os.close(folder)
 
 
 def restore(path: Path, like: Any) -> Any:
-    """The tree from the file, with the structure, dtypes and keys of `like`."""
+    """Reads a tree with the structure, dtypes and keys of `like`."""
     data = eqx.tree_deserialise_leaves(path, as_data(like))
 
     def typed(leaf: Any, like: Any) -> Any:
@@ -201,18 +202,18 @@ def digest(tree: Any) -> str:
     return found.hexdigest()
 
 
-# --- who is killed
+# --- the run that is killed
 
 
 def train(folder: Path, say: Callable[[str], None]) -> Training:
     """Trains from the newest checkpoint in a folder, or from the start.
 
     Args:
-        folder: where the checkpoint is, and goes.
-        say: is told of each event, as "step 12", before it happens.
+        folder: where the checkpoint is read and written.
+        say: called with each event, such as "step 12", before it happens.
 
     Returns:
-        The finished training.
+        The finished run.
     """
     path, training = folder / "checkpoint.eqx", start()
     if path.exists():
@@ -230,26 +231,26 @@ def train(folder: Path, say: Callable[[str], None]) -> Training:
     return training
 
 
-# --- who kills
+# --- the process that kills it
 
 
 class Tally(NamedTuple):
-    """What became of trainings that were killed."""
+    """What became of the runs that were killed."""
 
-    trainings: int  # finished
+    trainings: int  # finished runs
     kills: int
     resumes: int
     while_writing: int  # kills that left an unfinished file
-    lost: int  # resumes behind the last checkpoint, and ends with other bits
+    lost: int  # resumed before the last checkpoint, or ended with other bits
 
 
 def kill_often(num_kills: int, seed: int, folder: Path) -> Tally:
-    """Kills trainings until there are so many kills, and compares how they end.
+    """Kills runs until there are this many kills, and compares how they end.
 
     Args:
-        num_kills: at least this many.
-        seed: of the moments.
-        folder: an empty one.
+        num_kills: the smallest number of kills.
+        seed: of the random moments.
+        folder: an empty folder.
 
     Returns:
         The counts.
@@ -284,7 +285,7 @@ def kill_often(num_kills: int, seed: int, folder: Path) -> Tally:
 
 
 def _moment(chance: random.Random, saved: int) -> tuple[str, str]:
-    """An event not far ahead: half of the time one in which a file is written."""
+    """An event not far ahead, half of the time one in which a file is written."""
     ahead = saved + chance.randrange(1, NUM_STEPS // 2)
     if chance.random() < 0.5:
         return "saving", str(min(NUM_STEPS, -(-ahead // EVERY) * EVERY))
@@ -296,7 +297,7 @@ def _events(
     until: tuple[str, str] | None = None,
     chance: random.Random | None = None,
 ) -> Iterator[tuple[str, str]]:
-    """What a new process says; it is killed soon after it says `until`."""
+    """The events of a new process, which is killed soon after `until`."""
     command = [sys.executable, __file__, "--train", str(home)]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert child.stdout is not None
@@ -308,31 +309,35 @@ def _events(
                 time.sleep(chance.uniform(0, 0.004))
                 child.kill()
     code = child.wait()
-    assert code in {0, -9}, f"a training ended with code {code}"
+    assert code in {0, -9}, f"a run ended with code {code}"
 
 
 def section() -> str:
-    """What the page on reliability says about it, from the recorded run."""
+    """The section of `docs/reliability.md`, from the recorded run."""
     record = json.loads(RECORD.read_text())
     names = ", ".join(f"`{name}`" for name in (*OPTIMIZERS, *SOLVERS))
+    text = (
+        f"A process trains with {names} together and writes a checkpoint every {EVERY} "
+        f"steps. Another process ends it with SIGKILL at a random moment, half of the "
+        f"time during a write, and starts it again, up to {KILLS_OF_ONE_RUN} times. At "
+        f"the end, the bits of all params and states are compared with those of a run "
+        f"that was not killed."
+    )
     return f"""\
 ## Killed and resumed
 
-A process trains {names} together, and writes a checkpoint every {EVERY} steps; another
-ends it with SIGKILL at a random moment, half of the time while it writes, and starts it
-again, up to {KILLS_OF_ONE_RUN} times. The bits of all parameters and states at the end
-are compared with those of a training that nobody killed.
+{textwrap.fill(text, 88)}
 
 | | |
-|---|---|
+|---|---:|
 | kills | {record["kills"]} |
-| of them while a file was written | {record["while_writing"]} |
+| ... during a write | {record["while_writing"]} |
 | resumes | {record["resumes"]} |
-| trainings finished | {record["trainings"]} |
-| lost: other bits at the end, or a resume behind a checkpoint | {record["lost"]} |
+| finished runs | {record["trainings"]} |
+| runs that lost a checkpoint, or ended with other bits | {record["lost"]} |
 
-Recorded by `python tests/killed.py --kills {record["asked"]} --write`; the suite
-repeats a few kills each time. [Checkpoints](checkpoints.md): what to save, and how."""
+Recorded by `python tests/killed.py --kills {record["asked"]} --write`; the tests repeat
+a few kills. [Checkpoints](checkpoints.md) says what to save and how."""
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""Random pytrees for `test_properties.py`, and how many inputs each property sees.
+"""Random pytrees for `test_properties.py`, and the number of inputs for each property.
 
-A compilation costs more than a thousand examples, so structures, shapes and dtypes come
-from a small pool of templates, and only the numbers and their size differ from example
-to example. On each commit it is one tree with all kinds of leaves; in the long profile
-trees are random too.
+Compiling costs more than running a thousand examples. So structures, shapes and dtypes
+come from a small pool of templates, and examples differ only in their numbers. On each
+commit the pool is one tree with all kinds of leaves; in the long profile, trees are
+random too.
 """
 
 import functools
@@ -46,7 +46,7 @@ DTYPES = [*WIDE, "bfloat16", "float16"]
 
 
 def property_test(**strategies: Any) -> Callable[[Any], Any]:
-    """A test of `EXAMPLES[name]` inputs, the same in each run, all of them tried."""
+    """Makes a test of `EXAMPLES[name]` inputs, the same in each run."""
 
     def decorate(test: Any) -> Any:
         count = EXAMPLES[test.__name__.removeprefix("test_")] * (LONG if IS_LONG else 1)
@@ -77,7 +77,7 @@ def property_test(**strategies: Any) -> Callable[[Any], Any]:
 
 
 def template(seed: int, dtypes: list[str]) -> Any:
-    """A tree of shapes and dtypes: of all kinds for seed 0, else a random one."""
+    """A tree of shapes and dtypes: for seed 0 one of all kinds, else a random one."""
     rng = np.random.default_rng(seed)
 
     def leaf(i: int, shape: Any) -> Any:
@@ -106,7 +106,7 @@ def template(seed: int, dtypes: list[str]) -> Any:
 
 
 def fill(tree: Any, seed: int, size: float = 1.0) -> Any:
-    """Random numbers of about this size, within the range of their dtypes."""
+    """Fills a template with random numbers of about this size."""
     rng = np.random.default_rng(seed)
 
     def one(leaf: Any) -> Any:
@@ -124,17 +124,17 @@ def trees(dtypes: list[str] = DTYPES) -> Any:
 
 
 def seeds() -> Any:
-    """What the numbers are drawn from."""
+    """Seeds of the numbers."""
     return st.integers(0, 2**31)
 
 
 def sizes(low: int = -30, high: int = 30) -> Any:
-    """How large the numbers are."""
+    """Sizes of the numbers."""
     return st.integers(low, high).map(lambda e: 10.0**e)
 
 
 def eps(tree: Any) -> float:
-    """The rounding of the narrowest leaf."""
+    """The machine epsilon of the narrowest leaf."""
     return max(float(jnp.finfo(x.dtype).eps) for x in jax.tree.leaves(tree))
 
 

@@ -2,110 +2,153 @@
 
     python tests/reliability.py --write
 
-A section is a function without arguments that returns Markdown, made from code or from
-a table that tests check: list it in `SECTIONS`. `tests/test_faults.py` asserts that the
+Each section is a function without arguments that returns Markdown, made from the
+catalogue or from a table that tests check. `tests/test_faults.py` asserts that the
 committed page is what this writes.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import killed
 import properties
-from faults import AREAS, CATALOGUE, names_to_try
-from faulty import KINDS, Fault, Raises, Reports, Right, Shows
+from fault_options import OPTIONS, shown
+from fault_outcomes import Foreign, Raises, Reports, Right, Shows
+from faults import CATALOGUE, KINDS, names_tried
+from faulty import BAD, Kind
 
 PAGE = Path(__file__).parent.parent / "docs" / "reliability.md"
-SIGNS = {Raises: "E", Reports: "R", Shows: "N", Right: "✓"}
 
 
 def figures() -> str:
     """What was tried, in numbers."""
-    ended = {sign: 0 for sign in SIGNS.values()}
-    for fault in CATALOGUE:
-        ended[SIGNS[type(fault.outcome)]] += 1
-    silent = len(CATALOGUE) - sum(ended.values())
+    ended = [type(trial.outcome) for trial in CATALOGUE]
     return f"""# Reliability
 
-What happens when the input is bad. This page is written by
-`python tests/reliability.py --write` from the tables that the tests run, and a test
-fails when it is not what they say.
+What happens when the input is bad. The tests run everything on this page as users do:
+in float32, with no type checks but the library's own.
+`python tests/reliability.py --write` writes the page from what the tests declare.
 
 | | |
 |---|---:|
-| kinds of bad input | {len(KINDS)} |
-| public functions and classes tried | {len(names_to_try())} |
+| public functions and classes tried | {len(names_tried())} |
 | faults tried | {len(CATALOGUE)} |
-| ... end in an error that names the call and says what to do | {ended["E"]} |
-| ... end in a reported result, an item of `ok.RESULTS` | {ended["R"]} |
-| ... show NaN where the fault reaches | {ended["N"]} |
-| ... have a right answer, which is given | {ended["✓"]} |
-| ... end silently wrong | {silent} |
-| properties tried on random input | {len(properties.EXAMPLES)} |
-| random inputs tried for them on each commit | {sum(properties.EXAMPLES.values())} |"""
+| ... raise an error that names the call and says what to do | {ended.count(Raises)} |
+| ... raise an error of JAX's or optax's own, which says it | {ended.count(Foreign)} |
+| ... report what went wrong, as an item of `ok.RESULTS` | {ended.count(Reports)} |
+| ... show NaN where the bad input reaches | {ended.count(Shows)} |
+| ... have a right answer, and give it | {ended.count(Right)} |
+| ... are silently wrong | 0 |
+| random inputs tried on each commit | {sum(properties.EXAMPLES.values())} |"""
 
 
-def faults() -> str:
-    """What each public function does under each kind of fault."""
-    kinds = "\n".join(f"- **{kind}**: {text}." for kind, text in KINDS.items())
-    head = f"""## Bad input
+def options() -> str:
+    """Which values of which options are refused."""
+    table = []
+    for name, option in OPTIONS.items():
+        tried = {
+            (trial.row.name, trial.fault.what.partition(" = ")[0])
+            for trial in CATALOGUE
+            if trial.option is not None and trial.option[1:3] == option[1:3]
+        }
+        cells = [_list(map(shown, values)) for values in (option.values, option.others)]
+        table.append(f"| {name} | {cells[0]} | {cells[1]} | {len(tried)} |")
+    rows = "\n".join(table)
+    return f"""## Options
 
-**E**: raises an error that names the call and says what to do. **R**: reports it, in
-`info`, in `solution.result`, or as the text of an error. **N**: NaN comes out, to be
-seen. **✓**: the answer is right. A dot: no such input, or not tried. The tests run as
-users do: float32, and no type checks but the library's own.
+An option out of range raises where it is given, before anything is computed.
 
-{kinds}"""
-    return "\n\n".join([head, *(_area(title, rows) for title, rows in AREAS.items())])
+| option | `ValueError` for | `TypeError` for | options tried |
+|---|---|---|---:|
+{rows}"""
 
 
-def limits() -> str:
-    """What is not found out."""
-    return """## What is not found out
+def kinds() -> str:
+    """What happens to each kind of object."""
+    head = """## Bad input
 
-- A batch, a loss or a label that is wrong but finite is not known to be wrong.
-- `ok.LowRank`, `ok.hessian` and other operators show NaN in what they return; only
-  a solve reports it.
-- An indefinite curvature in `ok.Nystrom`, if its sketch meets no negative eigenvalue:
-  the solve is reported as a success. `ok.CG` finds what its right-hand side can.
-- A singular Jacobian whose linear system has a solution is solved, not reported: the
-  derivative is then one of many. `ok.check_implicit` tells.
-- Numbers known on a device only, such as a traced damping or decay, are not checked
-  when they are given: reading them would stop the compiled step.
-- Numbers below the smallest normal one (1e-38 in float32) are zero to the hardware.
-- On CPU, jaxlib 0.10.2 and 0.12.0 run some fused operations wrongly, in anybody's code:
-  what is compiled may give other numbers than what is not (jax-ml/jax#39103 is one
-  case). With nothing after its last sign, the environment's
-  `XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=` leaves these fusions out. The
-  residual that `ok.CG` and `ok.GMRES` compute at the end finds a product that is not
-  the same twice, and not one that is wrong in the same way each time."""
+Each object of a kind is tried with each fault of its table. In compiled code a report
+may be a `RuntimeError` with the text of the result."""
+    grouped: dict[int, list[Kind]] = {}
+    for kind in KINDS:
+        if kind.faults:
+            grouped.setdefault(id(kind.faults), []).append(kind)
+    tables, small, differing = [head], [], []
+    for same in grouped.values():
+        title = " and ".join([same[0].title, *(k.title.lower() for k in same[1:])])
+        kind = Kind(title, same[0].faults, [row for k in same for row in k.rows])
+        rows, exceptions = list(_rows(kind)), _exceptions(kind)
+        if len(kind.rows) == 1 or len(rows) < 5:
+            small += [f"| {kind.title} {row}" for row in rows]
+            differing += exceptions
+        else:
+            columns = ["| bad input | what happens | tried |", "|---|---|---:|"]
+            tables.append("\n".join([f"### {title}", "", *columns, *rows]))
+            tables += _except(exceptions)
+    columns = ["| object | bad input | what happens | tried |", "|---|---|---|---:|"]
+    tables.append("\n".join(["### Others", "", *columns, *small]))
+    return "\n\n".join(tables + _except(differing))
+
+
+def singular() -> str:
+    """What happens if no answer exists."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for trial in CATALOGUE:
+        if trial.fault.bad == "singular":
+            problems = found.setdefault(str(trial.outcome), {})
+            problems.setdefault(trial.fault.what, []).append(f"`ok.{trial.row.name}`")
+    rows = []
+    for end, parts in found.items():
+        cell = "; ".join(f"{what} ({_list(who)})" for what, who in parts.items())
+        rows.append(f"| {end} | {cell} |")
+    table = "\n".join(rows)
+    return f"""## If no answer exists
+
+| what happens | problem |
+|---|---|
+{table}"""
 
 
 def random_input() -> str:
     """What was tried on random input."""
-    rows = "\n".join(
-        f"| {name.replace('_', ' ')} | {count} |"
+    tried = [
+        f"{name.replace('_', ' ')} ({count})"
         for name, count in sorted(properties.EXAMPLES.items())
-    )
+    ]
     return f"""## Random input
 
 Random pytrees: nested, with None leaves, scalars, empty arrays and up to three axes; in
-float16, bfloat16, float32, float64 and mixed; numbers of size 1e-30 to 1e30. The
-same draws in each run; `HYPOTHESIS_PROFILE=long` tries {properties.LONG} times as many.
+float16, bfloat16, float32, float64 and mixed; with numbers of size 1e-30 to 1e30. Each
+run draws the same inputs; `HYPOTHESIS_PROFILE=long` tries {properties.LONG} times as
+many. The properties, and the number of inputs for each:
 
-| property | inputs |
-|---|---:|
-{rows}"""
+{"; ".join(tried)}."""
 
 
-SECTIONS: list[Callable[[], str]] = [
-    figures,
-    faults,
-    random_input,
-    killed.section,
-    limits,
-]
+def limits() -> str:
+    """What is not detected."""
+    return """## What is not detected
+
+- A batch, a loss or a label that is wrong but finite.
+- NaN inside `ok.LowRank`, `ok.hessian` and other operators: it shows in their
+  products, and only a solve reports it.
+- An indefinite curvature in `ok.Nystrom`, if its sketch meets no negative eigenvalue:
+  the solve counts as a success. `ok.CG` detects what its right-hand side reaches.
+- A singular Jacobian whose linear system has a solution: the derivative is then one of
+  many. `ok.check_implicit` detects it.
+- A traced damping or decay out of range: reading it would stop the compiled step.
+- Numbers below the smallest normal one (1e-38 in float32): the hardware takes them for
+  zero.
+- Wrong products of the CPU compiler. jaxlib 0.10.2 and 0.12.0 run some fused operations
+  wrongly, in anybody's code, so that compiled and uncompiled code differ
+  (jax-ml/jax#39103 is one case). The environment variable
+  `XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=`, with nothing after the last sign,
+  turns these fusions off. The final residual of `ok.CG` and `ok.GMRES` detects a
+  product that differs from call to call, but not one that is always wrong alike."""
+
+
+SECTIONS = [figures, options, kinds, singular, random_input, killed.section, limits]
 
 
 def page() -> str:
@@ -113,28 +156,37 @@ def page() -> str:
     return "\n\n".join(section().strip() for section in SECTIONS) + "\n"
 
 
-def _area(title: str, rows: list[Fault]) -> str:
-    head = " | ".join(KINDS)
-    lines = [f"### {title}", "", f"| | {head} |", "|---|" + ":-:|" * len(KINDS)]
-    names = sorted({f.name for f in rows}, key=lambda name: (name.lower(), name))
-    for name in names:
-        cells = [
-            _cell([f for f in rows if (f.name, f.kind) == (name, k)]) for k in KINDS
-        ]
-        lines.append(f"| `ok.{name}` | {' | '.join(cells)} |")
-    details = [f'\n??? note "The {len(rows)} faults of this table"\n']
-    for name in names:
-        details.append(f"    - `ok.{name}`")
-        details += [
-            f"        - `` {f.what} ``: {f.outcome}" for f in rows if f.name == name
-        ]
-    return "\n".join([*lines, *details])
+def _rows(kind: Kind) -> Iterator[str]:
+    """A row for each kind of bad input."""
+    for bad, words in BAD.items():
+        ends: dict[str, list[str]] = {}
+        for fault in kind.faults:
+            if fault.bad == bad:
+                ends.setdefault(str(fault.outcome), []).append(fault.what)
+        cell = "; ".join(f"{_list(what)}: **{end}**" for end, what in ends.items())
+        if ends:
+            count = sum(map(len, ends.values())) * len(kind.rows)
+            yield f"| {words} | {cell} | {count} |"
 
 
-def _cell(faults: list[Fault]) -> str:
-    order = list(SIGNS.values())
-    found = {SIGNS[type(fault.outcome)] for fault in faults}
-    return "".join(sorted(found, key=order.index)) or "·"
+def _exceptions(kind: Kind) -> list[str]:
+    """The objects that end differently from their kind."""
+    usual = {fault.what: str(fault.outcome) for fault in kind.faults}
+    found: dict[tuple[str, str], list[str]] = {}
+    for row in kind.rows:
+        for what, outcome in row.differs.items():
+            end = str(outcome)
+            if usual.get(what, end) != end:
+                found.setdefault((what, end), []).append(f"`ok.{row.name}`")
+    return [f"{what}: {end} ({_list(who)})" for (what, end), who in found.items()]
+
+
+def _except(exceptions: list[str]) -> list[str]:
+    return [f"Except: {'; '.join(exceptions)}."] if exceptions else []
+
+
+def _list(words: Iterable[str]) -> str:
+    return ", ".join(words)
 
 
 if __name__ == "__main__":
