@@ -1,4 +1,4 @@
-"""The one-way order of the files (oracle: the imports themselves, parsed)."""
+"""The order of the files and their size (oracle: the files themselves, parsed)."""
 
 import ast
 import subprocess
@@ -19,6 +19,20 @@ LAYERS = [
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 TOP = {"__init__", "__main__"}  # the surface and the command: they see everything
 FILES = sorted(PACKAGE.rglob("*.py"))
+CORE = [path for path in FILES if "demo" not in path.relative_to(PACKAGE).parts]
+# Tests that are not of one file.
+WHOLE = {
+    "benchmarks",
+    "checkpoint",
+    "contract",
+    "devices",
+    "faults",
+    "layers",
+    "notebooks",
+    "processes",
+    "properties",
+    "readme",
+}
 EXTRAS = ("matplotlib", "mlxtend", "rich", "sklearn", "pandas", "scipy.stats", "chex")
 
 
@@ -28,7 +42,7 @@ def room(module: str) -> str:
 
 
 def module_name(path: Path) -> str:
-    """optkit/_optim/adan.py -> optkit.optim.adan."""
+    """optkit/optim/_adan.py -> optkit.optim._adan."""
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -56,7 +70,7 @@ def imports(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: module_name(path))
 def test_imports_point_down(path):
-    """A file imports lower layers and its own folder, never a sibling or a higher."""
+    """A file imports its own folder and lower layers, no sibling and none above."""
     name = module_name(path)
     if name == "optkit" or (path.stem in TOP and path.parent == PACKAGE):
         return
@@ -83,12 +97,23 @@ def test_no_function_imports(path):
             assert not inner, f"{path.name}:{inner[0].lineno} imports in a function"
 
 
-def test_the_surface_only_re_exports():
-    """`optkit/__init__.py` holds a docstring and `from ._x import a as a`."""
-    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
-    for node in body[1:]:
+@pytest.mark.parametrize(
+    "path", [*PACKAGE.rglob("__init__.py")], ids=lambda path: module_name(path)
+)
+def test_an_init_only_re_exports(path):
+    """An `__init__.py` holds a docstring and `from ._x import a as a`."""
+    doc, *body = ast.parse(path.read_text()).body
+    assert isinstance(doc, ast.Expr)
+    for node in body:
         assert isinstance(node, ast.ImportFrom)
         assert all(alias.asname == alias.name for alias in node.names)
+
+
+def test_there_are_about_sixty_flat_names():
+    """Algorithms, their states and schedules are in namespaces."""
+    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    nodes = [node for node in body if isinstance(node, ast.ImportFrom)]
+    assert len([alias.name for node in nodes for alias in node.names]) <= 66
 
 
 def test_import_pulls_in_no_extra():
@@ -106,8 +131,64 @@ def test_every_test_file_mirrors_a_file():
     """tests/optim/test_adan.py tests optkit/optim/_adan.py."""
     tests = Path(__file__).parent
     for path in tests.rglob("test_*.py"):
-        if path.parent == tests:
-            continue
-        folder, name = PACKAGE / path.parent.relative_to(tests), path.name[5:]
-        is_namespace = not folder.name.startswith("_") and folder.name != "demo"
-        assert (folder / (f"_{name}" if is_namespace else name)).exists(), path
+        folder, name = PACKAGE / path.parent.relative_to(tests), path.stem[5:]
+        names = {f"{name}.py", f"_{name}.py", f"__{name}__.py"}
+        is_whole = path.parent == tests and name in WHOLE
+        assert is_whole or names & {file.name for file in folder.glob("*.py")}, path
+
+
+def test_checks_are_objects():
+    """No function takes the name of the public call: it takes a `Check`."""
+    holders = [path.name for path in FILES if "call: str" in path.read_text()]
+    assert holders == ["_check.py"]
+
+
+def lines_of(node: ast.AST, end: int | None = None) -> set[int]:
+    """The numbers of its lines, up to an end."""
+    return set(range(node.lineno, (end or node.end_lineno) + 1))
+
+
+def docstring_of(node: ast.AST) -> set[int]:
+    """The lines of the docstring of a module, class or function."""
+    is_owner = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    return lines_of(node.body[0]) if is_owner and ast.get_docstring(node) else set()
+
+
+def is_check(node: ast.AST) -> bool:
+    """Whether it is a call, alone on its line, of something with check in its name."""
+    is_call = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+    return is_call and "check" in ast.unparse(node.value.func)
+
+
+def checks_and_algorithm(path: Path) -> tuple[int, int]:
+    """Counts the lines that check, and the other lines of code."""
+    text = path.read_text()
+    rows = enumerate(map(str.strip, text.splitlines()), 1)
+    code = {i for i, row in rows if row and not row.startswith("#")}
+    checks = set(code) if path.name == "_check.py" else set()
+    for node in ast.walk(ast.parse(text)):
+        code -= docstring_of(node)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            code -= lines_of(node)
+        elif isinstance(node, ast.Raise) or is_check(node):
+            checks |= lines_of(node)
+        elif isinstance(node, ast.If) and ast.Raise in map(type, node.body):
+            checks |= lines_of(node, node.body[0].lineno - 1)
+    return len(checks & code), len(code - checks)
+
+
+def test_checks_are_few():
+    """Fewer than nine lines of checks for a hundred lines of algorithm."""
+    checks, algorithm = map(sum, zip(*map(checks_and_algorithm, CORE), strict=True))
+    assert checks < 0.09 * algorithm, (checks, algorithm)
+
+
+@pytest.mark.parametrize("path", CORE, ids=lambda path: module_name(path))
+def test_a_file_and_its_functions_are_short(path):
+    """A file has 300 lines at most, and a body 60, docstring aside."""
+    text = path.read_text()
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            size = len(lines_of(node) - docstring_of(node))
+            assert size <= 60, f"{node.name} has {size} lines"
