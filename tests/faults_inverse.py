@@ -259,7 +259,7 @@ OF_INVERT = [
         product(lambda: diagonal(NAN, 1.0, 1.0), ok.CG)),
     Fault("singular", "an eigenvalue of 0, by CG", Reports("indefinite"),
         product(lambda: diagonal(0.0, 1.0, 1.0), ok.CG)),
-    Fault("singular", "a singular matrix, by LU", Reports("singular"),
+    Fault("singular", "a singular matrix, by LU", Reports("singular_matrix"),
         product(lambda: symmetric(np.ones((3, 3))), lx.LU)),
     Fault("option", "entry (0, 3) of 3", Raises(IndexError, "< 3"), entry(0, 3)),
     Fault("option", "entry (-1, 0)", Raises(IndexError, "< 3"), entry(-1, 0)),
