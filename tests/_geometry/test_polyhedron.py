@@ -18,7 +18,7 @@ project = jax.jit(ok.projections.polyhedron)
 
 
 def nearest_by_enumeration(x, G, h, A, b):
-    """Of the projections onto all sets of equations, the one that satisfies KKT."""
+    """The projection onto the set of equations that satisfies KKT, by enumeration."""
     for size in range(len(h) + 1):
         for active in itertools.combinations(range(len(h)), size):
             rows = list(active)
@@ -33,7 +33,7 @@ def nearest_by_enumeration(x, G, h, A, b):
 
 
 def random_polyhedron(rng, n, k, m):
-    """Around a point inside, so not empty."""
+    """A polyhedron around a point, so not empty."""
     G, A, inside = rng.normal(size=(k, n)), rng.normal(size=(m, n)), rng.normal(size=n)
     return G, G @ inside + rng.uniform(0, 0.5, k), A, A @ inside
 
@@ -148,7 +148,7 @@ def test_an_affine_set_may_have_dependent_rows(rng, key):
     assert_derivatives(ok.projections.affine_set, (x, A, b), key)
     twice, both = jnp.concatenate([A, 3 * A[:1]]), jnp.concatenate([b, 3 * b[:1]])
     assert_allclose(affine_set(x, twice, both), p, rtol=1e-12)
-    # At 0 the residual is all there is of the point.
+    # The projection is 0, so nothing hides the residual.
     through_0 = affine_set(twice[2], twice[2:], jnp.zeros(1))
     assert_allclose(through_0, np.zeros(5), atol=1e-15)
 

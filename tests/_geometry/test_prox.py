@@ -1,4 +1,4 @@
-"""Proximal operators: their definition, their derivatives, their corners."""
+"""Proximal operators: definition, derivatives, corners."""
 
 import warnings
 
@@ -107,7 +107,7 @@ def test_derivatives_are_finite_at_the_corners(name):
     ids=["zero", "with zeros", "of rank one"],
 )
 def test_a_strength_of_zero_leaves_a_prox_the_identity_at_every_v(name, v):
-    """Oracle: its derivatives by v, 1 in both modes, and 0 by the strength at v = 0."""
+    """Oracle: the derivative in v is 1 in both modes; in the strength, 0 at v = 0."""
     prox, strengths, _ = CASES[name]
     zeros = [jnp.zeros(())] * len(strengths)
     t = jnp.ones(())

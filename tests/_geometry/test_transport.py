@@ -16,7 +16,7 @@ both = pytest.mark.parametrize("project", [transport, kl_transport])
 
 
 def marginals(rng, a, b):
-    """Sums of some positive matrix, of total 1."""
+    """The sums of a positive matrix with total 1."""
     P = rng.uniform(0.1, 1.0, (a, b))
     return jnp.asarray(P.sum(1) / P.sum()), jnp.asarray(P.sum(0) / P.sum())
 
@@ -110,7 +110,7 @@ def test_first_and_second_derivatives_are_right(project, rng, key):
 
 
 def test_birkhoff_finds_permutations_and_keeps_doubly_stochastic_matrices(rng):
-    """Oracle: a large permutation projects to it; a point of the set to itself."""
+    """Oracle: 50 P plus noise projects to the permutation P; members to themselves."""
     permutation = jnp.eye(5)[rng.permutation(5)]
     x = 50 * permutation + jnp.asarray(rng.normal(size=(5, 5)))
     birkhoff = jax.jit(ok.projections.birkhoff)

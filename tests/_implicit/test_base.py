@@ -1,4 +1,4 @@
-"""What a decorated solver may be, may be given, and says when it is wrong."""
+"""What a decorated solver accepts, and what it reports."""
 
 import equinox as eqx
 import jax
@@ -73,12 +73,12 @@ def jaxopt_descent(y0, a):
     "solve", [numpy_solve, bisection, optax_loop, optimistix_newton, jaxopt_descent]
 )
 def test_any_solver_may_be_inside(solve):
-    """Oracle: 1/(3 y²) at y = 2, with no derivative of the solver's own in it."""
+    """Oracle: 1/(3 y²) at y = 2, whatever the solver's own derivative."""
     assert_allclose(slope(root(solve)), 1 / 12, rtol=1e-10)
 
 
 def test_a_bisection_has_a_second_derivative():
-    """Oracle: -2/(9 y⁵), where the bisection's own is zero."""
+    """Oracle: -2/(9 y⁵); the bisection itself has derivative zero."""
     fit = root(bisection)
     second = jax.jit(jax.grad(jax.grad(lambda a: fit(jnp.ones(()), a))))(8.0)
     assert_allclose(second, -2 / 9 / 32, rtol=1e-10)
@@ -129,13 +129,13 @@ def test_args_may_hold_anything_and_aux_carries_nothing(key):
 
 
 def test_the_starting_point_has_a_zero_derivative():
-    """Oracle: none of a solution of an equation that y0 is not in."""
+    """Oracle: the equation does not depend on y0."""
     fit = root(lambda y0, a: jnp.cbrt(a) + 0 * y0)
     assert jax.grad(lambda y0: fit(y0, jnp.array(8.0)))(1.0) == 0.0
 
 
 def test_numpy_arrays_are_taken_in_the_widest_dtype_there_is():
-    """Oracle: no warning, in float32 either; 1 = ∂y/∂a of y = a."""
+    """Oracle: ∂y/∂a = 1 for y = a, without a warning, also in float32."""
     fit = ok.implicit_root(lambda y, a: y - a, solver=lx.LU())(lambda y0, a: 0 * y0 + a)
     one = np.ones(2)
     assert_allclose(jax.jacobian(lambda a: fit(one, a))(one), np.eye(2), rtol=1e-12)
@@ -158,7 +158,7 @@ def test_an_equation_need_not_depend_on_what_is_perturbed():
 
 
 def test_mixed_and_narrow_dtypes_and_none_leaves():
-    """Oracle: y = a/2 by its objective, in each leaf's own precision."""
+    """Oracle: y = a/2 by its objective, in the precision of each leaf."""
 
     def objective(y, a):
         terms = jax.tree.map(lambda y, a: jnp.sum((y - a / 2).astype(float) ** 2), y, a)
@@ -216,7 +216,7 @@ def gradient_at_condition_1e6(dtype):
     [pytest.param(jnp.float64, 1e-5, marks=pytest.mark.x64), (jnp.float32, 1e-3)],
 )
 def test_a_badly_conditioned_solve_is_right_or_reported(dtype, rtol):
-    """Oracle: 1/h for κ = 1e6 in float64; in float32 better than κ eps."""
+    """Oracle: 1/h for κ = 1e6 in float64; in float32 an error below κ eps."""
     want = np.logspace(0, 6, 20)
     assert_allclose(gradient_at_condition_1e6(dtype), want, rtol=rtol)
 
@@ -266,7 +266,7 @@ def test_static_mistakes_say_what_to_do():
 
 @pytest.fixture
 def compilations():
-    """A list that gets longer by one whenever XLA compiles."""
+    """A list that grows by one whenever XLA compiles."""
     found = []
 
     def listen(event: str, duration_secs: float, **kwargs: str | int):
@@ -293,7 +293,7 @@ def test_a_factorisation_of_a_narrow_solution_says_what_to_do():
 
 @pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd, jax.hessian])
 def test_an_eager_derivative_compiles_once(derivative, compilations):
-    """Oracle: XLA compiles nothing from the second call on, for new arrays too."""
+    """Oracle: XLA compiles nothing after the first call, also for new arrays."""
     scale = jnp.ones(())
 
     def scaled(y, a):
@@ -309,7 +309,7 @@ def test_an_eager_derivative_compiles_once(derivative, compilations):
 
 
 def test_an_eager_derivative_sees_what_a_custom_rule_closes_over():
-    """Oracle: closed form, for a rule that says the slope of y³ is s times its own."""
+    """Oracle: closed form; the rule returns s times the slope of y³."""
     scale = 1.0
 
     @jax.custom_jvp

@@ -1,4 +1,4 @@
-"""The verdicts of `check_implicit`, each for what causes it."""
+"""The verdicts of `ok.check_implicit`, one for each cause."""
 
 import jax.numpy as jnp
 import jax.random as jr
@@ -54,7 +54,7 @@ def test_a_right_derivative_agrees(key):
     ids=["three steps", "one step", "wrong problem", "indefinite"],
 )
 def test_what_is_wrong_is_named(key, options, verdict):
-    """Oracle: what was made wrong."""
+    """Oracle: the mistake that was made."""
     report = check(key, **options)
     assert verdict in report.verdict
     assert "agrees" not in report.verdict
@@ -72,7 +72,7 @@ def test_what_is_wrong_is_named(key, options, verdict):
     ids=["CG", "GMRES"],
 )
 def test_a_loose_tolerance_is_named_and_a_tight_one_agrees(key, decorate):
-    """Oracle: a right condition with κ = 1e3, and an error of at most 1e-5 κ."""
+    """Oracle: a correct condition with κ = 1e3, and an error of at most 1e-5 κ."""
     Q, _ = jnp.linalg.qr(jr.normal(key, (50, 50)))
     H = (Q * jnp.logspace(0, -3, 50)) @ Q.T
     b = jr.normal(jr.key(3), (50,))
@@ -86,12 +86,12 @@ def test_a_loose_tolerance_is_named_and_a_tight_one_agrees(key, decorate):
 
 
 def test_damping_is_named(key):
-    """Oracle: λ as large as the smallest curvature, where it halves the derivative."""
+    """Oracle: λ equals the smallest curvature, where it halves the derivative."""
     assert "biased by damping=1," in check(key, solver=ok.CG(1e-6), damping=1.0).verdict
 
 
 def test_an_optimality_of_another_problem_and_one_without_a_derivative(key):
-    """Oracle: y = a solves y a = a² too, whose solver moves as a does not; y² = 0."""
+    """Oracle: a solver that moves twice as far as y = a; y² = a² at 0."""
     other = ok.implicit_root(lambda y, a: y - a, solver=lx.LU())(
         lambda y0, a: A + 2 * (a - A)
     )

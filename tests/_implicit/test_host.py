@@ -30,7 +30,7 @@ def test_scipy_runs_and_is_differentiated_under_jit_and_vmap():
 
 
 def test_scipy_finds_the_minimum_from_arrays_in_float32():
-    """Oracle: (a, a²); by finite differences in float32 SciPy returns y0."""
+    """Oracle: (a, a²). With finite differences in float32, SciPy returns y0."""
     y0, a = jnp.zeros(2, jnp.float32), jnp.float32(0.5)
     got = jax.jit(fit)(y0, a)
     assert got.dtype == jnp.float32

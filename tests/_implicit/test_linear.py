@@ -1,4 +1,4 @@
-"""The linear solve behind a derivative: cheap methods, in numbers."""
+"""The linear solve of a derivative: cheap methods, in numbers."""
 
 import functools
 

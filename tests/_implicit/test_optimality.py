@@ -37,7 +37,7 @@ def dense_derivative(residual, y, args):
 
 
 def closed_derivative(solution, args):
-    """Of the closed form, by forward mode."""
+    """The Jacobian of the closed form, by forward mode."""
     flat, unravel = ravel_pytree(args)
     return jax.jit(jax.jacfwd(lambda a: ravel_pytree(solution(unravel(a)))[0]))(flat)
 
@@ -75,7 +75,7 @@ def lasso_prox(v, args, t):
 
 
 def lasso_solution(args):
-    """Given that the third coefficient is the one that vanishes."""
+    """The solution, given that the third coefficient vanishes."""
     S, signs = np.array([0, 1, 3]), jnp.array([1.0, -1.0, 1.0])
     A = X[:, S].T @ X[:, S] / 12 + args["l2"] * jnp.eye(3)
     w = jnp.linalg.solve(A, X[:, S].T @ args["target"] / 12 - args["l1"] * signs)
@@ -410,7 +410,7 @@ def test_bad_pieces_are_named(call, error, match):
 
 
 def test_a_fixed_point_residual_is_like_y():
-    """Oracle: the message. It would broadcast."""
+    """Oracle: the message. Unchecked, it would broadcast."""
     F = ok.optimality.fixed_point_residual(lambda y, a: jnp.ones(3))
     with pytest.raises(
         ValueError, match=r"residual` needs mapping.* in the shape of y"

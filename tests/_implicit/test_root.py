@@ -127,7 +127,7 @@ def split(y):
 
 
 class OneOf(lx.AbstractLinearSolver):
-    """Many methods, compiled at once, of which a number chooses one."""
+    """Many methods compiled together; a number selects one."""
 
     which: Any
     methods: list[Any]
@@ -185,24 +185,24 @@ roots = functools.partial(Case, decorator=ok.implicit_root)
 FIVE = [Ridge, Logistic, Lasso, SvmDual, EqualityQp]
 TIGHT = (1e-13, 1e-13)
 
-# Every exact method, with every problem that it applies to: those for symmetric A to
-# the minima, where A is a Hessian; those for any A to all five, as roots; Neumann's
-# series to each with as many terms as its contraction needs. None of the rest applies:
-# `ok.OneStep` is no inverse; `ok.Woodbury` raises, as no A is of low rank, and so do
-# Lineax's Diagonal, Triangular and Tridiagonal, as no A is known to be. Its
-# AutoLinearSolver is Cholesky for a minimum and LU for a root, or SVD.
+# Every exact method, with every problem that it applies to: methods for symmetric A
+# with the minima, where A is a Hessian; methods for any A with all five problems, as
+# roots; Neumann's series with as many terms as the contraction needs. The others do not
+# apply: `ok.OneStep` is not an inverse; `ok.Woodbury` raises, since no A has low rank,
+# and so do Lineax's Diagonal, Triangular and Tridiagonal. Lineax's AutoLinearSolver is
+# Cholesky for a minimum, and LU or SVD for a root.
 CASES = {
     "Cholesky-CG-Neumann": minima(
         [lx.Cholesky(), lx.CG(*TIGHT), ok.Neumann(200)],
     ),
     "ok.CG": minima([ok.CG(1e-13)]),
-    # Of full rank, and with a part of the penalty for its damping, it is exact.
+    # With full rank, and a part of the penalty as its damping, it is exact.
     "Nystrom": minima([ok.Nystrom(4, key=jr.key(0))], damping=0.2),
     "Neumann-fixed-points": fixed_points([ok.Neumann(60)]),
     "Neumann-root": roots([ok.Neumann(800, step_size=0.2)], problems=[EqualityQp]),
     "GMRES-trees": roots([ok.GMRES(1e-13)], problems=[EqualityQpOfTrees]),
     "LU-QR-SVD": roots([lx.LU(), lx.QR(), lx.SVD()], problems=FIVE),
-    # Asked for 1e-13, BiCGStab returns NaN on Lasso or SvmDual, which is reported.
+    # At 1e-13, BiCGStab returns NaN on Lasso or SvmDual, and this is reported.
     "GMRES-BiCGStab": roots(
         [ok.GMRES(1e-13), lx.GMRES(*TIGHT), lx.BiCGStab(1e-11, 1e-11)], problems=FIVE
     ),
@@ -212,7 +212,7 @@ CASES = {
     ),
 }
 
-# What takes time here is to compile: less of it.
+# Compilation takes most of the time, so do less of it.
 FAST = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if jax.__version_info__ < (0, 11):
     FAST["xla_cpu_use_fusion_emitters"] = False  # later versions have no such option
@@ -224,7 +224,7 @@ def loss(solution, theta):
 
 
 def nested(solution, theta):
-    """Derivatives to third order, of which no two are by the same transforms."""
+    """Derivatives up to third order, each by different transforms."""
 
     def reverse(theta):
         f = functools.partial(loss, solution)
@@ -252,7 +252,7 @@ def expected(problem):
 
 
 def implicit(case, which_method, which, y, theta):
-    """The solution of a problem of the case; which it is, and the method, are data."""
+    """The solution of one problem of the case; problem and method are data."""
     conditions = [case.condition(problem) for problem in case.problems]
     options = {"damping": case.damping} if case.damping else {}
 

@@ -1,4 +1,4 @@
-"""Unrolling: truncation, checkpoints, and its meeting point with the implicit rule."""
+"""Unrolling: truncation, checkpoints, and where it equals the implicit rule."""
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +41,7 @@ def test_the_last_steps_at_the_fixed_point_are_the_neumann_series(terms):
 
 @pytest.mark.parametrize("options", [{}, {"checkpoint_every": 3}, {"truncate": 8}])
 def test_a_derivative_is_that_of_a_plain_loop(options):
-    """Oracle: a Python loop, with a stop_gradient where it is truncated."""
+    """Oracle: a Python loop, with a stop_gradient at the truncation."""
 
     def loop(y, theta):
         for t in range(8):
@@ -59,7 +59,7 @@ def test_a_derivative_is_that_of_a_plain_loop(options):
     assert_allclose(got[1], want[1], rtol=1e-12)
 
 
-def test_memory_is_of_the_steps_kept():
+def test_memory_grows_only_with_the_steps_that_are_kept():
     """Oracle: the compiler's count of temporaries."""
 
     def temporaries(num_steps, **options):

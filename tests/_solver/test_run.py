@@ -34,8 +34,8 @@ def equal(one, other):
     jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_a_saved_state_goes_on_bit_for_bit():
-    """Oracle: the run that was not stopped; saved leaf by leaf, cut within a chunk."""
+def test_a_saved_state_continues_bit_for_bit():
+    """Oracle: the uninterrupted run; saved leaf by leaf, cut within a chunk."""
     whole, history = ok.run(SOLVER, start(), batches, 53, every=20)
     first, early = ok.run(SOLVER, start(), batches, 31, every=20)
     file = io.BytesIO()
@@ -77,7 +77,7 @@ def test_function_and_iterable_take_the_same_steps():
 
 
 def test_report_sees_every_chunk_and_the_end():
-    """Oracle: the arithmetic of chunks, from where the state is."""
+    """Oracle: the arithmetic of chunks, from the count of the state."""
     calls = []
     state, history = ok.run(
         SOLVER,
@@ -111,8 +111,8 @@ def test_one_program_for_all_runs_of_a_solver():
     assert len(traces) == count
 
 
-def test_a_bad_batch_is_in_the_history_and_the_run_goes_on():
-    """Oracle: the run in which that step is left out."""
+def test_a_bad_batch_is_in_the_history_and_the_run_continues():
+    """Oracle: the run without that step."""
 
     def broken(k):
         return jnp.where(k == 4, jnp.nan, batches(k))

@@ -100,7 +100,7 @@ def test_a_step_compiles_once_scans_and_vmaps(make):
 
 
 def test_a_batch_of_nan_changes_nothing_and_the_next_one_goes_on(make):
-    """Oracle: the state before, and the step that there would have been."""
+    """Oracle: the state before, and the step without the NaN batch."""
     solver = make()
     start, _ = solver.step(solver.init(X, Y), given(make))
     kept, info = solver.step(start, given(make, BATCH * jnp.nan))

@@ -67,7 +67,7 @@ def test_two_steps_are_the_loop_of_the_paper():
 
 
 def test_each_oracle_has_its_batch():
-    """Oracle: closed form; every batch scales its objective by another number."""
+    """Oracle: closed form; each batch scales its objective by a different number."""
 
     def lower(x, y, batch):
         return 0.5 * batch * jnp.sum((y - x) ** 2)

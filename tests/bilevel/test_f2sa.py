@@ -23,7 +23,7 @@ from problems import (
 
 import optkit as ok
 
-# Hands the gradient to the state's `outer`, and leaves x where it is.
+# Stores the gradient in `state.outer`, and does not move x.
 FROZEN = optax.chain(optax.trace(0.0), optax.scale(0.0))
 CONSTANTS = ok.bilevel.Constants(convexity=0.79289322, lower=3.38218872, upper=1.0)
 
@@ -82,7 +82,7 @@ def test_bias_times_penalty_tends_to_its_constant():
 
 
 def test_twenty_steps_are_those_of_the_paper(rng):
-    # Oracle: NumPy transcription, a sample of its own for every gradient.
+    # Oracle: NumPy transcription, with a separate sample for every gradient.
     T, num_steps = 3, 20
     schedule = ok.bilevel.PenaltySchedule(
         a=5 / 7, c=4 / 7, c_alpha=0.1, c_gamma=0.6, k0=3.0, initial_penalty=2.0,
@@ -130,7 +130,7 @@ def test_twenty_steps_are_those_of_the_paper(rng):
 
 
 def run_schedule(schedule, *num_steps):
-    """|∇Φ|² and λ after each of these numbers of steps, and all results."""
+    """|∇Φ|² and λ after the given numbers of steps, and all results."""
     solver = ok.bilevel.f2sa(
         q2_upper,
         q2_lower,
@@ -168,7 +168,7 @@ def test_exact_schedule_converges_slowly_within_its_bounds():
     assert jnp.all(result == ok.RESULTS.successful)
 
 
-def test_tuned_schedule_converges_faster_and_says_that_it_leaves_the_bounds():
+def test_tuned_schedule_converges_faster_and_reports_that_it_leaves_the_bounds():
     # Oracle: the known figure of the tuned schedule.
     tuned = dataclasses.replace(
         EXACT, k0=5.0, c_alpha=0.05, c_gamma=0.4, initial_penalty=3.0

@@ -9,7 +9,7 @@ import optkit as ok
 
 
 def test_twenty_steps_are_those_of_the_paper(rng):
-    # Oracle: NumPy transcription with six estimators, a sample for every gradient.
+    # Oracle: NumPy transcription with six estimators and a sample for every gradient.
     schedule = ok.bilevel.PenaltySchedule(
         a=3 / 5, c=2 / 5, c_alpha=0.08, c_gamma=0.3, k0=4.0, initial_penalty=2.0,
         growth=float("inf"), target=1.0, ratio=0.7,

@@ -33,7 +33,7 @@ def at_solution(method, x=Q2_X):
 
 
 def decayed(x, y, batch):
-    """A weight decay for each leaf, and one that a user froze."""
+    """A weight decay for each leaf, one of them frozen."""
     penalty = jnp.exp(x["w"]) * jnp.sum(y["w"] ** 2) + jnp.sum(
         jnp.exp(x["b"]) * y["b"] ** 2
     )
@@ -105,7 +105,7 @@ def test_methods_that_solve_are_exact_at_a_minimum(solver):
         (ok.Neumann(20, 0.4), (3.5541021952, 1.7998869)),
     ],
 )
-def test_truncated_inverses_are_off_by_what_they_leave_out(solver, expected):
+def test_truncated_inverses_are_off_by_the_terms_left_out(solver, expected):
     """Oracle: numbers computed once in NumPy; and the residual by its definition."""
     gradient, info = at_solution(ok.bilevel.Implicit(solver))
     assert_allclose(gradient, expected, rtol=1e-7)
@@ -116,7 +116,7 @@ def test_truncated_inverses_are_off_by_what_they_leave_out(solver, expected):
 
 
 def test_damping_is_added_to_the_hessian():
-    """Oracle: closed form with A + λI in the place of its inverse."""
+    """Oracle: closed form with (A + λI)⁻¹."""
     gradient, info = at_solution(ok.bilevel.Implicit(lx.Cholesky(), 0.5))
     b = q2_solution(Q2_X) - np.array([1.0, -1.0])
     v = np.linalg.solve(Q2_A + 0.5 * np.eye(2), b)
@@ -158,8 +158,8 @@ def test_another_curvature_stands_for_the_hessian(key, solver):
     assert info.linear_residual > 0.1  # of the Hessian, which it is not
 
 
-def test_a_warm_start_adds_terms_to_those_there_are():
-    """Oracle: twice K terms of the series in one go."""
+def test_a_warm_start_adds_terms_to_the_last_ones():
+    """Oracle: 2K terms of the series at once."""
     objectives = q2_upper, q2_lower
     y, given = jnp.asarray(q2_solution(Q2_X)), (ok.bilevel.Batches(), True)
     warm = ok.bilevel.Implicit(ok.Neumann(3, 0.4), warm_start=True)
@@ -193,7 +193,7 @@ def test_a_solve_that_fails_is_reported_and_does_not_raise():
 
 @pytest.mark.parametrize("solver", [ok.CG(), lx.Cholesky(), lx.LU()], ids=repr)
 def test_bfloat16_variables_keep_their_dtype(solver):
-    """Oracle: closed form; the error is of rounding."""
+    """Oracle: closed form, within rounding."""
 
     def lower(x, y, batch):
         return 0.5 * jnp.sum((y - 2 * x) ** 2)
@@ -241,7 +241,7 @@ def projected_descent(project, x, num_steps=150):
 
 
 @pytest.mark.parametrize("solver", [ok.GMRES(LEAST), lx.LU(), ok.Neumann(150)])
-def test_active_bounds_take_their_coordinates_out(solver):
+def test_coordinates_at_active_bounds_do_not_count(solver):
     """Oracle: closed form on the coordinates that are free."""
     x = np.array([0.8, 0.3])
     y = jax.jit(projected_descent, static_argnums=0)(box, x)
@@ -257,7 +257,7 @@ def test_active_bounds_take_their_coordinates_out(solver):
 
 
 def test_a_curved_constraint_counts_with_its_curvature():
-    """Oracle: central differences of F at the solutions nearby."""
+    """Oracle: central differences of F at nearby solutions."""
     solve = jax.jit(projected_descent, static_argnums=0)
     y = solve(ball, X3)
     assert_allclose(jnp.linalg.norm(y), 0.3, rtol=1e-12)

@@ -1,4 +1,4 @@
-"""What holds of every solver with two lower iterates."""
+"""What holds for every solver with two lower iterates."""
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optkit as ok
 
 
 def upper(x, y, batch):
-    """Reads only a part of both trees, and the batch."""
+    """Depends on a part of both trees, and on the batch."""
     gain = (1 + batch.astype(y["w"].dtype)).mean()
     return gain * jnp.sum((y["w"] - 1) ** 2) / 2 + jnp.sum(x["a"] ** 2) / 20
 
@@ -63,7 +63,7 @@ def assert_same(tree, other):
 
 
 @SOLVERS
-def test_seeds_side_by_side_in_one_scan_are_single_runs_of_one_compilation(make, rng):
+def test_vmapped_seeds_equal_single_runs_and_compile_once(make, rng):
     # Oracle: identity with a loop in Python; the count of traces.
     traces = []
 
@@ -94,7 +94,7 @@ def test_seeds_side_by_side_in_one_scan_are_single_runs_of_one_compilation(make,
 
 @SOLVERS
 def test_nan_batch_moves_nothing_and_is_reported(make):
-    # Oracle: identity of all but the count.
+    # Oracle: identity, except for the count.
     solver = make()
     state, _ = solver.step(solver.init(*trees()), jnp.ones(2))
     after, info = solver.step(state, jnp.array([1.0, jnp.nan]))
@@ -107,7 +107,7 @@ def test_nan_batch_moves_nothing_and_is_reported(make):
 
 @SOLVERS
 def test_a_batch_that_overflows_a_second_moment_changes_nothing(make):
-    """Oracle: identity of all but the count; 1e20 squared is infinite in float32."""
+    """Oracle: identity, except for the count; 1e20 squared overflows float32."""
     solver = make(inner=optax.rmsprop(0.1), outer=optax.rmsprop(0.1))
     state = solver.init(*trees(jnp.float32))
     for _ in range(7):
@@ -139,8 +139,8 @@ def test_narrow_params_stay_narrow_and_follow_the_wide_run(make):
 
 
 @SOLVERS
-def test_objectives_that_are_no_scalar_are_refused(make):
-    # Oracle: identity of the message.
+def test_objectives_that_are_not_scalar_are_refused(make):
+    # Oracle: the message.
     solver = make(lambda x, y, batch: (y["w"] - 1) ** 2)
     state = solver.init(*trees())
     with pytest.raises(ValueError, match=r"upper to return one real scalar.*\(3,\)"):
@@ -183,8 +183,8 @@ def test_centers_follow_the_iterates_by_averaging():
 
 
 @SOLVERS
-def test_what_is_no_floating_array_or_no_projection_is_refused(make):
-    # Oracle: identity of the message.
+def test_integers_and_wrong_projections_are_refused(make):
+    # Oracle: the message.
     with pytest.raises(TypeError, match="real floating leaves, got int"):
         make().init({"a": jnp.arange(3)}, jnp.ones(2))
     solver = make(project_y=lambda y: y["w"])
@@ -193,7 +193,7 @@ def test_what_is_no_floating_array_or_no_projection_is_refused(make):
 
 
 def test_lower_iterates_that_agree_to_rounding_are_reported():
-    # Oracle: identity. In float32 a penalty of 1e9 leaves y on z; 1e2 does not.
+    # Oracle: identity. In float32, y = z at a penalty of 1e9 but not at 1e2.
     def result(value):
         solver = f2sa(penalty=value, inner_steps=60)
         x, y = trees(jnp.float32)
@@ -205,7 +205,7 @@ def test_lower_iterates_that_agree_to_rounding_are_reported():
 
 
 def test_state_can_be_donated():
-    # Oracle: identity; y and z start in buffers of their own.
+    # Oracle: identity; y and z start in separate buffers.
     solver = f2sa()
     step = jax.jit(solver.step, donate_argnums=0)
     x, y = trees()

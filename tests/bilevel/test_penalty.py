@@ -9,12 +9,12 @@ from problems import noisy_lower, noisy_sample, noisy_upper
 
 import optkit as ok
 
-# Hands the gradient to the state's `outer`, and leaves x where it is.
+# Stores the gradient in `state.outer`, and does not move x.
 FROZEN = optax.chain(optax.trace(0.0), optax.scale(0.0))
 
 
 def follows(x, y, batch):
-    """Has the minimiser y = x."""
+    """Minimal at y = x."""
     return 0.5 * jnp.sum((y - x) ** 2)
 
 
@@ -23,7 +23,7 @@ def wants_one(x, y, batch):
 
 
 def hypergradient(upper, lower, x, y, *, num_steps=1, step_size=0.5, **options):
-    """What moves x, when all but x has converged."""
+    """The gradient of x, once everything except x has converged."""
     solver = ok.bilevel.penalty(
         upper, lower, outer=FROZEN, inner=optax.sgd(step_size), **options
     )
@@ -49,7 +49,7 @@ def test_hypergradient_has_the_bias_of_sigma(sigma):
 @pytest.mark.parametrize(
     ("sigma", "known"), [(0.1, 0.4313725), (0.01, 0.4391218), (0.001, 0.4399120)]
 )
-def test_line_of_minimisers_gives_the_one_that_the_upper_level_likes_best(sigma, known):
+def test_on_a_line_of_minimisers_the_upper_level_chooses(sigma, known):
     # Oracle: closed form. ψ' = (x - aᵀt)/|a|² = 0.44, and the fixture's biased numbers.
     a, t = jnp.array([1.0, 2.0]), jnp.array([0.5, -1.0])
     inner_steps = 300
@@ -63,7 +63,7 @@ def test_line_of_minimisers_gives_the_one_that_the_upper_level_likes_best(sigma,
         inner_steps=inner_steps,
     )
     assert_allclose(got, known, rtol=0, atol=5.1e-8, float32=1e-6 / sigma)
-    # Along the line only f draws u, to t at the rate 1 - γσ; nothing draws w.
+    # Along the line, only f pulls u, to t at the rate 1 - γσ; nothing pulls w.
     along = jnp.array([2.0, -1.0])
     left = (1 - 0.3 * sigma) ** inner_steps * (along @ -t)
     assert_allclose(along @ (state.y - t), left, rtol=1e-9, float32=1e-2)
@@ -84,7 +84,7 @@ def test_constraint_that_is_active_stops_the_hypergradient():
     assert got == 0
     assert state.y == state.z == 0
     assert info.residual_norm[-1] == 0
-    # The projection belongs into each inner step: with x at 0.2 it is not active.
+    # The projection is part of each inner step: at x = 0.2 it is not active.
     free, _, _ = hypergradient(
         wants_one,
         follows,
@@ -97,7 +97,7 @@ def test_constraint_that_is_active_stops_the_hypergradient():
     assert_allclose(free, -0.8 / 1.1, rtol=1e-12)
 
 
-def test_proximal_term_and_averaging_leave_the_limit_where_it_is():
+def test_proximal_term_and_averaging_do_not_change_the_limit():
     # Oracle: closed form, ψ_σ' as without them.
     got, _, _ = hypergradient(
         wants_one,
@@ -132,7 +132,7 @@ def test_proximal_point_descends_where_the_lower_level_is_concave():
 
 
 def test_same_sample_of_both_differences_removes_its_noise(rng):
-    # Oracle: identity. A term of g without y moves x not at all, however large.
+    # Oracle: identity. A term of g without y does not move x, however large it is.
     solver = ok.bilevel.penalty(
         wants_one,
         lambda x, y, noise: follows(x, y, None) + jnp.sum(noise * x),
@@ -147,7 +147,7 @@ def test_same_sample_of_both_differences_removes_its_noise(rng):
 
 
 def test_twenty_steps_are_those_of_the_paper(rng):
-    # Oracle: NumPy transcription, a sample of its own for every gradient.
+    # Oracle: NumPy transcription, with a separate sample for every gradient.
     T = 3
     samples = [
         ok.bilevel.Batches(

@@ -11,7 +11,7 @@ import optkit as ok
 
 
 def test_twenty_steps_are_those_of_the_paper(rng):
-    # Oracle: NumPy transcription with six estimators, a sample for every gradient.
+    # Oracle: NumPy transcription with six estimators and a sample for every gradient.
     fields = ok.bilevel.Batches._fields
     samples = [
         ok.bilevel.Batches(**{f: noisy_sample(rng) for f in fields}) for _ in range(20)
@@ -43,7 +43,7 @@ def test_twenty_steps_are_those_of_the_paper(rng):
 
 @pytest.mark.parametrize(("x", "slope"), [(0.3, -0.7 / 1.1), (-0.5, 0.0)])
 def test_hypergradient_tends_to_its_closed_form_with_a_constraint(x, slope):
-    # Oracle: closed form, ψ_σ' = (x - 1)/(1 + σ) inside of Y = [0, ∞), 0 at its bound.
+    # Oracle: closed form, ψ_σ' = (x - 1)/(1 + σ) inside Y = [0, ∞), 0 at its bound.
     solver = ok.bilevel.penalty_momentum(
         lambda x, y, b: 0.5 * (y - 1) ** 2,
         lambda x, y, b: 0.5 * (y - x) ** 2,

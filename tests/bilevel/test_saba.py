@@ -49,7 +49,7 @@ def term(blocks, i, j):
 
 
 def test_twenty_steps_of_the_paper(blocks, rng):
-    """Oracle: NumPy transcription, whose means are summed anew each time."""
+    """Oracle: NumPy transcription, which sums the means anew in each step."""
     draws = rng.integers(0, NUM, (20, 2))
     x, y = rng.normal(size=5), rng.normal(size=8)
     solver = solver_of()
@@ -95,7 +95,7 @@ def test_converges_with_constant_steps_where_soba_stalls(problem, blocks, key):
 
 
 def test_several_terms_in_a_step_are_their_mean_and_each_counts_once(problem):
-    """Oracle: the full gradient, of all terms with one of them thrice."""
+    """Oracle: the full gradient; one of the terms is drawn three times."""
     n = NUM * SIZE
     solver = solver_of(n, rho=0.0, gamma=0.0)
     x, y = jnp.ones(5), jnp.ones(8)
@@ -110,7 +110,7 @@ def test_several_terms_in_a_step_are_their_mean_and_each_counts_once(problem):
     F_x, F_y = oracles.QuadraticSlopes.first(x, y, problem.upper)
     assert_allclose(state.upper.mean[0][0], F_x, rtol=1e-12)
     assert_allclose(state.upper.mean[1][0], F_y, rtol=1e-12)
-    # Nothing has moved, so that every row is what it was: no noise is left.
+    # Nothing has moved, so no row changes: there is no noise.
     index = jnp.array([5, 9])
     _, info = solver.step(state, term(problem, index, index))
     assert_allclose(info.hypergradient_norm, jnp.linalg.norm(F_x), rtol=1e-12)
@@ -135,7 +135,7 @@ def test_rounding_does_not_add_up_in_the_mean(blocks, key):
 
 
 @pytest.mark.parametrize("wrong", [-1, NUM])
-def test_a_traced_index_out_of_range_keeps_all_but_the_count(blocks, wrong):
+def test_a_traced_index_out_of_range_changes_only_the_count(blocks, wrong):
     """Oracle: the state before; the other term of the batch is in range."""
     n = NUM * SIZE
 
@@ -155,7 +155,7 @@ def test_a_traced_index_out_of_range_keeps_all_but_the_count(blocks, wrong):
 
 
 def test_a_loop_of_steps_copies_no_table(blocks):
-    """Oracle: the compiled program, which writes rows where they stand."""
+    """Oracle: the compiled program, which writes rows in place."""
     solver = solver_of()
 
     def loop(state, draws):
@@ -182,7 +182,7 @@ def test_memory_is_five_tables(blocks):
     assert numbers == 5 + 2 * 8 + 1 + tables + means
 
 
-def test_a_term_that_is_not_finite_or_not_there_changes_nothing(blocks):
+def test_a_term_that_is_not_finite_or_out_of_range_changes_nothing(blocks):
     """Oracle: the state before."""
     solver = solver_of()
     state, _ = solver.step(
@@ -207,7 +207,7 @@ def test_a_term_that_is_not_finite_or_not_there_changes_nothing(blocks):
         )
 
 
-def test_batches_that_do_not_say_which_terms_they_are_raise(blocks):
+def test_batches_without_terms_raise(blocks):
     solver = solver_of()
     state = solver.init(jnp.zeros(5), jnp.zeros(8))
     with pytest.raises(TypeError, match=r"upper_x=Term\(i, batch_i\)"):

@@ -77,7 +77,7 @@ def test_schedule_outside_its_bounds_warns_and_steps(changes):
 
 
 def test_penalty_that_falls_or_is_not_positive_is_reported():
-    # Oracle: identity. A step with a bad penalty is not taken; the next one can be.
+    # Oracle: identity. A step with a bad penalty is discarded, but not the next one.
     first, second = results(lambda k: 2.0 - 1.5 * k.astype(float), 2)
     assert first.result == ok.RESULTS.schedule_bounds
     assert second.penalty == 0.5
@@ -89,7 +89,7 @@ def test_penalty_that_falls_or_is_not_positive_is_reported():
 
 
 @pytest.mark.parametrize("penalty", [0.0, -1, float("nan"), np.inf])
-def test_penalty_that_is_no_positive_number_is_refused(penalty):
+def test_penalty_that_is_not_positive_is_refused(penalty):
     # Oracle: identity.
     with pytest.raises(ValueError, match=r"`ok\.bilevel\.f2sa` needs .* penalty > 0"):
         results(penalty)

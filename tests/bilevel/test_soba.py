@@ -26,7 +26,7 @@ def numpy_rows(examples, index):
 
 @pytest.mark.usefixtures("standard_promotion")
 def test_twenty_steps_of_the_paper(problem, rng):
-    """Oracle: NumPy transcription, with decreasing steps and batches of their own."""
+    """Oracle: NumPy transcription, with decreasing steps and separate batches."""
     draws = rng.integers(0, 64, (20, 2, 4))
     x, y = rng.normal(size=5), rng.normal(size=8)
 
@@ -86,7 +86,7 @@ def test_fixed_point_is_the_minimum_and_info_says_so(problem):
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_the_linear_system_may_have_a_transform_of_its_own(problem):
+def test_the_linear_system_may_have_its_own_transform(problem):
     """Oracle: v after one step from zero is minus its step size times ∇_y F."""
     solver = ok.bilevel.soba(
         quadratic,

@@ -56,7 +56,7 @@ def test_truncation_at_the_fixed_point_is_the_neumann_series(K):
 
 
 def lower(x, y, batch):
-    """Not quadratic, on trees, with a batch."""
+    """A lower objective on trees: not quadratic, with a batch."""
     fit = jnp.tanh(y["w"] @ batch) - jnp.sum(x["shift"])
     return 0.5 * fit**2 + 0.5 * jnp.sum(jnp.exp(x["decay"]) * y["w"] ** 2)
 
@@ -110,8 +110,8 @@ def test_every_mode_is_the_derivative_of_the_loop(key, method, is_shared):
     assert_allclose(info.direct["decay"], 0.1 * info.value, rtol=1e-12)
 
 
-def test_truncation_with_batches_of_their_own_differentiates_the_last_ones(key):
-    """Oracle: the derivative of the last steps alone, from where the others arrive."""
+def test_truncation_with_separate_batches_differentiates_the_last_ones(key):
+    """Oracle: the derivative of the last steps alone, from the end of the others."""
     noise = jr.normal(key, (5, 2))
     sgd = optax.sgd(0.3)
     given = ok.bilevel.Batches(upper_x=noise[0], lower_y=noise)
@@ -126,7 +126,7 @@ def test_truncation_with_batches_of_their_own_differentiates_the_last_ones(key):
     assert_allclose(info.y["w"], end.y["w"], rtol=1e-12)
 
 
-def test_memory_is_that_of_the_steps_that_are_kept():
+def test_memory_grows_only_with_the_steps_that_are_kept():
     """Oracle: the compiler's own count of temporary bytes."""
     y = jnp.zeros(20_000)
 

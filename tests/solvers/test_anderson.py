@@ -229,8 +229,8 @@ def test_leaves_of_two_precisions_do_not_make_the_weights_singular():
 
 
 def test_a_bfloat16_iteration_ends_where_rounding_does(key):
-    """Oracle: success at the default `rtol`, which 1e-5 is not; the float32 run,
-    from which a residual of eps and rounding of as much are at most 2 eps/(1 - 0.8).
+    """Oracle: success at the default `rtol`, but not at 1e-5; the float32 run, within
+    2 eps/(1 - 0.8) for a residual of eps and equal rounding.
     """
     W, x = contraction(key, 50)
 
