@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 from .._check import Check
 from .._types import Params, wide_dtype
 from .._vector import multiply, signs
-from .estimate import Estimate, average
+from .estimate import Estimate, average, over_probes
 from .head import AbstractLikelihoodHead
 
 ValueGradDiag = tuple[Array, Params, Params]
@@ -66,7 +66,11 @@ def value_grad_and_diag(loss: Callable[..., Any]) -> Callable[..., ValueGradDiag
             return value, grads, multiply(z, hz)
 
         (value, grads), tangents = jax.linearize(value_and_grad, params)
-        draw = _probe(lambda z: tangents(z)[1], params)
+
+        def draw(key: Array) -> Params:
+            z = signs(key, params)
+            return multiply(z, tangents(z)[1])
+
         return value, grads, average(draw, key, num_probes).mean
 
     return value_grad_diag
@@ -172,21 +176,7 @@ def hutchinson_diag(
         Bekas, Kokiopoulou and Saad 2007, An estimator for the diagonal of a matrix.
     """
     check = Check("ok.hutchinson_diag")
-    check.symmetric(operator)
-    check.count(num_probes=num_probes)
-    check.key(key)
-    draw = _probe(lx.linearise(operator).mv, operator.in_structure())
-    return average(draw, key, num_probes)
-
-
-def _probe(product: Callable[[Params], Params], like: Params) -> Callable[..., Params]:
-    """Makes draw(key) = z ∘ Cz."""
-
-    def draw(key: Array) -> Params:
-        z = signs(key, like)
-        return multiply(z, product(z))
-
-    return draw
+    return over_probes(check, operator, key, num_probes, multiply)
 
 
 def _square(g: Array) -> Array:

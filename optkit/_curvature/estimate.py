@@ -6,11 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 from jax import lax
 from jaxtyping import Array, PyTree
 
+from .._check import Check
 from .._types import wide_dtype
-from .._vector import cast_like, explicit_sharding, subtract
+from .._vector import cast_like, explicit_sharding, signs, subtract
 
 
 class Estimate(NamedTuple):
@@ -51,6 +53,26 @@ def average(draw: Callable[[Array], PyTree], key: Array, num_draws: int) -> Esti
     freedom = (num_draws - 1) * num_draws
     error = jax.tree.map(lambda s: jnp.sqrt(s / freedom), squares)
     return Estimate(*(cast_like(tree, shapes) for tree in (mean, error)))
+
+
+def over_probes(
+    check: Check,
+    operator: lx.AbstractLinearOperator,
+    key: Array,
+    num_probes: int,
+    combine: Callable[[PyTree, PyTree], PyTree],
+) -> Estimate:
+    """Averages combine(z, Cz) over random signs z, after checks."""
+    check.symmetric(operator)
+    check.count(num_probes=num_probes)
+    check.key(key)
+    product, structure = lx.linearise(operator).mv, operator.in_structure()
+
+    def draw(key: Array) -> PyTree:
+        z = signs(key, structure)
+        return combine(z, product(z))
+
+    return average(draw, key, num_probes)
 
 
 def _wide_zeros(leaf: jax.ShapeDtypeStruct) -> Array:

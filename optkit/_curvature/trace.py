@@ -4,8 +4,8 @@ import lineax as lx
 from jaxtyping import Array
 
 from .._check import Check
-from .._vector import dot, signs
-from .estimate import Estimate, average
+from .._vector import dot
+from .estimate import Estimate, over_probes
 
 
 def hutchinson_trace(
@@ -48,13 +48,4 @@ def hutchinson_trace(
         Hutchinson 1990; Epperly, Tropp and Webber 2024, arXiv:2301.07825 (XTrace).
     """
     check = Check("ok.hutchinson_trace")
-    check.symmetric(operator)
-    check.count(num_probes=num_probes)
-    check.key(key)
-    product, structure = lx.linearise(operator).mv, operator.in_structure()
-
-    def draw(key: Array) -> Array:
-        z = signs(key, structure)
-        return dot(z, product(z))
-
-    return average(draw, key, num_probes)
+    return over_probes(check, operator, key, num_probes, dot)

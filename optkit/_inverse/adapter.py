@@ -22,7 +22,7 @@ from .._vector import (
     subtract,
     widen,
 )
-from .base import AbstractInverse, Solved
+from .base import AbstractInverse, Operator, Solved
 
 _ITERATIVE = (lx.CG, lx.BiCGStab, lx.GMRES, lx.LSMR)
 
@@ -40,13 +40,11 @@ class Adapted(AbstractInverse):
     def __init__(self, solver: lx.AbstractLinearSolver) -> None:
         self.solver = Portable(solver)
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> "Portable":
+    def factorise(self, operator: Operator) -> "Portable":
         """The solver's state."""
         return Portable(self.solver.value.init(operator, {}))
 
-    def apply(
-        self, operator: lx.AbstractLinearOperator, factor: "Portable", vector: Params
-    ) -> Solved:
+    def apply(self, operator: Operator, factor: "Portable", vector: Params) -> Solved:
         """Solves, and checks the residual."""
         solver = self.solver.value
         b, size = normalised(vector)

@@ -11,7 +11,7 @@ depend on the scale of the loss or the dtypes of the leaves.
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -34,7 +34,9 @@ from .._vector import (
     widen,
 )
 
-Solved = tuple[Params, Any, dict[str, Any]]
+Operator: TypeAlias = lx.AbstractLinearOperator
+Index: TypeAlias = Int[Array, "..."]
+Solved: TypeAlias = tuple[Params, Any, dict[str, Any]]
 """x, an item of `ok.RESULTS`, and statistics."""
 
 
@@ -47,34 +49,19 @@ class AbstractInverse(lx.AbstractLinearSolver):
     needs_symmetric: ClassVar[bool]
 
     @abc.abstractmethod
-    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
-        """Does all the work that does not need a right-hand side.
+    def factorise(self, operator: Operator) -> PyTree:
+        """Does the work that needs no right-hand side, and returns a pytree of arrays.
 
-        Args:
-            operator: C + λI, an `ok.Damped` if it comes from `ok.invert`.
-
-        Returns:
-            A pytree of arrays.
+        `operator` is C + λI, an `ok.Damped` if it comes from `ok.invert`.
         """
 
     @abc.abstractmethod
-    def apply(
-        self, operator: lx.AbstractLinearOperator, factor: PyTree, vector: Params
-    ) -> Solved:
-        """Solves (C + λI) x = b.
-
-        Args:
-            operator: the one passed to `factorise`.
-            factor: what `factorise` returned.
-            vector: b.
-
-        Returns:
-            x; an item of `ok.RESULTS`; and statistics.
-        """
+    def apply(self, operator: Operator, factor: PyTree, vector: Params) -> Solved:
+        """Solves (C + λI) x = b: returns x, an item of `ok.RESULTS`, and statistics."""
 
     def init(
-        self, operator: lx.AbstractLinearOperator, options: dict[str, Any]
-    ) -> tuple[lx.AbstractLinearOperator, PyTree]:
+        self, operator: Operator, options: dict[str, Any]
+    ) -> tuple[Operator, PyTree]:
         """Lineax's name for `factorise`, with checks."""
         check = Check(f"ok.{type(self).__name__}")
         text = f"takes its options in its constructor, got {sorted(options)}."
@@ -88,10 +75,7 @@ class AbstractInverse(lx.AbstractLinearSolver):
         return operator, self.factorise(operator)
 
     def compute(
-        self,
-        state: tuple[lx.AbstractLinearOperator, PyTree],
-        vector: Params,
-        options: dict[str, Any],
+        self, state: tuple[Operator, PyTree], vector: Params, options: dict[str, Any]
     ) -> Solved:
         """Lineax's name for `apply`, with the nearest of Lineax's own results."""
         del options
@@ -116,36 +100,24 @@ class AbstractExplicitInverse(AbstractInverse):
     """A method whose inverse has known entries."""
 
     @abc.abstractmethod
-    def diagonal(self, operator: lx.AbstractLinearOperator, factor: PyTree) -> Params:
+    def diagonal(self, operator: Operator, factor: PyTree) -> Params:
         """The diagonal of (C + λI)⁻¹, differentiable in the operator."""
 
     @abc.abstractmethod
     def entry(
-        self,
-        operator: lx.AbstractLinearOperator,
-        factor: PyTree,
-        a: Int[Array, "..."],
-        b: Int[Array, "..."],
+        self, operator: Operator, factor: PyTree, a: Index, b: Index
     ) -> Float[Array, "..."]:
         """Entries (a, b) of (C + λI)⁻¹, indexed as in `ok.Inverse.entry`."""
 
 
 class System(NamedTuple):
-    """A x = b, scaled and widened.
+    """A x = b, scaled and widened."""
 
-    Attributes:
-        product: v ↦ A v, in float32 or wider.
-        b: in float32 or wider. Its largest entry is in [1, 4), unless all are 0.
-        size: |b|.
-        like: the b that was passed, for its dtypes.
-        is_symmetric: whether A is known to be symmetric.
-    """
-
-    product: Callable[[Params], Params]
-    b: Params
-    size: Array
-    like: Params
-    is_symmetric: bool
+    product: Callable[[Params], Params]  # v ↦ A v, in float32 or wider
+    b: Params  # its largest entry is in [1, 4), unless all are 0
+    size: Array  # |b|
+    like: Params  # the b that was passed, for its dtypes
+    is_symmetric: bool  # whether A is known to be
 
     def goals(self, rtol: Any) -> "Goals":
         """The residuals to aim at, from a relative tolerance or None."""
@@ -162,24 +134,16 @@ class System(NamedTuple):
         return max(optax.tree.size(self.b), 1)
 
     def max_steps(self, given: int | None) -> int:
-        """The number of steps allowed, by default ten times that of coordinates."""
+        """By default ten times the number of coordinates."""
         return given or 10 * self.num_coordinates
 
 
 class Goals(NamedTuple):
-    """Norms of the residual b - A x.
+    """Norms of the residual b - A x."""
 
-    Attributes:
-        aim: for the residual by recurrence, which is off by some eps. Once it is
-            reached, the true residual is computed.
-        wanted: for the true residual.
-        accepted: for the true residual if rounding prevents a smaller one. Equals
-            `wanted` for a tolerance that the user chose.
-    """
-
-    aim: Array
-    wanted: Array
-    accepted: Array
+    aim: Array  # by recurrence, which is off by some eps: then compute the true one
+    wanted: Array  # of the true residual
+    accepted: Array  # if rounding prevents a smaller one; `wanted` for a user's rtol
 
 
 class AbstractIterative(AbstractInverse):
@@ -187,20 +151,9 @@ class AbstractIterative(AbstractInverse):
 
     @abc.abstractmethod
     def iterate(self, system: System, factor: PyTree) -> Solved:
-        """Solves A x = b from x = 0.
+        """Solves A x = b from x = 0; the statistic `residual` is |b - A x|."""
 
-        Args:
-            system: A and b, scaled and widened.
-            factor: what `factorise` returned.
-
-        Returns:
-            x; an item of `ok.RESULTS`; and statistics, of which `residual` is |b - A x|
-            of the system.
-        """
-
-    def apply(
-        self, operator: lx.AbstractLinearOperator, factor: PyTree, vector: Params
-    ) -> Solved:
+    def apply(self, operator: Operator, factor: PyTree, vector: Params) -> Solved:
         """Scales, iterates, and scales back."""
         linear = lx.linearise(operator)
 
@@ -211,18 +164,14 @@ class AbstractIterative(AbstractInverse):
         size = norm(b)
         system = System(product, b, size, vector, lx.is_symmetric(operator))
         x, outcome, stats = self.iterate(system, factor)
-        is_finite = jnp.isfinite(size)
-        outcome = first_failure(
-            (~is_finite, RESULTS.nonfinite_input), (is_finite, outcome)
-        )
+        is_bad = ~jnp.isfinite(size)
+        outcome = first_failure((is_bad, RESULTS.nonfinite_input), (~is_bad, outcome))
         residual = stats["residual"] / jnp.where(size > 0, size, 1)
         x = cast_like(scale(power, x), vector)
         return x, outcome, {**stats, "residual": residual}
 
 
-def raise_if_failed(
-    value: PyTree, operator: lx.AbstractLinearOperator, factor: PyTree
-) -> PyTree:
+def raise_if_failed(value: PyTree, operator: Operator, factor: PyTree) -> PyTree:
     """The value, or an error at run time if the factor behind it failed."""
     _, damping = split_damping(operator)
     outcome = first_failure(

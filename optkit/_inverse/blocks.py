@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve, solve_triangular
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float
 
 from .._curvature.low_rank import BlockLowRank
 from .._types import Params
 from .._vector import common_dtype
-from .columns import identity_entries, places, small_dtype
+from .base import Index
+from .columns import places, small_dtype
 
 _HIGHEST = lax.Precision.HIGHEST
 
@@ -55,11 +56,11 @@ def block_solve(
         u, wide = u.astype(lower.dtype), x.astype(lower.dtype)
         if _is_dense(u):
             return cho_solve((lower, True), wide).astype(x.dtype)
-        y = jnp.matmul(u, wide, precision=_HIGHEST)
-        near = jnp.matmul(cho_solve((lower, True), y), u, precision=_HIGHEST)
+        y = cho_solve((lower, True), jnp.matmul(u, wide, precision=_HIGHEST))
+        near = jnp.matmul(y, u, precision=_HIGHEST)
         return ((wide - near) / damping.astype(wide.dtype)).astype(x.dtype)
 
-    return _per_block(solve, curvature, factor, curvature.split(vector))
+    return _per_block(solve, curvature, factor, vector)
 
 
 def block_diagonal(
@@ -68,22 +69,18 @@ def block_diagonal(
     """The diagonal of the inverse of each block."""
 
     def diagonal(u: Array, lower: Array, like: Array) -> Array:
-        w = solve_triangular(lower, _whitening_side(u, lower.dtype), lower=True)
+        w = solve_triangular(lower, _side(u, lower.dtype), lower=True)
         squares = jnp.sum(w**2, axis=0)
         if not _is_dense(u):
             squares = (1 - squares) / damping.astype(squares.dtype)
         return squares.astype(like.dtype)
 
     likes = jax.tree.map(lambda u: u[0], curvature.rows)
-    return _per_block(diagonal, curvature, factor, curvature.split(likes))
+    return _per_block(diagonal, curvature, factor, likes)
 
 
 def block_entry(
-    curvature: BlockLowRank,
-    factor: BlockFactor,
-    damping: Array,
-    a: Int[Array, "..."],
-    b: Int[Array, "..."],
+    curvature: BlockLowRank, factor: BlockFactor, damping: Array, a: Index, b: Index
 ) -> Float[Array, "..."]:
     """Entries of the inverse: zero between blocks, NaN out of range."""
     rows, size = curvature.rows, curvature.in_size()
@@ -105,32 +102,29 @@ def _leaf_entry(u: Array, lower: Array, damping: Array, a: Array, b: Array) -> A
 
     def one(a: Array, b: Array) -> Array:
         block = a // length
-        side = _whitening_side(u[:, block], lower.dtype)
+        side = _side(u[:, block], lower.dtype)
         pair = jnp.stack([side[:, a % length], side[:, b % length]], axis=1)
         w = solve_triangular(lower[block], pair, lower=True)
         inner = jnp.sum(w[:, 0] * w[:, 1])
         if _is_dense(u):
             return inner
-        rest = identity_entries(a, b, inner.dtype) - inner
-        return rest / damping.astype(inner.dtype)
+        return (jnp.where(a == b, 1, 0) - inner) / damping.astype(inner.dtype)
 
     return jax.vmap(one)(a.reshape(-1), b.reshape(-1)).reshape(a.shape)
 
 
 def _per_block(
-    f: Any, curvature: BlockLowRank, factor: BlockFactor, blocks: PyTree
+    f: Any, curvature: BlockLowRank, factor: BlockFactor, vector: Params
 ) -> Params:
-    """f(rows, factor, block) in each block of each leaf, joined."""
-    leaves, treedef = jax.tree.flatten(blocks)
+    """f(rows, factor, vector) in each block, joined."""
+    leaves, treedef = jax.tree.flatten(curvature.split(vector))
     rows = jax.tree.leaves(curvature.split(curvature.rows, 1))
-    out = [
-        jax.vmap(f, in_axes=(1, 0, 0))(*leaf)
-        for leaf in zip(rows, factor.lower, leaves, strict=True)
-    ]
-    return curvature.join(treedef.unflatten(out))
+    over_blocks = jax.vmap(f, in_axes=(1, 0, 0))
+    blocks = map(over_blocks, rows, factor.lower, leaves)
+    return curvature.join(treedef.unflatten(blocks))
 
 
-def _whitening_side(u: Array, dtype: Any) -> Array:
+def _side(u: Array, dtype: Any) -> Array:
     """The matrix to multiply by L⁻¹, so that dots of columns give entries: I or U_b."""
     return jnp.eye(u.shape[-1], dtype=dtype) if _is_dense(u) else u.astype(dtype)
 

@@ -5,7 +5,6 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 from jax import lax
 from jaxtyping import Array, PyTree
 
@@ -13,7 +12,7 @@ from .._check import Check
 from .._results import RESULTS, first_failure
 from .._types import Params
 from .._vector import axpy, cast_like, constant, dot, widen, zeros_like
-from .base import AbstractIterative, Goals, Solved, System
+from .base import AbstractIterative, Goals, Operator, Solved, System
 from .inverse import Inverse
 
 
@@ -86,26 +85,19 @@ class CG(AbstractIterative):
         Hestenes and Stiefel 1952; Shewchuk 1994, appendix B.3.
     """
 
-    rtol: Any
-    max_steps: int | None = eqx.field(static=True)
-    preconditioner: lx.AbstractLinearOperator | None
+    rtol: Any = None
+    max_steps: int | None = eqx.field(static=True, default=None)
+    preconditioner: Operator | None = eqx.field(converter=constant, default=None)
     needs_symmetric: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        rtol: Any = None,
-        max_steps: int | None = None,
-        preconditioner: lx.AbstractLinearOperator | None = None,
-    ) -> None:
+    def __check_init__(self) -> None:
         check = Check("ok.CG")
-        check.optional.positive(rtol=rtol)
-        check.optional.count(max_steps=max_steps)
-        if preconditioner is not None:
-            check.symmetric(preconditioner, "preconditioner")
-        self.rtol, self.max_steps = rtol, max_steps
-        self.preconditioner = constant(preconditioner)
+        check.optional.positive(rtol=self.rtol)
+        check.optional.count(max_steps=self.max_steps)
+        if self.preconditioner is not None:
+            check.symmetric(self.preconditioner, "preconditioner")
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
+    def factorise(self, operator: Operator) -> PyTree:
         """Only checks that the preconditioner fits."""
         if (m := self.preconditioner) is not None:
             pair = m.in_structure(), operator.in_structure()

@@ -130,11 +130,6 @@ def columns(rows: PyTree, index: Int[Array, "..."]) -> Float[Array, "r ..."]:
     return found
 
 
-def identity_entries(a: Array, b: Array, dtype: Any) -> Array:
-    """δ_ab."""
-    return (a == b).astype(dtype)
-
-
 def _compensated(carry: tuple[Array, Array], term: Array) -> tuple[Array, Array]:
     """One step of Kahan's summation: the sum, and its excess."""
     total, excess = carry

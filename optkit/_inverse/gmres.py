@@ -5,7 +5,6 @@ from typing import Any, ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 from jax import lax
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, PyTree
@@ -24,7 +23,7 @@ from .._vector import (
     zero_rows,
     zeros_like,
 )
-from .base import AbstractIterative, Solved, System
+from .base import AbstractIterative, Operator, Solved, System
 
 _SMALL = 100  # coordinates
 
@@ -82,20 +81,17 @@ class GMRES(AbstractIterative):
         Saad and Schultz 1986, algorithm 4.
     """
 
-    rtol: Any
-    restart: int | None = eqx.field(static=True)
-    max_steps: int | None = eqx.field(static=True)
+    rtol: Any = None
+    restart: int | None = eqx.field(static=True, default=None)
+    max_steps: int | None = eqx.field(static=True, default=None)
     needs_symmetric: ClassVar[bool] = False
 
-    def __init__(
-        self, rtol: Any = None, restart: int | None = None, max_steps: int | None = None
-    ) -> None:
-        check = Check("ok.GMRES")
-        check.optional.positive(rtol=rtol)
-        check.optional.count(restart=restart, max_steps=max_steps)
-        self.rtol, self.restart, self.max_steps = rtol, restart, max_steps
+    def __check_init__(self) -> None:
+        check = Check("ok.GMRES").optional
+        check.positive(rtol=self.rtol)
+        check.count(restart=self.restart, max_steps=self.max_steps)
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
+    def factorise(self, operator: Operator) -> PyTree:
         """Nothing to do."""
         del operator
         return ()

@@ -25,7 +25,7 @@ from .._vector import (
     widen,
     zeros_like,
 )
-from .base import AbstractIterative, Solved, System
+from .base import AbstractIterative, Operator, Solved, System
 
 _LANCZOS_STEPS = 10
 
@@ -67,16 +67,15 @@ class Neumann(AbstractIterative):
     """
 
     num_terms: int = eqx.field(static=True)
-    step_size: Any
+    step_size: Any = None
     needs_symmetric: ClassVar[bool] = False
 
-    def __init__(self, num_terms: int, step_size: Any = None) -> None:
+    def __check_init__(self) -> None:
         check = Check("ok.Neumann")
-        check.count(num_terms=num_terms)
-        check.optional.positive(step_size=step_size)
-        self.num_terms, self.step_size = num_terms, step_size
+        check.count(num_terms=self.num_terms)
+        check.optional.positive(step_size=self.step_size)
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> tuple[Array, Array]:
+    def factorise(self, operator: Operator) -> tuple[Array, Array]:
         """The step size, and whether a negative eigenvalue was found."""
         if self.step_size is not None:
             alpha = jnp.asarray(self.step_size, jnp.result_type(float))
@@ -130,7 +129,7 @@ class Neumann(AbstractIterative):
 
 
 @eqx.filter_jit
-def _extreme_eigenvalues(operator: lx.AbstractLinearOperator) -> tuple[Array, Array]:
+def _extreme_eigenvalues(operator: Operator) -> tuple[Array, Array]:
     """Returns Lanczos' smallest eigenvalue, and a largest one that is rounded up.
 
     With T = VᵀAV, of diagonal a and off-diagonal β, and θ, s its last eigenpair,

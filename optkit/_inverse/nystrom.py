@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax import lax
-from jaxtyping import Array, Float, Int, PyTree
+from jax.scipy.linalg import solve_triangular
+from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
 from .._curvature.damped import split_damping
@@ -24,8 +25,8 @@ from .._vector import (
     project,
     widen,
 )
-from .base import AbstractExplicitInverse, Solved
-from .columns import columns, identity_entries, small_dtype
+from .base import AbstractExplicitInverse, Index, Operator, Solved
+from .columns import columns, small_dtype
 
 
 class NystromFactor(NamedTuple):
@@ -84,7 +85,7 @@ class Nystrom(AbstractExplicitInverse):
         check.key(key)
         self.rank, self.key = rank, key
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> NystromFactor:
+    def factorise(self, operator: Operator) -> NystromFactor:
         """Products with random vectors, and an eigendecomposition."""
         curvature, _ = split_damping(operator)
         limit, reason = curvature.in_size(), "the number of coordinates"
@@ -92,7 +93,7 @@ class Nystrom(AbstractExplicitInverse):
         return _sketch(curvature, self.key, self.rank)
 
     def apply(
-        self, operator: lx.AbstractLinearOperator, factor: NystromFactor, vector: Params
+        self, operator: Operator, factor: NystromFactor, vector: Params
     ) -> Solved:
         """Two passes over U."""
         _, damping = split_damping(operator)
@@ -104,49 +105,36 @@ class Nystrom(AbstractExplicitInverse):
         )
         weights = _weights(factor.values, damping)
         value = update(factor.vectors, weights, 1 / damping, vector)
-        stats = {
-            "rank": jnp.asarray(self.rank, jnp.int32),
-            "smallest_value": factor.values[0],
-        }
-        return value, outcome, stats
+        rank = jnp.asarray(self.rank, jnp.int32)
+        return value, outcome, {"rank": rank, "smallest_value": factor.values[0]}
 
-    def diagonal(
-        self, operator: lx.AbstractLinearOperator, factor: NystromFactor
-    ) -> Params:
+    def diagonal(self, operator: Operator, factor: NystromFactor) -> Params:
         """1/λ + Σ_i w_i U_ij²."""
         _, damping = split_damping(operator)
         inputs = (factor.vectors, _weights(factor.values, damping), 1 / damping)
         return diagonal_of_update(*_without_derivative(inputs, operator))
 
     def entry(
-        self,
-        operator: lx.AbstractLinearOperator,
-        factor: NystromFactor,
-        a: Int[Array, "..."],
-        b: Int[Array, "..."],
+        self, operator: Operator, factor: NystromFactor, a: Index, b: Index
     ) -> Float[Array, "..."]:
         """δ_ab/λ + Σ_i w_i U_ia U_ib."""
         _, damping = split_damping(operator)
         u_a, u_b = columns(factor.vectors, a), columns(factor.vectors, b)
         weights = _weights(factor.values, damping).astype(u_a.dtype)
         rest = jnp.einsum("r,r...,r...->...", weights, u_a, u_b)
-        return identity_entries(a, b, rest.dtype) / damping.astype(rest.dtype) + rest
+        return jnp.where(a == b, 1, 0) / damping.astype(rest.dtype) + rest
 
 
 @eqx.filter_jit
-def _sketch(
-    curvature: lx.AbstractLinearOperator, key: Array, rank: int
-) -> NystromFactor:
+def _sketch(curvature: Operator, key: Array, rank: int) -> NystromFactor:
     """U and Λ."""
     structure = curvature.in_structure()
     omega = normals(key, structure, rank)
     # Two rounds of Cholesky orthonormalise to rounding.
     for _ in range(2):
         lower = jnp.linalg.cholesky(_small(gram(omega)))
-        inverse = lax.linalg.triangular_solve(
-            lower, jnp.eye(rank, dtype=lower.dtype), left_side=True, lower=True
-        )
-        omega = _mix(inverse, omega)
+        eye = jnp.eye(rank, dtype=lower.dtype)
+        omega = _mix(solve_triangular(lower, eye, lower=True), omega)
     omega = cast_like(omega, structure)
 
     product = lx.linearise(curvature).mv
@@ -204,7 +192,7 @@ def diagonal_of_update(vectors: PyTree, weights: Array, scale: Array) -> Params:
 
 
 @eqx.filter_custom_jvp
-def _without_derivative(value: PyTree, operator: lx.AbstractLinearOperator) -> PyTree:
+def _without_derivative(value: PyTree, operator: Operator) -> PyTree:
     del operator
     return value
 

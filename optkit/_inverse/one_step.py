@@ -2,14 +2,13 @@
 
 from typing import Any, ClassVar
 
-import lineax as lx
 from jaxtyping import PyTree
 
 from .._check import Check
 from .._results import RESULTS
 from .._types import Params
 from .._vector import scale
-from .base import AbstractInverse, Solved
+from .base import AbstractInverse, Operator, Solved
 
 
 class OneStep(AbstractInverse):
@@ -44,21 +43,18 @@ class OneStep(AbstractInverse):
         Bolte, Pauwels and Vaiter 2023, arXiv:2305.13768.
     """
 
-    step_size: Any
+    step_size: Any = 1.0
     needs_symmetric: ClassVar[bool] = False
 
-    def __init__(self, step_size: Any = 1.0) -> None:
-        Check("ok.OneStep").positive(step_size=step_size)
-        self.step_size = step_size
+    def __check_init__(self) -> None:
+        Check("ok.OneStep").positive(step_size=self.step_size)
 
-    def factorise(self, operator: lx.AbstractLinearOperator) -> PyTree:
+    def factorise(self, operator: Operator) -> PyTree:
         """Nothing to do."""
         del operator
         return ()
 
-    def apply(
-        self, operator: lx.AbstractLinearOperator, factor: PyTree, vector: Params
-    ) -> Solved:
+    def apply(self, operator: Operator, factor: PyTree, vector: Params) -> Solved:
         """α b."""
         del operator, factor
         return scale(self.step_size, vector), RESULTS.successful, {}

@@ -15,8 +15,7 @@ from typing import ClassVar, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
 from .._curvature.damped import split_damping
@@ -24,16 +23,9 @@ from .._curvature.low_rank import BlockLowRank, LowRank
 from .._results import RESULTS, first_failure
 from .._types import Params, wide_dtype
 from .._vector import all_finite, combine_blocks, gram, num_rows, project_blocks
-from .base import AbstractExplicitInverse, Solved, with_derivative_of
+from .base import AbstractExplicitInverse, Index, Operator, Solved, with_derivative_of
 from .blocks import BlockFactor, block_diagonal, block_entry, block_solve, factor_blocks
-from .columns import (
-    accurate_gram,
-    column_squares,
-    columns,
-    identity_entries,
-    mixed,
-    small_dtype,
-)
+from .columns import accurate_gram, column_squares, columns, mixed, small_dtype
 
 
 class GramFactor(NamedTuple):
@@ -80,9 +72,7 @@ class Woodbury(AbstractExplicitInverse):
     store_whitened: bool = eqx.field(static=True, default=False)
     needs_symmetric: ClassVar[bool] = True
 
-    def factorise(
-        self, operator: lx.AbstractLinearOperator
-    ) -> GramFactor | BlockFactor:
+    def factorise(self, operator: Operator) -> GramFactor | BlockFactor:
         """Decomposes UUᵀ, or factorises each block."""
         curvature, damping = split_damping(operator)
         if isinstance(curvature, BlockLowRank):
@@ -97,10 +87,7 @@ class Woodbury(AbstractExplicitInverse):
         return GramFactor(vectors, values, whitened)
 
     def apply(
-        self,
-        operator: lx.AbstractLinearOperator,
-        factor: GramFactor | BlockFactor,
-        vector: Params,
+        self, operator: Operator, factor: GramFactor | BlockFactor, vector: Params
     ) -> Solved:
         """(x - Uᵀ(λI + UUᵀ)⁻¹ U x) / λ."""
         curvature, damping = split_damping(operator)
@@ -122,9 +109,7 @@ class Woodbury(AbstractExplicitInverse):
         rank = jnp.asarray(num_rows(curvature.rows), jnp.int32)
         return value, outcome, {"rank": rank}
 
-    def diagonal(
-        self, operator: lx.AbstractLinearOperator, factor: GramFactor | BlockFactor
-    ) -> Params:
+    def diagonal(self, operator: Operator, factor: GramFactor | BlockFactor) -> Params:
         """(1 - Σ_i W_ij²) / λ."""
         curvature, damping = split_damping(operator)
         if isinstance(factor, BlockFactor):
@@ -135,11 +120,7 @@ class Woodbury(AbstractExplicitInverse):
         return with_derivative_of(_diagonal_anew, operator, known)
 
     def entry(
-        self,
-        operator: lx.AbstractLinearOperator,
-        factor: GramFactor | BlockFactor,
-        a: Int[Array, "..."],
-        b: Int[Array, "..."],
+        self, operator: Operator, factor: GramFactor | BlockFactor, a: Index, b: Index
     ) -> Float[Array, "..."]:
         """(δ_ab - w_aᵀ w_b) / λ, with w the columns of W."""
         curvature, damping = split_damping(operator)
@@ -151,8 +132,8 @@ class Woodbury(AbstractExplicitInverse):
             root = _root(factor.vectors, factor.values, damping)
             u = [columns(curvature.rows, i).astype(root.dtype) for i in (a, b)]
             w_a, w_b = (jnp.tensordot(root, x, 1) for x in u)
-        one = identity_entries(a, b, w_a.dtype)
-        return (one - jnp.sum(w_a * w_b, axis=0)) / damping.astype(w_a.dtype)
+        rest = jnp.where(a == b, 1, 0) - jnp.sum(w_a * w_b, axis=0)
+        return rest / damping.astype(w_a.dtype)
 
 
 def decompose(matrix: Float[Array, "r r"]) -> tuple[Array, Array]:
@@ -192,7 +173,7 @@ def _low_rank_diagonal(root: Array, rows: PyTree, damping: Array) -> Params:
 # where eigenvalues are equal.
 
 
-def _diagonal_anew(operator: lx.AbstractLinearOperator) -> Params:
+def _diagonal_anew(operator: Operator) -> Params:
     curvature, damping = split_damping(operator)
     if isinstance(curvature, BlockLowRank):
         return block_diagonal(curvature, factor_blocks(curvature, damping), damping)
