@@ -174,7 +174,7 @@ OF_WOODBURY = [
     Fault("huge", "rows of 1e30", Reports("nonfinite_operator"),
         lambda m: m.solve(params(), ok.LowRank(rows(like(1e30))))),
     Fault("huge", "b of 1e38 in two leaves", Reports("singular"),
-        lambda m: m.solve(like(1e38), ok.LowRank(rows(params())))),
+        lambda m: m.solve(like(1e38), ok.LowRank(rows(like(1.0))))),
     Fault("empty", "no rows", Right(is_one),
         lambda m: m.solve(C=ok.LowRank(jnp.zeros((0, 3)))).value),
     Fault("empty", "no params", Right(lambda x: x.value == ()),
