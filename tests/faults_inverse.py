@@ -184,7 +184,7 @@ OF_WOODBURY = [
 ]
 # fmt: on
 FINITE = Right(lambda solution: np.all(np.isfinite(solution.value)))
-IS_B = Right(lambda error: is_small(error - 3))
+IS_B = Right(lambda error: is_small(abs(error - 3)))
 # fmt: off
 METHODS = Kind("Methods for an inverse", OF_METHODS, [
     Method("CG", ok.CG,
