@@ -25,6 +25,8 @@ from .style import style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_NO_MATPLOTLIB = '`ok.plot` needs Matplotlib: run `pip install "optkit[plot]"`.'
+
 
 def curves(
     values: ArrayLike,
@@ -228,9 +230,7 @@ def _axes(check: Check, ax: "Axes | None") -> Any:
     try:
         pyplot = importlib.import_module("matplotlib.pyplot")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            '`ok.plot` needs Matplotlib: run `pip install "optkit[plot]"`.'
-        ) from error
+        raise ModuleNotFoundError(_NO_MATPLOTLIB) from error
     _, ax = pyplot.subplots(figsize=(6.0, 3.6), layout="constrained")
     style(ax)
     return ax
