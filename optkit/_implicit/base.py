@@ -20,12 +20,11 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from jax import lax
 from jaxtyping import PyTree
 
 from .._check import Check
 from .._types import Params
-from .._vector import all_finite, constant, structure_of
+from .._vector import constant, structure_of
 from .closure import capture_constants
 from .linear import solve_or_raise, zero_tangent
 
@@ -147,21 +146,15 @@ def _tangent(y: Params, inputs: PyTree, t_inputs: PyTree, solver: Any) -> Params
     def residual(inputs: PyTree) -> Params:
         condition, args = inputs
         F, zero = condition.residual(y, args), zero_tangent(inputs, y)
-        return (
-            F if zero is None else jax.tree.map(lambda a: a + zero.astype(a.dtype), F)
-        )
+        if zero is None:
+            return F
+        return jax.tree.map(lambda a: a + zero.astype(a.dtype), F)
 
     _, t_F = eqx.filter_jvp(residual, (inputs,), (t_inputs,))
     # A tangent is None where F does not depend on what is perturbed.
     right = jax.tree.map(lambda y, t: jnp.zeros_like(y) if t is None else -t, y, t_F)
     condition, args = inputs
-    return solve_or_raise(
-        condition.operator(y, args),
-        right,
-        solver,
-        is_valid=lax.stop_gradient(all_finite(y)),
-        zero_tangent=zero_tangent((y, inputs), y),
-    )
+    return solve_or_raise(condition.operator(y, args), right, solver, y, inputs)
 
 
 def decorator(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax import lax
-from jaxtyping import Array, Bool, PyTree
+from jaxtyping import Array, PyTree
 
 from .._check import Check
 from .._inverse.adapter import as_method
@@ -16,7 +16,7 @@ from .._inverse.gmres import GMRES
 from .._inverse.neumann import Neumann
 from .._results import RESULTS, first_failure
 from .._types import Params
-from .._vector import axpy
+from .._vector import all_finite, axpy
 
 _FACTORISING = (lx.LU, lx.QR, lx.SVD, lx.Cholesky)
 _NOT_SYMMETRIC = (
@@ -56,24 +56,24 @@ def solve_or_raise(
     operator: lx.AbstractLinearOperator,
     vector: Params,
     solver: lx.AbstractLinearSolver,
-    *,
-    is_valid: Bool[Array, ""],
-    zero_tangent: Array | None,
+    y: Params,
+    inputs: PyTree,
 ) -> Params:
     """A⁻¹b by any method, differentiable to any order and in both modes.
 
     A derivative cannot return a status, so a failure raises the text of its
-    `ok.RESULTS`, also in the transposed solve. Derivatives flow through b and what the
-    product with A closes over. `is_valid` says whether the solution to differentiate
-    is finite; `zero_tangent` depends on all that A does.
+    `ok.RESULTS`, also in the transposed solve. Derivatives flow through b and A, which
+    depends on the solution y and on `inputs`.
 
     Returns:
         x, a pytree like b.
     """
     widest = max(jax.tree.leaves(vector), key=lambda leaf: jnp.finfo(leaf).bits).dtype
     is_fine = not isinstance(solver, _FACTORISING) or jnp.finfo(widest).bits >= 32
-    text = f"needs y in float32 or wider, got {widest}. Or use `ok.GMRES()`, `ok.CG()`."
+    text = f"needs y in float32 or wider, got {widest}. Cast it, or use `ok.GMRES()`."
     Check(f"lx.{type(solver).__name__}").that(is_fine, text, TypeError)
+    is_valid = lax.stop_gradient(all_finite(y))
+    zero = zero_tangent((y, inputs), y)
 
     def solve_with(A: lx.AbstractLinearOperator) -> Any:
         def solve(_: Any, b: Params) -> Params:
@@ -93,7 +93,7 @@ def solve_or_raise(
 
     def product(v: Params) -> Params:
         q = operator.mv(v)
-        return q if zero_tangent is None else axpy(zero_tangent, v, q)
+        return q if zero is None else axpy(zero, v, q)
 
     is_symmetric = lx.is_symmetric(operator)
     return lax.custom_linear_solve(

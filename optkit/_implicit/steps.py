@@ -54,8 +54,7 @@ def projected_gradient(
         [2. 0.]
     """
     check = Check("ok.optimality.projected_gradient")
-    step = _forward_step(check, objective, step_size)
-    check.function(projection=projection)
+    step = _forward_step(check, objective, step_size, projection=projection)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         projected = projection(step(y, args), args)
@@ -88,8 +87,7 @@ def proximal_gradient(
         [ 1. -0.]
     """
     check = Check("ok.optimality.proximal_gradient")
-    step = _forward_step(check, objective, step_size)
-    check.function(prox=prox)
+    step = _forward_step(check, objective, step_size, prox=prox)
 
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         new = prox(step(y, args), args, step_size)
@@ -192,8 +190,11 @@ def newton(
     return mapping
 
 
-def _forward_step(check: Check, objective: Objective, step_size: ArrayLike) -> Map:
-    """The step y - η ∇_y objective(y, args)."""
+def _forward_step(
+    check: Check, objective: Objective, step_size: ArrayLike, **functions: Any
+) -> Map:
+    """The step y - η ∇_y objective(y, args), for a map that also needs functions."""
+    check.function(**functions)
     check.positive(step_size=step_size)
     gradient = gradient_of(check, objective)
 

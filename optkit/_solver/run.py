@@ -76,10 +76,8 @@ def run(
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
-        >>> def lower(x, y, batch):
-        ...     return 0.5 * jnp.sum((y - x) ** 2)
-        >>> def upper(x, y, batch):
-        ...     return 0.5 * jnp.sum((y - 1) ** 2 + x**2)
+        >>> lower = lambda x, y, batch: 0.5 * jnp.sum((y - x) ** 2)
+        >>> upper = lambda x, y, batch: 0.5 * jnp.sum((y - 1) ** 2 + x**2)
         >>> transforms = {"outer": optax.sgd(0.2), "inner": optax.sgd(0.5)}
         >>> solver = ok.bilevel.soba(upper, lower, **transforms)
         >>> state = solver.init(jnp.zeros(2), jnp.zeros(2))

@@ -84,13 +84,12 @@ def hypergradient_descent(
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
-        >>> def lower(x, y, batch):
-        ...     return 0.5 * jnp.sum((y - x) ** 2)
-        >>> def upper(x, y, batch):
-        ...     return 0.5 * jnp.sum((y - 1) ** 2 + x**2)
+        >>> lower = lambda x, y, batch: 0.5 * jnp.sum((y - x) ** 2)
+        >>> upper = lambda x, y, batch: 0.5 * jnp.sum((y - 1) ** 2 + x**2)
+        >>> options = {"outer": optax.sgd(0.2), "inner": optax.sgd(0.5)}
+        >>> method = ok.bilevel.Implicit(ok.CG())
         >>> solver = ok.bilevel.hypergradient_descent(
-        ...     upper, lower, outer=optax.sgd(0.2), inner=optax.sgd(0.5), inner_steps=3,
-        ...     method=ok.bilevel.Implicit(ok.CG()))
+        ...     upper, lower, method=method, inner_steps=3, **options)
         >>> state = solver.init(jnp.zeros(2), jnp.zeros(2))
         >>> for _ in range(50):
         ...     state, info = solver.step(state, None)
@@ -128,13 +127,9 @@ def hypergradient_descent(
         x, opt_x = move_x(gradient, state.outer, state.x)
         count = state.count + 1
         after = DescentState(x, found.y, opt_x, opt_y, memory, count)
-        info = BilevelInfo(
-            found.value,
-            found.lower,
-            norm(gradient),
-            found.residual_norm,
-            linear_residual=found.linear_residual,
-        )
+        size, linear = norm(gradient), found.linear_residual
+        info = BilevelInfo(found.value, found.lower, size, found.residual_norm)
+        info = info._replace(linear_residual=linear)
         return guard(
             state,
             after,

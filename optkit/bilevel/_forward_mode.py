@@ -36,10 +36,8 @@ class ForwardMode(AbstractPath):
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
-        >>> def lower(x, y, batch):
-        ...     return 0.5 * jnp.sum((y - x) ** 2)
-        >>> def upper(x, y, batch):
-        ...     return jnp.sum(y)
+        >>> lower = lambda x, y, batch: 0.5 * jnp.sum((y - x) ** 2)
+        >>> upper = lambda x, y, batch: jnp.sum(y)
         >>> method = ok.bilevel.ForwardMode(2, optax.sgd(0.5))
         >>> x, y = jnp.array([4.0]), jnp.array([0.0])
         >>> ok.bilevel.hypergradient(upper, lower, method=method)(x, y, None)[0]

@@ -162,10 +162,8 @@ def hypergradient(
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
-        >>> def lower(x, y, batch):
-        ...     return jnp.sum((y - 3 * x) ** 2)
-        >>> def upper(x, y, batch):
-        ...     return 0.5 * jnp.sum(y**2)
+        >>> lower = lambda x, y, batch: jnp.sum((y - 3 * x) ** 2)
+        >>> upper = lambda x, y, batch: 0.5 * jnp.sum(y**2)
         >>> method = ok.bilevel.Implicit(ok.CG())
         >>> gradient = ok.bilevel.hypergradient(upper, lower, method=method)
         >>> x = jnp.array([1.0])

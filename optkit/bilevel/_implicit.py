@@ -65,8 +65,7 @@ class Implicit(AbstractHypergradient):
         >>> import jax.numpy as jnp, lineax as lx, optkit as ok
         >>> def lower(x, y, batch):
         ...     return jnp.sum(y**4) / 4 - jnp.dot(x, y)  # y* = x^(1/3)
-        >>> def upper(x, y, batch):
-        ...     return jnp.sum(y)
+        >>> upper = lambda x, y, batch: jnp.sum(y)
         >>> method = ok.bilevel.Implicit(lx.Cholesky())
         >>> gradient = ok.bilevel.hypergradient(upper, lower, method=method)
         >>> value, info = gradient(jnp.array([8.0, 27.0]), jnp.array([2.0, 3.0]), None)
@@ -167,10 +166,8 @@ class ImplicitProjected(AbstractHypergradient):
 
     Example:
         >>> import jax.numpy as jnp, lineax as lx, optax, optkit as ok
-        >>> def lower(x, y, batch):
-        ...     return 0.5 * jnp.sum((y - x) ** 2)
-        >>> def upper(x, y, batch):
-        ...     return jnp.sum(3 * y)
+        >>> lower = lambda x, y, batch: 0.5 * jnp.sum((y - x) ** 2)
+        >>> upper = lambda x, y, batch: jnp.sum(3 * y)
         >>> positive = optax.projections.projection_non_negative
         >>> method = ok.bilevel.ImplicitProjected(positive, 0.5, lx.LU())
         >>> gradient = ok.bilevel.hypergradient(upper, lower, method=method)

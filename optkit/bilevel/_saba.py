@@ -213,18 +213,10 @@ def _empty(tree: PyTree, num: int) -> SabaMemory:
     return SabaMemory(jax.tree.map(rows, tree), jax.tree.map(mean, tree))
 
 
-class _Change(NamedTuple):
-    """The change of a memory in a step, if the step is kept."""
-
-    index: Int[Array, " b"]
-    rows: PyTree  # the new ones, with a leading axis of b
-    mean: PyTree
-
-
 def _level(
     memory: SabaMemory, term: Term, of_batch: Callable[[Batch], tuple[Array, PyTree]]
-) -> tuple[Array, PyTree, _Change]:
-    """The values of the terms, the directions, and the change of the memory."""
+) -> tuple[Array, PyTree, tuple[Array, SabaMemory]]:
+    """The values of the terms, the directions, and new rows and mean at an index."""
     index = jnp.atleast_1d(term.index)
     if term.index.ndim:
         values, new = jax.vmap(of_batch)(term.batch)
@@ -247,7 +239,8 @@ def _level(
         return jnp.stack([total, change - (total - mean[0])])
 
     directions = jax.tree.map(direction, d, memory.mean)
-    return values, directions, _Change(index, new, jax.tree.map(moved, d, memory.mean))
+    change = SabaMemory(new, jax.tree.map(moved, d, memory.mean))
+    return values, directions, (index, change)
 
 
 def _num_terms(memory: SabaMemory) -> int:
@@ -270,12 +263,12 @@ def _fetched(memory: SabaMemory, index: Array) -> PyTree:
 
 
 def _remembered(
-    memory: SabaMemory, change: _Change, is_fine: Bool[Array, ""]
+    memory: SabaMemory, change: tuple[Array, SabaMemory], is_fine: Bool[Array, ""]
 ) -> SabaMemory:
     """The memory after a step that was fine, else the memory before."""
+    index, (new, mean) = change
     # The tables are large: only rows are written, and an index past the end none.
-    index = jnp.where(is_fine, change.index, _num_terms(memory))
-    rows = jax.tree.map(
-        lambda m, q: m.at[index].set(q, mode="drop"), memory.rows, change.rows
-    )
-    return SabaMemory(rows, where(is_fine, change.mean, memory.mean))
+    index = jnp.where(is_fine, index, _num_terms(memory))
+    write = lambda m, q: m.at[index].set(q, mode="drop")  # noqa: E731
+    rows = jax.tree.map(write, memory.rows, new)
+    return SabaMemory(rows, where(is_fine, mean, memory.mean))

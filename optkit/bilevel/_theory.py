@@ -73,8 +73,7 @@ def f2sa_schedule(
     """
     check = Check("ok.bilevel.f2sa_schedule")
     check.count(inner_steps=inner_steps)
-    check.positive(ratio=ratio)
-    mu, l_g, l_f, l_F = _checked(check, constants)
+    mu, l_g, l_f, l_F = _checked(check, constants, ratio)
     T, xi = inner_steps, ratio
     a, c = _exponents(noisy_upper, noisy_lower, _F2SA)
     penalty, k0 = 2 * l_f / mu, 4 / mu * max(xi * l_F / 2, T * l_g, l_f)
@@ -130,8 +129,7 @@ def f3sa_schedule(
         Kwon et al. 2023, arXiv:2301.10945.
     """
     check = Check("ok.bilevel.f3sa_schedule")
-    check.positive(ratio=ratio)
-    mu, l_g, l_f, l_F = _checked(check, constants)
+    mu, l_g, l_f, l_F = _checked(check, constants, ratio)
     penalty, xi = 2 * l_f / mu, ratio
     a, c = _exponents(noisy_upper, noisy_lower, _F3SA)
     k0 = max(128 * l_g, 64 * l_f / penalty, 16 * xi * l_F / penalty) / mu
@@ -176,9 +174,11 @@ def _max_alpha(l_f: float, l_F: float) -> float:
     return min(1 / (8 * l_f), 1 / (2 * l_F) if l_F else float("inf"))
 
 
-def _checked(check: Check, constants: Any) -> tuple[float, float, float, float]:
+def _checked(
+    check: Check, constants: Any, ratio: Any
+) -> tuple[float, float, float, float]:
     check.instance(Constants, "an `ok.bilevel.Constants`", constants=constants)
     mu, l_g, l_f, l_F = constants
-    check.positive(convexity=mu, lower=l_g, upper=l_f)
+    check.positive(convexity=mu, lower=l_g, upper=l_f, ratio=ratio)
     check.non_negative(total=l_F)
     return float(mu), float(l_g), float(l_f), float(l_F)

@@ -50,10 +50,8 @@ class Unrolled(AbstractPath):
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
-        >>> def lower(x, y, batch):
-        ...     return 0.5 * jnp.sum((y - x) ** 2)
-        >>> def upper(x, y, batch):
-        ...     return jnp.sum(y)
+        >>> lower = lambda x, y, batch: 0.5 * jnp.sum((y - x) ** 2)
+        >>> upper = lambda x, y, batch: jnp.sum(y)
         >>> method = ok.bilevel.Unrolled(2, optax.sgd(0.5))
         >>> gradient = ok.bilevel.hypergradient(upper, lower, method=method)
         >>> value, info = gradient(jnp.array([4.0]), jnp.array([0.0]), None)
