@@ -26,7 +26,7 @@ def influence(
     *,
     chunk: int = 128,
 ) -> Float[Array, "num_test num_train"]:
-    """Scores how much each training example helps each test example.
+    """Returns how much each training example helps each test example.
 
     With g the gradient of one example's loss at the params, and P the inverse,
 
@@ -50,9 +50,6 @@ def influence(
             result does not depend on it. Memory is 2 `chunk` gradients, plus what P
             needs for `chunk` products. Each chunk of test examples recomputes the
             training gradients.
-
-    Returns:
-        The scores, in float32 or wider.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

@@ -43,10 +43,9 @@ class AbstractCurvature(lx.AbstractLinearOperator):
 
     @abc.abstractmethod
     def diagonal(self) -> Params:
-        """Returns the exact diagonal as a pytree like the params.
+        """The exact diagonal as a pytree like the params.
 
-        Raises:
-            NotImplementedError: if it is not known. `ok.hutchinson_diag` estimates it.
+        Raises a `NotImplementedError` if it is not known: see `ok.hutchinson_diag`.
         """
 
     def mv(self, vector: Params) -> Params:

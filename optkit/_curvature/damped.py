@@ -21,10 +21,6 @@ class Damped(AbstractCurvature):
         damping: λ >= 0, a finite scalar. It may be traced, in which case its sign is
             not checked. Derivatives flow through it.
 
-    Raises:
-        ValueError: if `damping` is negative, infinite or NaN, or if the operator is
-            not known to be symmetric.
-
     Example:
         >>> import jax.numpy as jnp, optkit as ok
         >>> C = ok.LowRank(jnp.array([[3.0, 4.0]]))

@@ -19,18 +19,15 @@ ValueGradHvp = tuple[Array, Params, Params]
 def hvp(
     loss: Callable[..., Any], params: Params, vector: Params, *args: PyTree
 ) -> Params:
-    """Multiplies the Hessian of a loss by a vector: ∇²loss(params, *args) v.
+    """Returns the Hessian of a loss times a vector, ∇²loss(params, *args) v.
 
-    `ok.value_grad_and_hvp` returns the gradient from the same pass.
+    `ok.value_grad_and_hvp` also returns the gradient, from the same pass.
 
     Args:
         loss: loss(params, *args) -> a real scalar.
         params: real floating leaves.
         vector: v, a pytree like the params, with the same shapes and dtypes.
         *args: what else the loss takes; not differentiated.
-
-    Returns:
-        A pytree like the params.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

@@ -111,15 +111,11 @@ class BlockLowRank(AbstractCurvature):
         return _column_squares(self.rows)
 
     def split(self, tree: PyTree, num_kept: int = 0) -> PyTree:
-        """Cuts leaves into blocks and pads the last one with zeros.
+        """Returns leaves cut into blocks, the last one padded with zeros.
 
-        Args:
-            tree: leaves (*kept, *leaf shape), with the params' leaf shapes.
-            num_kept: the number of leading axes to keep: 0 for a vector, 1 for rows.
-
-        Returns:
-            Leaves (*kept, number of blocks, block length). The block length is B, or
-            the size of the leaf if that is smaller.
+        Leaves (*kept, *leaf shape) become (*kept, number of blocks, block length), with
+        `num_kept` axes kept: 0 for a vector, 1 for rows. The block length is B, or the
+        size of the leaf if that is smaller.
         """
 
         def split_leaf(leaf: Array) -> Array:
@@ -152,7 +148,7 @@ def empirical_fisher(
     """Returns the mean of g gᵀ over a batch, with g the gradient of one example.
 
     C = 1/m Σᵢ gᵢ gᵢᵀ with gᵢ = ∇ example_loss(params, exampleᵢ), i = 1 ... m. It is
-    stored as m rows gᵢ/√m, m times the memory of the params.
+    an `ok.LowRank` of m rows gᵢ/√m, m times the memory of the params.
 
     Args:
         example_loss: example_loss(params, example) -> the scalar loss of ONE
@@ -161,9 +157,6 @@ def empirical_fisher(
         batch: a pytree whose leaves all have the examples along their first axis.
         chunk: how many gradients to compute at a time, which bounds the memory of the
             backward pass but not of the rows. Default: all. It need not divide m.
-
-    Returns:
-        An `ok.LowRank` curvature.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

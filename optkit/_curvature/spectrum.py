@@ -54,32 +54,22 @@ class Spectrum(eqx.Module):
     size: int = eqx.field(static=True)
 
     def mean(self, fn: Callable[[Array], Array]) -> Estimate:
-        """Estimates the mean of a function over the n eigenvalues, tr f(C)/n.
+        """Returns an `ok.Estimate` of the mean of fn over the eigenvalues, tr f(C)/n.
 
         `spectrum.size * spectrum.mean(lambda x: x / (x + damping)).mean` is the
-        effective dimension, and `spectrum.mean(lambda x: x < 0)` the fraction of the
-        eigenvalues that are negative.
-
-        Args:
-            fn: maps an array to one of the same shape, entry by entry.
-
-        Returns:
-            An `ok.Estimate` of a scalar. The standard error is over the probes and
-            does not include the quadrature error, which falls with the products.
+        effective dimension, and `spectrum.mean(lambda x: x < 0)` the fraction of
+        negative eigenvalues. `fn` acts entry by entry. The standard error is over the
+        probes. It does not include the quadrature error, which falls with the products.
         """
         values = jnp.asarray(fn(self.nodes), self.weights.dtype)
         terms = jnp.where(self.weights == 0, 0, self.weights * values)
         return _over_probes(jnp.sum(terms, axis=1))
 
     def density(self, at: Float[Array, " g"], width: Any) -> Estimate:
-        """Estimates the density of the eigenvalues, smoothed by a Gaussian.
+        """Returns an `ok.Estimate` of the density of the eigenvalues at points.
 
-        Args:
-            at: where to evaluate the density.
-            width: the standard deviation of the Gaussian.
-
-        Returns:
-            An `ok.Estimate` of arrays like `at`. The density integrates to one.
+        The density is smoothed by a Gaussian whose standard deviation is `width`, and
+        integrates to one.
         """
         dtype = self.nodes.dtype
         at, width = jnp.asarray(at, dtype), jnp.asarray(width, dtype)
@@ -144,20 +134,14 @@ def spectrum(
 def tridiagonalise(
     operator: lx.AbstractLinearOperator, start: Params, key: Array, num_steps: int
 ) -> tuple[Float[Array, " s"], Float[Array, " s"]]:
-    """Lanczos' method with full orthogonalisation.
+    """Returns α and β of Lanczos' method with full orthogonalisation.
 
-    With q_0 the start, and Q the rows q_0, ..., q_j:
+    With q_0 the start, of norm one, in float32 or wider, and Q the rows q_0, ..., q_j:
 
         w = C q_j    α_j = q_jᵀw    w ← w - QᵀQw, twice    β_j = |w|    q_{j+1} = w/β_j
 
-    Args:
-        operator: C.
-        start: q_0, of norm one, in float32 or wider.
-        key: a random key, used if w vanishes: then β_j = 0 and q_{j+1} is random.
-        num_steps: s.
-
-    Returns:
-        α, and β, whose last entry is the norm of the remainder of C q_{s-1}.
+    The last β is the norm of the remainder of C q_{s-1}. If w vanishes, β_j = 0 and
+    q_{j+1} is random, from the key.
     """
     dtype, structure = common_dtype(start), operator.in_structure()
 

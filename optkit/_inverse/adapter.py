@@ -1,5 +1,6 @@
 """Lineax solvers as methods: independent of the scale of b, with failures reported."""
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -89,21 +90,15 @@ class Portable(eqx.Module):
         return self.rest.treedef.unflatten(leaves)
 
 
+@dataclass(frozen=True)
 class _Static:
     """The part of a pytree that is not arrays, compared by value."""
 
-    def __init__(self, leaves: list[Any], treedef: Any) -> None:
-        self.leaves, self.treedef = leaves, treedef
+    leaves: list[Any]
+    treedef: Any
 
     def __hash__(self) -> int:
         return hash(self.treedef.num_leaves)
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Static)
-            and self.treedef == other.treedef
-            and self.leaves == other.leaves
-        )
 
 
 def _allowed(solver: lx.AbstractLinearSolver, vector: Params) -> float:

@@ -85,17 +85,24 @@ class CG(AbstractIterative):
         Hestenes and Stiefel 1952; Shewchuk 1994, appendix B.3.
     """
 
-    rtol: Any = None
-    max_steps: int | None = eqx.field(static=True, default=None)
-    preconditioner: Operator | None = eqx.field(converter=constant, default=None)
+    rtol: Any
+    max_steps: int | None = eqx.field(static=True)
+    preconditioner: Operator | None
     needs_symmetric: ClassVar[bool] = True
 
-    def __check_init__(self) -> None:
+    def __init__(
+        self,
+        rtol: Any = None,
+        max_steps: int | None = None,
+        preconditioner: Operator | None = None,
+    ) -> None:
         check = Check("ok.CG")
-        check.optional.positive(rtol=self.rtol)
-        check.optional.count(max_steps=self.max_steps)
-        if self.preconditioner is not None:
-            check.symmetric(self.preconditioner, "preconditioner")
+        check.optional.positive(rtol=rtol)
+        check.optional.count(max_steps=max_steps)
+        if preconditioner is not None:
+            check.symmetric(preconditioner, "preconditioner")
+        self.rtol, self.max_steps = rtol, max_steps
+        self.preconditioner = constant(preconditioner)
 
     def factorise(self, operator: Operator) -> PyTree:
         """Only checks that the preconditioner fits."""

@@ -81,15 +81,18 @@ class GMRES(AbstractIterative):
         Saad and Schultz 1986, algorithm 4.
     """
 
-    rtol: Any = None
-    restart: int | None = eqx.field(static=True, default=None)
-    max_steps: int | None = eqx.field(static=True, default=None)
+    rtol: Any
+    restart: int | None = eqx.field(static=True)
+    max_steps: int | None = eqx.field(static=True)
     needs_symmetric: ClassVar[bool] = False
 
-    def __check_init__(self) -> None:
+    def __init__(
+        self, rtol: Any = None, restart: int | None = None, max_steps: int | None = None
+    ) -> None:
         check = Check("ok.GMRES").optional
-        check.positive(rtol=self.rtol)
-        check.count(restart=self.restart, max_steps=self.max_steps)
+        check.positive(rtol=rtol)
+        check.count(restart=restart, max_steps=max_steps)
+        self.rtol, self.restart, self.max_steps = rtol, restart, max_steps
 
     def factorise(self, operator: Operator) -> PyTree:
         """Nothing to do."""

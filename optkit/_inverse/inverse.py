@@ -65,12 +65,8 @@ class Inverse(AbstractCurvature):
     def solve(self, vector: Params) -> lx.Solution:
         """Returns P x and how the solve went, without raising an error for a failure.
 
-        Args:
-            vector: x, a pytree like the params.
-
-        Returns:
-            `value`; `result`, an item of `ok.RESULTS`, with text `ok.RESULTS[result]`;
-            and `stats`, the statistics of the method.
+        The solution has a `value`, like the vector; a `result`, an item of `ok.RESULTS`
+        with text `ok.RESULTS[result]`; and `stats`, the statistics of the method.
         """
         self.check_vector("solve", vector)
         if not jax.tree.leaves(vector):
@@ -97,21 +93,12 @@ class Inverse(AbstractCurvature):
         return raise_if_failed(known, self.operator, self.factor)
 
     def entry(self, a: ArrayLike, b: ArrayLike) -> Float[Array, "..."]:
-        """Returns entries (a, b) of P.
+        """Returns entries P_ab, for integers a and b whose shapes broadcast.
 
         Coordinates count as in `as_matrix()`: leaf after leaf in the order of
-        `jax.tree.leaves`, each in C order, from 0. If the method does not know its
-        entries, each one costs a solve.
-
-        Args:
-            a: integers of any shape. They may be traced.
-            b: integers of a shape that broadcasts with it.
-
-        Returns:
-            P_ab in the broadcast shape, NaN for a traced index out of range.
-
-        Raises:
-            IndexError: if an index that is not traced is out of range.
+        `jax.tree.leaves`, each in C order, from 0. For an index out of range, raises an
+        `IndexError`, or returns NaN if the index is traced. If the method does not know
+        its entries, each one costs a solve.
         """
         check, size = Check("ok.invert(...).entry"), self.in_size()
         a, b = check.index("a", a, size), check.index("b", b, size)
@@ -134,7 +121,7 @@ def invert(
     *,
     damping: Any = 0.0,
 ) -> Inverse:
-    """Returns the inverse P = (C + λI)⁻¹ as an operator, factorised once.
+    """Returns the inverse P = (C + λI)⁻¹ as an `ok.Inverse`, factorised once.
 
     `jax.vmap(P.mv)` solves for many x together. P can be built inside a jitted function
     or passed to one.
@@ -146,12 +133,6 @@ def invert(
             form it densely and may need a tag:
             `lx.TaggedLinearOperator(C, lx.positive_semidefinite_tag)`.
         damping: λ >= 0, absolute, added to the curvature of the MEAN loss.
-
-    Returns:
-        An `ok.Inverse`.
-
-    Raises:
-        ValueError: if C is not known to be symmetric, or the method cannot invert it.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

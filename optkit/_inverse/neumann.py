@@ -67,13 +67,14 @@ class Neumann(AbstractIterative):
     """
 
     num_terms: int = eqx.field(static=True)
-    step_size: Any = None
+    step_size: Any
     needs_symmetric: ClassVar[bool] = False
 
-    def __check_init__(self) -> None:
+    def __init__(self, num_terms: int, step_size: Any = None) -> None:
         check = Check("ok.Neumann")
-        check.count(num_terms=self.num_terms)
-        check.optional.positive(step_size=self.step_size)
+        check.count(num_terms=num_terms)
+        check.optional.positive(step_size=step_size)
+        self.num_terms, self.step_size = num_terms, step_size
 
     def factorise(self, operator: Operator) -> tuple[Array, Array]:
         """The step size, and whether a negative eigenvalue was found."""

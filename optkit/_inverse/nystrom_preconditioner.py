@@ -40,20 +40,15 @@ class NystromPreconditioner(AbstractCurvature):
 
 
 def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
-    """Turns an `ok.Nystrom` inverse into a preconditioner for conjugate gradients.
+    """Returns an `ok.Nystrom` inverse as a preconditioner for conjugate gradients.
 
     M = (Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU, with Λ_r the smallest eigenvalue in Λ. The r
     leading eigenvalues of C + λI become Λ_r + λ and the others stay, so the condition
     number becomes about (Λ_r + λ) / (λ_min + λ).
 
     Args:
-        inverse: `ok.invert(C, ok.Nystrom(...), damping=λ)`.
-
-    Returns:
-        An operator for `ok.CG(preconditioner=...)`.
-
-    Raises:
-        RuntimeError: at run time, if C is not finite or not positive semidefinite.
+        inverse: `ok.invert(C, ok.Nystrom(...), damping=λ)`. If C is not finite, or not
+            positive semidefinite, raises the text of `ok.RESULTS` at run time.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok

@@ -43,11 +43,12 @@ class OneStep(AbstractInverse):
         Bolte, Pauwels and Vaiter 2023, arXiv:2305.13768.
     """
 
-    step_size: Any = 1.0
+    step_size: Any
     needs_symmetric: ClassVar[bool] = False
 
-    def __check_init__(self) -> None:
-        Check("ok.OneStep").positive(step_size=self.step_size)
+    def __init__(self, step_size: Any = 1.0) -> None:
+        Check("ok.OneStep").positive(step_size=step_size)
+        self.step_size = step_size
 
     def factorise(self, operator: Operator) -> PyTree:
         """Nothing to do."""

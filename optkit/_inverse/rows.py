@@ -27,18 +27,16 @@ from .woodbury import GramFactor, damped_gram
 
 
 def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
-    """Computes P Uᵀc for the rows U of a low-rank curvature, without cancellation.
+    """Returns P Uᵀc for the rows U of a low-rank curvature, without cancellation.
 
     (λI + UᵀU)⁻¹ Uᵀc = Uᵀ(λI + UUᵀ)⁻¹ c divides nothing by λ. In float32 it is accurate
     to about 1e-5, where `P.mv` of the same vector is off by eps/λ. If c is the i-th
-    unit vector, this is P uᵢ: M-FAC's step for the gradient uᵢ √m in its window.
+    unit vector, this is P uᵢ: M-FAC's step for the gradient uᵢ √m in its window. The
+    result is differentiable in c, λ and the rows.
 
     Args:
         inverse: `ok.invert(C, ok.Woodbury(), damping=λ)` of an `ok.LowRank` C.
         coefficients: c, one number per row.
-
-    Returns:
-        A pytree like the params, differentiable in c, λ and the rows.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

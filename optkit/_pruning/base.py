@@ -12,24 +12,19 @@ from .._vector import zeros_like
 
 
 def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
-    """Estimates what removing each weight alone would cost.
+    """Returns what removing each weight alone would cost.
 
     With P the inverse of the curvature of the mean loss,
 
         s_i = w_i² / (2 P_ii)
 
     is the second-order increase of the loss if weight i is set to zero and all others
-    take their best step.
+    take their best step. It is in units of the loss.
 
     Args:
         params: the weights w of a trained model.
         inverse: P, with a known diagonal: `ok.invert(..., ok.Woodbury(), damping=...)`.
-
-    Returns:
-        A pytree like the params, in units of the loss.
-
-    Raises:
-        NotImplementedError: if the diagonal of P is not known, as for `ok.CG()`.
+            Others, such as one by `ok.CG()`, raise a `NotImplementedError`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

@@ -45,9 +45,9 @@ def obs_prune(
 
     Args:
         params: the weights of a trained model.
-        inverse: P, with a known diagonal. In a later round, use the curvature of the
-            loss as a function of the kept weights, so that the gradients of the
-            removed ones are zero.
+        inverse: P, with a known diagonal, as in `ok.obs_saliency`. In a later round,
+            use the curvature of the loss as a function of the kept weights, so that the
+            gradients of the removed ones are zero.
         sparsity: the fraction, in [0, 1), of the weights in `mask` that are zero
             afterwards, including those already removed. Weights that tie at the
             threshold are all removed.
@@ -59,9 +59,6 @@ def obs_prune(
 
     Returns:
         The new params, and the boolean pytree of what is kept.
-
-    Raises:
-        NotImplementedError: if the diagonal of P is not known, as for `ok.CG()`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

@@ -18,7 +18,7 @@ from .base import check_inverse, only
 def obs_summed(
     params: Params, inverse: lx.AbstractLinearOperator, removed: PyTree
 ) -> Params:
-    """Sums the single-weight updates: M-FAC's rule for many weights at once.
+    """Returns params without S by the sum of the single-weight updates, as in M-FAC.
 
         w <- w - P Σ_{i in S} e_i w_i / P_ii,   then w_S = 0
 
@@ -29,12 +29,6 @@ def obs_summed(
         params: the weights w.
         inverse: P, with a known diagonal.
         removed: S, a pytree of booleans like the params.
-
-    Returns:
-        The new params, zero in S.
-
-    Raises:
-        NotImplementedError: if the diagonal of P is not known, as for `ok.CG()`.
 
     Reference:
         Frantar et al. 2021, arXiv:2107.03356, and the authors' code.
@@ -49,7 +43,7 @@ def obs_summed(
 def obs_joint(
     params: Params, inverse: lx.AbstractLinearOperator, removed: PyTree
 ) -> Params:
-    """Computes the best update that zeroes all of S together.
+    """Returns params without S by the best update that zeroes all of S together.
 
         w <- w - P E (Eᵀ P E)⁻¹ Eᵀ w,   E the columns of the identity in S,
 
@@ -61,9 +55,6 @@ def obs_joint(
         params: the weights w.
         inverse: P.
         removed: S, a pytree of booleans like the params.
-
-    Returns:
-        The new params, zero in S.
 
     Reference:
         Singh and Alistarh 2020, arXiv:2004.14340, appendix on joint removal.

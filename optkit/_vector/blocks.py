@@ -25,12 +25,8 @@ def project_blocks(
 ) -> Float[Array, " r"]:
     """Returns Ux in float32 or wider, without a float32 copy of narrow rows.
 
-    Args:
-        rows: U.
-        x: a tree like one row.
-        r: the number of rows, which a tree without leaves does not show.
-        about: a row w. Then computes (U - 1wᵀ)x + 1(wᵀx), so that what the rows share
-            with w is subtracted before rounding.
+    With a row w in `about`, computes (U - 1wᵀ)x + 1(wᵀx), so that what the rows share
+    with w is subtracted before rounding. `r` is the number of rows, for empty trees.
     """
 
     def projected(u: Array, a: Array, w: Array | None = None) -> Array:
@@ -56,10 +52,7 @@ def combine_blocks(
 ) -> PyTree:
     """Returns Uᵀc in float32 or wider, without a float32 copy of narrow rows.
 
-    Args:
-        c: one coefficient per row.
-        rows: U.
-        about: a row w. Then computes (U - 1wᵀ)ᵀc + (1ᵀc)w, as in `project_blocks`.
+    With a row w in `about`, computes (U - 1wᵀ)ᵀc + (1ᵀc)w, as in `project_blocks`.
     """
 
     def combined(u: Array, w: Array | None = None) -> Array:

@@ -9,15 +9,12 @@ from .structure import common_dtype
 
 
 def smallest(count: ArrayLike, tree: PyTree, mask: PyTree) -> PyTree:
-    """Returns booleans that mark the `count` smallest entries over all leaves.
+    """Returns booleans that mark the `count` smallest entries where the mask is true.
 
-    Bits of non-negative floats, read as integers, keep their order. So bisection on
-    bits finds the threshold exactly, from counts alone.
-
-    Args:
-        count: how many. Entries that tie at the threshold are all marked.
-        tree: non-negative real leaves. NaN and negative entries count as largest.
-        mask: boolean arrays like the leaves; only entries where it is true count.
+    Entries are compared over all leaves and should be non-negative: NaN and negative
+    ones rank last. Entries that tie at the threshold are all marked. Bits of
+    non-negative floats, read as integers, keep their order. So bisection on bits finds
+    the threshold exactly, from counts alone.
     """
     dtype = common_dtype(tree)
     num_bits = 8 * jnp.dtype(dtype).itemsize
