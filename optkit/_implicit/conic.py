@@ -76,8 +76,8 @@ def conic(
     """
     check = Check("ok.optimality.conic")
     check.instance(Cone, "an `ok.optimality.Cone`", cone=cone)
-    check.non_negative(zero=cone.zero, non_negative=cone.non_negative)
-    check.that(min(cone.second_order, default=0) >= 0, f"needs sizes >= 0, got {cone}.")
+    sizes = cone._replace(second_order=min(cone.second_order, default=0))
+    check.non_negative(**sizes._asdict())
 
     def residual(y: ConicSolution, args: PyTree) -> ConicSolution:
         x, dual, s = y

@@ -62,9 +62,8 @@ class PenaltySchedule(eqx.Module):
     def __check_init__(self) -> None:
         """Raises unless the constants are positive."""
         check = Check("ok.bilevel.PenaltySchedule")
-        check.positive(c_alpha=self.c_alpha, c_gamma=self.c_gamma, k0=self.k0)
-        check.positive(initial_penalty=self.initial_penalty)
-        check.positive(ratio=self.ratio, target=self.target)
+        names = "c_alpha", "c_gamma", "k0", "initial_penalty", "ratio", "target"
+        check.positive(**{name: getattr(self, name) for name in names})
         check.non_negative(a=self.a, c=self.c)
         check.count(inner_steps=self.inner_steps)
 

@@ -78,12 +78,12 @@ class Unrolled(AbstractPath):
         checkpoint: int = 1,
     ) -> None:
         check = Check("ok.bilevel.Unrolled")
-        check.count(num_steps=num_steps, checkpoint=checkpoint)
-        check.optional.count(truncate=truncate)
-        check.at_most(num_steps, "the number of steps", truncate=truncate or 1)
+        last = num_steps if truncate is None else truncate
+        check.count(num_steps=num_steps, truncate=last, checkpoint=checkpoint)
+        check.at_most(num_steps, "the number of steps", truncate=last)
         check.transform(inner=inner)
         self.num_steps, self.inner, self.project_y = num_steps, inner, project_y
-        self.truncate, self.checkpoint = truncate or num_steps, checkpoint
+        self.truncate, self.checkpoint = last, checkpoint
 
     def response(
         self, lower: Objective, x: Params, y: Params, batches: Batches, memory: PyTree
