@@ -16,7 +16,7 @@ from .._vector import cast_like, explicit_sharding, signs, subtract
 
 
 class Estimate(NamedTuple):
-    """The mean of k independent draws and its standard error, two trees alike.
+    """The mean of k independent draws with its standard error.
 
     The standard error is √(sample variance / k), with k - 1 degrees of freedom. It is
     itself uncertain by a factor of about 1 ± 1/√(2k), and None for a single draw.
