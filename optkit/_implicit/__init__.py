@@ -1,1 +1,1 @@
-"""Use 2 of curvature, differentiate: decorators around any solver function."""
+"""Derivatives of solutions: decorators around any solver function."""
