@@ -249,7 +249,7 @@ class NoisyQuadratic:
 
 
 def f2sa(p, x, y, z, samples, inner_steps, alpha, gamma, delta, penalty, ratio):
-    """F2SA as its pseudo-code; `samples[k]` is an `ok.bilevel.Batches` of NumPy arrays."""
+    """F2SA as its pseudo-code; `samples[k]` is a `Batches` of NumPy arrays."""
     for k, s in enumerate(samples):
         for t in range(inner_steps):
             phi_z, zeta_y, phi_y = (

@@ -8,8 +8,7 @@ import time
 
 import pytest
 
-from optkit import __main__ as cli
-from optkit.demo import distributed
+from optkit.demo import command as cli, distributed
 from optkit.demo.jobs import JOBS
 
 STEPS = 5

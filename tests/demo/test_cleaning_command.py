@@ -2,8 +2,7 @@ import os
 
 import pytest
 
-from optkit import __main__ as cli
-from optkit.demo import cleaning, cleaning_command
+from optkit.demo import cleaning, cleaning_command, command as cli
 from optkit.demo.cleaners import CLEANERS
 
 

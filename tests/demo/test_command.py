@@ -7,7 +7,7 @@ import jax
 import optax
 import pytest
 
-from optkit import __main__ as cli
+from optkit.demo import command as cli
 from optkit.demo.optimizers import OPTIMIZERS
 
 TINY = ["--quick", "--steps", "3"]
