@@ -32,14 +32,16 @@ class Adapted(AbstractInverse):
     """A Lineax solver.
 
     b is scaled to norm one, so an absolute tolerance becomes relative. The true
-    residual |b - A x| / |b| is compared with the solver's tolerance.
+    residual |b - A x| / |b| is compared with the solver's tolerance, unless the solver
+    may return a least-squares solution.
     """
 
     solver: "Portable"
+    is_exact: bool = eqx.field(static=True)
     needs_symmetric: ClassVar[bool] = False
 
-    def __init__(self, solver: lx.AbstractLinearSolver) -> None:
-        self.solver = Portable(solver)
+    def __init__(self, solver: lx.AbstractLinearSolver, is_exact: bool) -> None:
+        self.solver, self.is_exact = Portable(solver), is_exact
 
     def factorise(self, operator: Operator) -> "Portable":
         """The solver's state."""
@@ -51,19 +53,22 @@ class Adapted(AbstractInverse):
         b, size = normalised(vector)
         x, result, stats = solver.compute(factor.value, cast_like(b, vector), {})
         residual = norm(subtract(b, widen(operator.mv(cast_like(x, vector)))))
+        inexact = RESULTS.inexact_solve
         outcome = first_failure(
             (~jnp.isfinite(size), RESULTS.nonfinite_input),
             (~all_finite(x), RESULTS.singular_matrix),
             (result != lx.RESULTS.successful, RESULTS.promote(result)),
-            (~(residual <= _allowed(solver, vector)), RESULTS.inexact_solve),
+            (self.is_exact & ~(residual <= _allowed(solver, vector)), inexact),
         )
         x = cast_like(scale(size, widen(x)), vector)
         return x, outcome, {**stats, "residual": residual}
 
 
-def as_method(solver: lx.AbstractLinearSolver) -> AbstractInverse:
+def as_method(
+    solver: lx.AbstractLinearSolver, *, is_exact: bool = True
+) -> AbstractInverse:
     """Wraps a Lineax solver, unless it is a method already."""
-    return solver if isinstance(solver, AbstractInverse) else Adapted(solver)
+    return solver if isinstance(solver, AbstractInverse) else Adapted(solver, is_exact)
 
 
 class Portable(eqx.Module):

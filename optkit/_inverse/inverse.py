@@ -145,7 +145,9 @@ def invert(
     check.method(solver=solver)
     check.symmetric(curvature, "curvature")
     check.non_negative(damping=damping)
-    operator, method = Damped(curvature, damping), as_method(solver)
+    operator = Damped(curvature, damping)
+    # `lx.SVD()` and alike solve singular systems by least squares.
+    method = as_method(solver, is_exact=solver.assume_full_rank())
     _, factor = method.init(constant(operator), {})
     return Inverse(operator, method, factor)
 

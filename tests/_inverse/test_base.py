@@ -442,3 +442,11 @@ def test_bad_calls_say_what_to_do():
     with pytest.raises(NotImplementedError, match="hutchinson_diag"):
         P.diagonal()
     assert np.isnan(jax.jit(lambda P, b: P.entry(0, b))(P, 8))
+
+
+def test_lineax_least_squares_solvers_invert_singular_curvatures():
+    """Oracle: NumPy's pseudo-inverse; b is not in the range."""
+    C = lx.MatrixLinearOperator(jnp.diag(jnp.array([2.0, 0.0])), lx.symmetric_tag)
+    solution = ok.invert(C, lx.SVD()).solve(jnp.array([2.0, 1.0]))
+    assert solution.result == ok.RESULTS.successful
+    assert_allclose(solution.value, [1.0, 0.0], atol=1e-12)
