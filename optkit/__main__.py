@@ -1,4 +1,4 @@
-"""`python -m optkit`: trains a small network on real digits and compares optimizers."""
+"""`python -m optkit` trains a small network on real digits and compares optimizers."""
 
 import sys
 
@@ -9,7 +9,7 @@ except ModuleNotFoundError as error:
         f'python -m optkit: error: {error}; run `pip install "optkit[demo]"` first',
         file=sys.stderr,
     )
-    raise SystemExit(2) from None
+    sys.exit(2)
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

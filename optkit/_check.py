@@ -19,17 +19,17 @@ from jaxtyping import PyTree
 from ._vector import first_difference
 
 _REAL = (
-    "Pass integers as data: in `args`, in the batch, or closed over; leave such params "
-    "out with `optax.masked`. Split a complex leaf into its real and imaginary parts."
+    "Pass integers as data (in `args`, in the batch, or closed over), or exclude them "
+    "with `optax.masked`. Split a complex leaf into its real and imaginary parts."
 )
 
 
 class Check(NamedTuple):
-    """The checks of one public call; every message starts with its name.
+    """The checks of one public call. Every message starts with its name.
 
     Arguments are passed by keyword, so that the message can name them:
-    `Check("ok.optim.adan").decay(b1=b1, b2=b2)`. A failed check raises.
-    `check.optional` is the same, except that numbers and objects may be None.
+    `Check("ok.optim.adan").decay(b1=b1, b2=b2)`. A failed check raises an error.
+    `check.optional` has the same checks, but numbers and objects may be None.
     """
 
     call: str
@@ -45,7 +45,7 @@ class Check(NamedTuple):
         if not holds:
             raise error(f"`{self.call}` {text}".rstrip())
 
-    # Numbers. Arrays are not read: that may wait for a device.
+    # Numbers. Arrays are not read, because that may wait for a device.
 
     def decay(self, **values: Any) -> None:
         """Numbers in [0, 1) that decay an old value."""
@@ -106,7 +106,7 @@ class Check(NamedTuple):
         self._each({"key": key}, is_key, "one random {name}", TypeError, advice)
 
     def method(self, **solvers: Any) -> None:
-        """Lineax solvers, which the methods of `ok` are too."""
+        """Lineax solvers, including the methods of `ok`."""
         wanted = "a method such as `ok.CG()` or `lx.LU()`"
         self.instance(lx.AbstractLinearSolver, wanted, **solvers)
 
@@ -126,12 +126,12 @@ class Check(NamedTuple):
 
     def dtype(self, **dtypes: Any) -> None:
         """Floating dtypes."""
-        advice = "Pass None for that of the params, or a dtype such as jnp.float32."
+        advice = "Pass a dtype such as jnp.float32, or None for that of the params."
         self._each(dtypes, _is_floating, "a floating {name}", TypeError, advice)
 
     def inexact(self, **trees: PyTree) -> None:
         """Trees with floating or complex leaves."""
-        advice = "Leave such leaves out with `optax.masked` or `optax.partition`."
+        advice = "Exclude such leaves with `optax.masked` or `optax.partition`."
         self._dtypes(trees, jnp.inexact, "floating or complex", advice)
 
     def real(self, **trees: PyTree) -> None:
@@ -173,7 +173,7 @@ class Check(NamedTuple):
         """Real arrays with one axis."""
         self.real(**arrays)
         for name, x in arrays.items():
-            text = f"needs {name} of shape (n,), got {jnp.shape(x)}. For many, vmap it."
+            text = f"needs {name} of shape (n,), got {jnp.shape(x)}. For many, vmap."
             self.that(jnp.ndim(x) == 1, text)
 
     def batch(self, **batches: PyTree) -> None:
@@ -181,16 +181,14 @@ class Check(NamedTuple):
         for name, batch in batches.items():
             shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
             sizes = {shape[0] if shape else 0 for shape in shapes}
-            self.that(
-                len(sizes) == 1 and 0 not in sizes,
-                f"needs at least one example along the first axis of all leaves of "
-                f"{name}, got shapes {shapes}. Close over what examples share.",
-            )
+            text = "needs at least one example along the first axis of all leaves of"
+            text = f"{text} {name}, got shapes {shapes}. Close over data they share."
+            self.that(len(sizes) == 1 and 0 not in sizes, text)
 
     # Checks that return a value.
 
     def prefix(self, name: str, prefix: PyTree, tree: PyTree, owner: str) -> PyTree:
-        """Broadcasts a prefix of a tree: each of its leaves to all leaves below it."""
+        """Broadcasts each leaf of a prefix to all leaves of the tree below it."""
         try:
             return jax.tree.broadcast(prefix, tree)
         except ValueError as error:
@@ -214,7 +212,7 @@ class Check(NamedTuple):
         return jax.tree.map(one, self.prefix(name, mask, tree, owner), tree)
 
     def index(self, name: str, index: Any, size: int) -> jax.Array:
-        """Returns integers as an array; those that are not traced must be in range."""
+        """Returns integers as an array; they must be in range, unless traced."""
         dtype = jnp.result_type(index)
         text = f"needs integers for {name}, got {dtype}."
         self.that(jnp.issubdtype(dtype, jnp.integer), text, TypeError)
@@ -242,7 +240,7 @@ class Check(NamedTuple):
 
         return checked
 
-    # Messages are made only when a check fails: `repr` of an array waits for a device.
+    # Messages are built only if a check fails: `repr` of an array waits for a device.
 
     def _each(
         self,

@@ -2,7 +2,7 @@
 
 Removing a training example moves the minimiser by P g / n, with g the gradient of its
 loss and P the inverse curvature of the mean loss. So the loss of a test example changes
-by the dot of its gradient with that step.
+by the dot product of its gradient with that step.
 """
 
 from collections.abc import Callable
@@ -42,13 +42,13 @@ def influence(
             minimise its mean over the training set.
         params: the params after training.
         train: examples, a pytree whose leaves share a leading axis.
-        test: examples, likewise.
+        test: examples, in the same form.
         inverse: P, a symmetric operator on the params, such as `ok.invert` of the
             curvature of the MEAN training loss. The identity gives plain dot products
             of gradients.
-        chunk: how many test and how many training examples to process at a time. The
-            result does not depend on it. Memory is 2 `chunk` gradients, plus what P
-            needs for `chunk` products. Each chunk of test examples recomputes the
+        chunk: how many test and how many training examples to process at a time. It
+            does not change the result. Memory is that of 2 `chunk` gradients, plus what
+            P needs for `chunk` products. Each chunk of test examples recomputes the
             training gradients.
 
     Example:

@@ -6,7 +6,7 @@ import lineax as lx
 
 
 class RESULTS(lx.RESULTS):  # pyright: ignore  # Equinox can extend an enumeration
-    """How a solve ended: Lineax's results, and those of optkit."""
+    """How a solve ended: the results of Lineax and those of optkit."""
 
     indefinite = (
         "The damped curvature is not positive definite: along some direction its "
@@ -17,9 +17,9 @@ class RESULTS(lx.RESULTS):  # pyright: ignore  # Equinox can extend an enumerati
         "is not isolated: see `ok.check_implicit`."
     )
     inaccurate = (
-        "The conjugate gradient residual stopped falling above `rtol`: rounding allows "
-        "no smaller one. Raise `rtol` or `damping`, pass a `preconditioner`, or "
-        "compute in float64."
+        "The conjugate gradient residual stopped falling above `rtol`, because of "
+        "rounding. Raise `rtol` or `damping`, pass a `preconditioner`, or compute in "
+        "float64."
     )
     diverging = (
         "The Neumann series is diverging: the last term is larger than the one before. "

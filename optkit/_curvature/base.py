@@ -1,7 +1,7 @@
-"""Curvatures: symmetric linear operators on parameters, and Lineax operators.
+"""Curvatures: symmetric Lineax operators on the params.
 
-A curvature C defines `product`, `in_structure`, `diagonal` and `is_psd`. What follows
-from these is here: the matrix, the transpose, Lineax's queries, and arithmetic:
+A curvature C defines `product`, `in_structure`, `diagonal` and `is_psd`. The base class
+adds the matrix, the transpose, Lineax's queries, and arithmetic:
 
     Sum   C₁ + C₂          Scaled   a C
 """
@@ -35,11 +35,11 @@ class AbstractCurvature(lx.AbstractLinearOperator):
     @property
     @abc.abstractmethod
     def is_psd(self) -> bool:
-        """Whether it is known, without computing, that no eigenvalue is negative."""
+        """Whether C is known, without computing, to be positive semidefinite."""
 
     @abc.abstractmethod
     def product(self, vector: Params) -> Params:
-        """C x, for a vector that was checked."""
+        """C x, for a vector that has been checked."""
 
     @abc.abstractmethod
     def diagonal(self) -> Params:
@@ -75,7 +75,8 @@ class AbstractCurvature(lx.AbstractLinearOperator):
     def as_matrix(self) -> Float[Array, "n n"]:
         """Returns the dense matrix, for small problems.
 
-        Coordinates run leaf by leaf, each in C order. The dtype holds every leaf's.
+        Coordinates run leaf by leaf, each in C order. The dtype is the widest of the
+        leaves', at least float32.
         """
         structure = self.in_structure()
         eye = jnp.eye(self.in_size(), dtype=common_dtype(structure))
@@ -85,8 +86,7 @@ class AbstractCurvature(lx.AbstractLinearOperator):
 
         return jax.vmap(column, out_axes=1)(eye)
 
-    # Overridden because Lineax's sums and multiples promote mixed dtypes and have no
-    # `diagonal`.
+    # Overridden: Lineax's sums and multiples promote mixed dtypes and lack `diagonal`.
 
     def __add__(self, other: lx.AbstractLinearOperator) -> lx.AbstractLinearOperator:
         if isinstance(other, lx.AbstractLinearOperator) and lx.is_symmetric(other):
@@ -121,7 +121,7 @@ class Sum(AbstractCurvature):
 
     @property
     def is_psd(self) -> bool:
-        """Whether both are."""
+        """Whether both are positive semidefinite."""
         return all(map(lx.is_positive_semidefinite, (self.first, self.second)))
 
     def product(self, vector: Params) -> Params:
@@ -138,10 +138,10 @@ class Sum(AbstractCurvature):
 
 
 class Scaled(AbstractCurvature):
-    """aC, of `a * C`, `C / a` and `-C`.
+    """A multiple aC, which `C * a`, `C / a` and `-C` return.
 
-    Known to be positive semidefinite only if C is and a is a Python number >= 0: the
-    sign of an array is not known while tracing.
+    It is known to be positive semidefinite only if C is and a is a Python number >= 0,
+    because the sign of an array is not known while tracing.
     """
 
     curvature: lx.AbstractLinearOperator
@@ -159,7 +159,7 @@ class Scaled(AbstractCurvature):
 
     @property
     def is_psd(self) -> bool:
-        """Whether C is, and a is known to be >= 0."""
+        """Whether C is positive semidefinite, and a is known to be >= 0."""
         return self.is_non_negative and lx.is_positive_semidefinite(self.curvature)
 
     def product(self, vector: Params) -> Params:
@@ -183,7 +183,7 @@ def diagonal_of(operator: lx.AbstractLinearOperator) -> Params:
 
 
 def unknown_diagonal(what: str, name: str) -> NotImplementedError:
-    """The error of an operator whose diagonal is not known."""
+    """The error for an operator whose diagonal is not known."""
     return NotImplementedError(
         f"The diagonal of {what} is not known. Estimate it with "
         f"`ok.hutchinson_diag({name}, key=key, num_probes=...)` or, for a small "
@@ -194,7 +194,7 @@ def unknown_diagonal(what: str, name: str) -> NotImplementedError:
 def linearised(
     operator: AbstractCurvature, params: Params
 ) -> lx.FunctionLinearOperator:
-    """The operator, with all that does not depend on the vector computed once."""
+    """The operator, with everything that does not depend on the vector precomputed."""
     # The product is linear, so it is its own derivative.
     _, product = jax.linearize(operator.mv, params)
     structure, tags = operator.in_structure(), tags_of(operator)

@@ -14,12 +14,12 @@ from .base import AbstractCurvature, as_scalar, diagonal_of
 
 
 class Damped(AbstractCurvature):
-    """C + λI, with an absolute λ that is added to the curvature of the MEAN loss.
+    """C + λI, with an absolute λ added to the curvature of the MEAN loss.
 
     Args:
         curvature: any symmetric Lineax operator on real params.
-        damping: λ >= 0, a finite scalar. It may be traced, in which case its sign is
-            not checked. Derivatives flow through it.
+        damping: λ >= 0, a finite scalar. If it is traced, its sign is not checked.
+            Derivatives flow through it.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -42,7 +42,7 @@ class Damped(AbstractCurvature):
 
     @property
     def is_psd(self) -> bool:
-        """Whether C is."""
+        """Whether C is positive semidefinite."""
         return lx.is_positive_semidefinite(self.curvature)
 
     def product(self, vector: Params) -> Params:
@@ -60,7 +60,7 @@ class Damped(AbstractCurvature):
 
 
 def split_damping(operator: Any) -> tuple[Any, Float[Array, ""]]:
-    """C and λ of C + λI; λ is 0 for an operator without damping."""
+    """Returns C and λ of C + λI, with λ = 0 for an operator without damping."""
     damping = jnp.zeros((), jnp.result_type(float))
     while isinstance(operator, Damped):
         damping = damping + operator.damping.astype(damping.dtype)

@@ -1,4 +1,4 @@
-"""Estimates of the diagonal: by random probes, or by sampled labels.
+"""Estimates of the diagonal by random probes or by sampled labels.
 
 For random signs z, E[z ∘ Hz] = diag H. One probe costs one Hessian-vector product, and
 the same pass yields the loss and its gradient. For a Gauss-Newton matrix, the squared
@@ -22,23 +22,23 @@ ValueGradDiag = tuple[Array, Params, Params]
 
 
 def value_grad_and_diag(loss: Callable[..., Any]) -> Callable[..., ValueGradDiag]:
-    """Makes a function that returns loss, gradient and estimated Hessian diagonal.
+    """Makes a function that returns loss, gradient and an estimated Hessian diagonal.
 
     With random signs z, one forward-over-reverse pass gives all three:
 
         (loss, g), Hz = jvp(value_and_grad(loss))(params; z)        diag ≈ z ∘ Hz
 
     The estimate is unbiased and signed. Entry i has variance Σ_{j≠i} H_ij², divided
-    by the number of probes. Average before you take an absolute value or a square:
-    otherwise the result is biased upward. More probes reuse the pass through the loss.
+    by the number of probes. Average before you take absolute values or squares, which
+    would otherwise be biased upward. All probes share one pass through the loss.
 
     Args:
         loss: loss(params, *args) -> a real scalar.
 
     Returns:
         A function (params, *args, key=, num_probes=1) -> (value, gradient, diagonal).
-        The diagonal is a pytree like the params. Over devices, average it where
-        the gradient is averaged.
+        The diagonal is a pytree like the params. Across devices, average it where you
+        average the gradient.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -87,12 +87,12 @@ def value_grad_and_gauss_newton_diag(
 
         ĝ = ∇ 1/B Σ_b loss_b(z_b, ŷ_b)        diag(JᵀHJ) = E[B ĝ ∘ ĝ]
 
-    It is never negative, and costs a second backward pass but no second derivatives.
+    It is never negative. It costs a second backward pass, but no second derivatives.
 
     The identity needs labels from the model (those of the data give another matrix),
     independent terms (no batch statistics across them), and all B terms in one ĝ. So
-    over devices or micro-batches, average these diagonals where the gradient is
-    averaged; do not square an averaged gradient.
+    across devices or micro-batches, average these diagonals where you average the
+    gradient; do not square an averaged gradient.
 
     Args:
         model_fn: model_fn(params, inputs) -> outputs, one array.
@@ -102,7 +102,7 @@ def value_grad_and_gauss_newton_diag(
 
     Returns:
         A function (params, inputs, *targets, key=, num_probes=1) -> (value, gradient,
-        diagonal). The diagonal is a pytree like the params.
+        diagonal), with a diagonal like the params.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -149,22 +149,12 @@ def value_grad_and_gauss_newton_diag(
 def hutchinson_diag(
     operator: lx.AbstractLinearOperator, *, key: Array, num_probes: int
 ) -> Estimate:
-    """Estimates the diagonal of a symmetric operator by z ∘ Cz, averaged over probes.
+    """Returns an estimate of the diagonal of a symmetric operator by random probes.
 
-    With random signs z, the estimate is unbiased. Entry i of one probe has variance
-    Σ_{j≠i} C_ij², so it is exact for a diagonal C. With k probes the error falls as
-    1/√k. If the spectrum decays, matfree's XDiag needs fewer products: see
-    `ok.hutchinson_trace` for how to call it.
-
-    Args:
-        operator: any symmetric Lineax operator, such as `ok.hessian(...)`.
-        key: a random key, consumed.
-        num_probes: k >= 1, the number of products. Call this under `jax.jit`: outside,
-            each call traces the operator again.
-
-    Returns:
-        An `ok.Estimate` of two pytrees like the params; one probe has no standard
-        error.
+    It is an `ok.Estimate` of pytrees like the params: the average of z ∘ Cz over random
+    signs z. It is unbiased. Entry i of one probe has variance Σ_{j≠i} C_ij², so it is
+    exact for a diagonal C. The arguments are those of `ok.hutchinson_trace`. If the
+    spectrum decays, matfree's XDiag needs fewer products; it is called like XTrace.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok

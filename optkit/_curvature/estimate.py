@@ -19,7 +19,7 @@ class Estimate(NamedTuple):
     """The mean of k independent draws with its standard error.
 
     The standard error is √(sample variance / k), with k - 1 degrees of freedom. It is
-    itself uncertain by a factor of about 1 ± 1/√(2k), and None for a single draw.
+    itself uncertain by a factor of about 1 ± 1/√(2k). For a single draw it is None.
     """
 
     mean: PyTree
@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
 def average(draw: Callable[[Array], PyTree], key: Array, num_draws: int) -> Estimate:
     """Returns the average of draw(key) over `num_draws` keys, in constant memory.
 
-    Sums are in float32 or wider, the results in the dtypes of the draws.
+    Sums are in float32 or wider. The results have the dtypes of the draws.
     """
     if num_draws == 1:
         return Estimate(draw(key), None)
@@ -37,7 +37,7 @@ def average(draw: Callable[[Array], PyTree], key: Array, num_draws: int) -> Esti
     shapes = jax.eval_shape(draw, keys[0])
     zeros = jax.tree.map(_wide_zeros, shapes)
 
-    # Welford's update is exact if all draws are equal; mean(x²) - mean(x)² is not.
+    # Unlike mean(x²) - mean(x)², Welford's update is exact if all draws are equal.
     def add(carry: Any, step: Any) -> tuple[Any, None]:
         (mean, squares), (k, key) = carry, step
         x = cast_like(draw(key), mean)
@@ -62,7 +62,7 @@ def over_probes(
     num_probes: int,
     combine: Callable[[PyTree, PyTree], PyTree],
 ) -> Estimate:
-    """Averages combine(z, Cz) over random signs z, after checks."""
+    """Checks the arguments, and averages combine(z, Cz) over random signs z."""
     check.symmetric(operator)
     check.count(num_probes=num_probes)
     check.key(key)

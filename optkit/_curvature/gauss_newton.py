@@ -1,7 +1,7 @@
 """The generalised Gauss-Newton matrix as an operator.
 
-A product with C = JᵀHJ applies the Jacobian J of the model, the Hessian H of the loss
-at the outputs, and Jᵀ.
+A product with C = JᵀHJ applies the Jacobian J of the model, then the Hessian H of the
+loss at the outputs, then Jᵀ.
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class GaussNewton(AbstractCurvature):
         return structure_of(self.params)
 
     def diagonal(self) -> Params:
-        """Not known."""
+        """Not known, so it raises a `NotImplementedError`."""
         raise unknown_diagonal("`C = ok.gauss_newton(...)`", "C")
 
 
@@ -60,18 +60,18 @@ def gauss_newton(
 
     C = JᵀHJ, with J the Jacobian of the outputs z = model_fn(params, inputs) in the
     params, and H the Hessian of loss_fn(z, *targets) in z. It is the Hessian of the
-    loss without the curvature of the model, and positive semidefinite for a convex
-    loss_fn. The mean over examples is the one that loss_fn takes.
+    loss without the curvature of the model, and it is positive semidefinite if loss_fn
+    is convex. Only loss_fn averages over examples.
 
     Args:
         model_fn: model_fn(params, inputs) -> outputs, a pytree of real arrays.
-        loss_fn: a convex loss_fn(outputs, *targets) -> a real scalar. A function is
-            differentiated twice; `ok.SquaredError()` and `ok.SoftmaxCrossEntropy()`
-            have H in closed form.
+        loss_fn: a convex loss_fn(outputs, *targets) -> a real scalar. JAX
+            differentiates it twice, except that `ok.SquaredError()` and
+            `ok.SoftmaxCrossEntropy()` have H in closed form.
         params: real floating leaves.
         inputs: the model's second argument; a pytree if it needs several.
-        *targets: what loss_fn takes after the outputs. Optional for the two heads
-            above, whose H does not depend on them.
+        *targets: further arguments of loss_fn. Optional for the two heads above, whose
+            H does not depend on them.
 
     Returns:
         A positive semidefinite curvature. A product costs about two gradients;

@@ -1,8 +1,8 @@
 """Loss heads: the convex function between a model's outputs and the scalar loss.
 
 A head provides what the Gauss-Newton matrix JᵀHJ needs: the product with its Hessian H
-at the outputs, and random vectors w with E[w wᵀ] = H. Both are in closed form, with
-the mean over examples that the loss takes.
+at the outputs, and random vectors w with E[w wᵀ] = H. Both are in closed form, and
+include the loss's mean over examples.
 """
 
 import abc
@@ -31,7 +31,7 @@ class AbstractHead(eqx.Module):
 
     @abc.abstractmethod
     def hvp(self, outputs: PyTree, vector: PyTree, *targets: PyTree) -> PyTree:
-        """H v, with H the Hessian of the head at the outputs, and v like them."""
+        """H v, with H the Hessian at the outputs, and v a pytree like the outputs."""
 
 
 class AbstractLikelihoodHead(AbstractHead):
@@ -51,8 +51,8 @@ class SquaredError(AbstractLikelihoodHead):
         1/B Σ_b ½ ‖z_b - y_b‖²        H = I / B
 
     B is the length of the first axis of the outputs z. The squares of one example are
-    summed: for a mean over output columns, divide by their number. With `where`, a
-    boolean for each b, B counts the true ones and the others are left out.
+    summed; for a mean over output columns, divide by their number. With `where`, a
+    boolean for each b, the mean is over the true ones only, and B is their number.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -80,7 +80,7 @@ class SquaredError(AbstractLikelihoodHead):
     def sample(
         self, outputs: Array, targets: Any = None, where: Any = None, *, key: Array
     ) -> Array:
-        """Random signs over √B, which have the least variance of all such w."""
+        """Random signs over √B, the choice of w with the least variance."""
         del targets
         weight = self._weight(outputs, where)
         z = jr.rademacher(key, outputs.shape, weight.dtype)
@@ -96,9 +96,9 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
         1/B Σ_b (logsumexp z_b - z_b[y_b])        H_b = (diag(p_b) - p_b p_bᵀ) / B
 
     p = softmax(z) along the last axis of the logits z. B is the number of labels:
-    examples, or tokens in all sequences. With `where`, a boolean for each label, B
-    counts the true ones (at least 1) and the others are left out. A label that counts
-    but is not a class, such as -1, makes the loss and its gradient NaN.
+    examples, or tokens in all sequences. With `where`, a boolean for each label, the
+    mean is over the true ones only, and B is their number (at least 1). A label among
+    them that is not a class, such as -1, makes the loss and its gradient NaN.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -117,7 +117,7 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
         check.that(is_integer, text, TypeError)
         weight, logits = self._prepared(outputs, where)
         labels = _kept(labels, weight[..., 0], where)
-        # -1 would count from the end.
+        # An index of -1 would count from the end.
         is_class = (labels >= 0) & (labels < outputs.shape[-1])
         labels = jnp.where(is_class, labels, 0)
         log_p = jax.nn.log_softmax(logits)
@@ -148,7 +148,7 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
         return score.astype(outputs.dtype)
 
     def _prepared(self, outputs: Array, where: Any) -> tuple[Array, Array]:
-        """1/B for each label, and the logits in its dtype."""
+        """Returns 1/B for each label, and the logits in the same dtype."""
         weight = _weight(Check("ok.SoftmaxCrossEntropy"), outputs, 1, where)
         return weight, _kept(outputs.astype(weight.dtype), weight, where)
 
@@ -184,5 +184,5 @@ def _weight(check: Check, outputs: Array, num_kept: int, where: Any) -> Array:
 
 
 def _kept(x: Array, weight: Array, where: Any) -> Array:
-    """x, with 0 where the weight is 0: what is left out may be NaN, or a label -100."""
+    """x, but 0 where the weight is 0: entries left out may be NaN, or a label -100."""
     return x if where is None else jnp.where(weight > 0, x, 0)

@@ -34,16 +34,16 @@ class Hessian(AbstractCurvature):
         return structure_of(self.params)
 
     def diagonal(self) -> Params:
-        """Not known."""
+        """Not known, so it raises a `NotImplementedError`."""
         raise unknown_diagonal("`C = ok.hessian(...)`", "C")
 
 
 def hessian(loss: Callable[..., Any], params: Params, *args: PyTree) -> Hessian:
     """Returns the Hessian of a loss as an operator, C = ∇²loss(params, *args).
 
-    The loss is static and `params` and `args` are leaves, so the operator crosses
-    `jax.jit`. Pass the same function object each time, so that it compiles once, and
-    pass the batch, random keys and other arrays that the loss reads as `args`.
+    The loss is static and `params` and `args` are leaves, so you can pass the operator
+    to a jitted function. Pass the same function object each time, so that it compiles
+    once, and pass the batch, random keys and other arrays for the loss as `args`.
 
     The operator is symmetric but not known to be positive semidefinite. If the loss is
     convex, tag it: `lx.TaggedLinearOperator(C, lx.positive_semidefinite_tag)`.
@@ -51,7 +51,7 @@ def hessian(loss: Callable[..., Any], params: Params, *args: PyTree) -> Hessian:
     Args:
         loss: loss(params, *args) -> a real scalar.
         params: real floating leaves.
-        *args: what else the loss takes; not differentiated.
+        *args: further arguments of the loss, which are not differentiated.
 
     Returns:
         A symmetric curvature. A product costs one `ok.hvp`. `lx.linearise(C)` keeps

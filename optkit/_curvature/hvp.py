@@ -27,7 +27,7 @@ def hvp(
         loss: loss(params, *args) -> a real scalar.
         params: real floating leaves.
         vector: v, a pytree like the params, with the same shapes and dtypes.
-        *args: what else the loss takes; not differentiated.
+        *args: further arguments of the loss, which are not differentiated.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -41,16 +41,11 @@ def hvp(
 
 
 def value_grad_and_hvp(loss: Callable[..., Any]) -> Callable[..., ValueGradHvp]:
-    """Makes a function that returns value, gradient and Hessian-vector product.
+    """Returns a function (params, vector, *args) -> (value, gradient, product).
 
-    All three come from one forward-over-reverse pass, which costs less than computing
-    the gradient and the product separately.
-
-    Args:
-        loss: loss(params, *args) -> a real scalar.
-
-    Returns:
-        A function (params, vector, *args) -> (value, gradient, product).
+    The arguments are those of `ok.hvp`. All three results come from one
+    forward-over-reverse pass, which costs less than computing the gradient and the
+    product separately.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

@@ -19,7 +19,7 @@ from .base import AbstractCurvature
 class LowRank(AbstractCurvature):
     """C = UᵀU, with the r rows of U stacked: a pytree with a leading axis r.
 
-    The rows hold the weights: the mean of m outer products g gᵀ has rows g / √m. A
+    The rows include the weights: the mean of m outer products g gᵀ has rows g / √m. A
     product reads the rows twice. C is positive semidefinite, of rank at most r.
 
     Args:
@@ -66,9 +66,9 @@ class LowRank(AbstractCurvature):
 class BlockLowRank(AbstractCurvature):
     """The block diagonal of C = UᵀU, in blocks of B consecutive entries of each leaf.
 
-    Entries count in C order. A block never crosses leaves. The last block of a leaf
-    may be shorter, and `split` pads it with zeros. Splitting reshapes leaves, so on
-    several devices keep leaves whole, or shard their leading axis only.
+    Entries are taken in C order, and no block crosses leaves. The last block of a leaf
+    may be shorter; `split` pads it with zeros. Splitting reshapes leaves, so on several
+    devices keep leaves whole, or shard only their leading axis.
 
     Args:
         rows: real leaves (r, *leaf shape), with the same r for all.
@@ -111,7 +111,7 @@ class BlockLowRank(AbstractCurvature):
         return _column_squares(self.rows)
 
     def split(self, tree: PyTree, num_kept: int = 0) -> PyTree:
-        """Returns leaves cut into blocks, the last one padded with zeros.
+        """Returns the leaves cut into blocks, the last of each padded with zeros.
 
         Leaves (*kept, *leaf shape) become (*kept, number of blocks, block length), with
         `num_kept` axes kept: 0 for a vector, 1 for rows. The block length is B, or the
@@ -155,8 +155,8 @@ def empirical_fisher(
             example, whose leaves have no batch axis.
         params: real floating leaves.
         batch: a pytree whose leaves all have the examples along their first axis.
-        chunk: how many gradients to compute at a time, which bounds the memory of the
-            backward pass but not of the rows. Default: all. It need not divide m.
+        chunk: how many gradients to compute at a time, by default all. It bounds the
+            memory of the backward pass, not that of the rows, and need not divide m.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -170,7 +170,7 @@ def empirical_fisher(
 
     Reference:
         Kunstner, Balles and Hennig 2019, arXiv:1905.12558, on how it differs from the
-        Fisher information, whose labels are samples from the model, not the data.
+        Fisher information, whose labels are sampled from the model.
     """
     check = Check("ok.empirical_fisher")
     gradient = jax.grad(check.scalar(example_loss, "example_loss"))

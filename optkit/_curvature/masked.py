@@ -16,7 +16,7 @@ class Masked(AbstractCurvature):
     """P C P: the curvature of some entries, and zero elsewhere.
 
     P zeroes the entries where the mask is false. P C P has the size of C, so it is
-    singular unless all entries are kept; damping makes it λ on the others.
+    singular unless all entries are kept. Damping makes it λI on the others.
 
     Args:
         curvature: any symmetric Lineax operator.
@@ -47,7 +47,7 @@ class Masked(AbstractCurvature):
 
     @property
     def is_psd(self) -> bool:
-        """Whether C is."""
+        """Whether C is positive semidefinite."""
         return lx.is_positive_semidefinite(self.curvature)
 
     def product(self, vector: Params) -> Params:

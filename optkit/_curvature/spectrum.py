@@ -6,8 +6,9 @@ weights of a Gauss quadrature:
 
     Σ_j w_j f(θ_j)  =  zᵀ f(C) z        exactly, for polynomials f of degree < 2s
 
-For random signs over √n, the right-hand side has mean tr f(C)/n: the mean of f over the
-eigenvalues. Vectors are pytrees like the params, so sharded leaves stay where they are.
+If z has random signs over √n, the right-hand side has mean tr f(C)/n, the mean of f
+over the eigenvalues. Vectors are pytrees like the params, so sharded leaves stay where
+they are.
 """
 
 from collections.abc import Callable
@@ -59,7 +60,7 @@ class Spectrum(eqx.Module):
         `spectrum.size * spectrum.mean(lambda x: x / (x + damping)).mean` is the
         effective dimension, and `spectrum.mean(lambda x: x < 0)` the fraction of
         negative eigenvalues. `fn` acts entry by entry. The standard error is over the
-        probes. It does not include the quadrature error, which falls with the products.
+        probes; it leaves out the quadrature error, which falls with the products.
         """
         values = jnp.asarray(fn(self.nodes), self.weights.dtype)
         terms = jnp.where(self.weights == 0, 0, self.weights * values)
@@ -83,11 +84,11 @@ def spectrum(
 ) -> Spectrum:
     """Estimates the eigenvalues of a symmetric operator and their density.
 
-    The ends of the spectrum, such as `spectrum.nodes[:, -1]`, come out to many digits.
-    A dense interior is smeared over few nodes. If fewer than s eigenvalues are
-    distinct, all are found, and the method restarts from a new random vector.
+    The ends of the spectrum, such as `spectrum.nodes[:, -1]`, are accurate to many
+    digits. A dense interior is smeared over few nodes. If fewer than s eigenvalues are
+    distinct, the method finds all of them and restarts from a new random vector.
 
-    It takes k s products, one after the other, and holds s vectors like the params in
+    It takes k s products, one after the other, and stores s vectors like the params in
     float32 or wider. Each new vector is orthogonalised twice against all before it.
 
     Args:
@@ -97,7 +98,8 @@ def spectrum(
         num_steps: s, the products per start, at most the number of params.
 
     Returns:
-        An `ok.Spectrum`, not finite if a product is not. `ok.plot.spectrum` draws it.
+        An `ok.Spectrum`, which `ok.plot.spectrum` draws. It is not finite if a product
+        is not.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok

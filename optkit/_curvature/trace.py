@@ -13,11 +13,8 @@ def hutchinson_trace(
 ) -> Estimate:
     """Estimates the trace of a symmetric operator by zᵀCz, averaged over probes.
 
-    With random signs z, the estimate is unbiased. One probe has the variance
-
-        2 Σ_{i≠j} C_ij²
-
-    so it is exact for a diagonal C. With k probes the error falls as 1/√k.
+    With random signs z, it is unbiased. One probe has variance 2 Σ_{i≠j} C_ij², so it
+    is exact for a diagonal C. With k probes the error falls as 1/√k.
 
     If the spectrum decays, matfree's XTrace needs far fewer products. It ravels its
     vectors, so it suits small, unsharded params of one dtype:
@@ -32,8 +29,8 @@ def hutchinson_trace(
     Args:
         operator: any symmetric Lineax operator, such as `ok.hessian(...)`.
         key: a random key, consumed.
-        num_probes: k >= 1, the number of products. Call this under `jax.jit`: outside,
-            each call traces the operator again.
+        num_probes: k >= 1, the number of products. Call this under `jax.jit`;
+            otherwise each call traces the operator again.
 
     Returns:
         An `ok.Estimate` of two scalars; one probe has no standard error.

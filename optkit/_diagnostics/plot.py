@@ -1,9 +1,9 @@
 """Figures of long runs (`pip install "optkit[plot]"`).
 
-Each function draws one thing into Matplotlib Axes and returns them. Axes passed as
-`ax=` keep their colours and labels; `spectrum` and `histogram` make their y-axis
-logarithmic. Without `ax=`, new Axes are made, which a notebook shows. To draw several
-curves into one figure:
+Each function draws one thing into Matplotlib Axes and returns them; `label` names it in
+the legend. Axes passed as `ax=` keep their colours and labels; `spectrum` and
+`histogram` make their y-axis logarithmic. Without `ax=`, each call makes new Axes,
+which a notebook shows. To draw several curves into one figure:
 
     ax = ok.plot.curves(losses["adam"], label="Adam")
     ax = ok.plot.curves(losses["adan"], label="Adan", ax=ax)
@@ -37,13 +37,10 @@ def curves(
 ) -> "Axes":
     """Draws a curve with its spread over seeds: mean ± one standard deviation.
 
-    Args:
-        values: of shape (points, seeds), or (points,) for one seed. If all are
-            positive, the band ends at the smallest seed rather than below zero.
-            Non-finite values leave a gap; a point between two gaps is a dot.
-        steps: where the points are. Default: 0, 1, 2, ...
-        label: of the curve.
-        ax: where to draw. Default: new Axes.
+    `values` has shape (points, seeds), or (points,) for one seed. If all values are
+    positive, the band ends at the smallest seed rather than below zero. Non-finite
+    values leave a gap; a point between two gaps is drawn as a dot. `steps` holds the
+    positions of the points, by default 0, 1, 2, ...
 
     Returns:
         The Axes.
@@ -83,21 +80,16 @@ def spectrum(
 ) -> "Axes":
     """Draws the density of the eigenvalues and its standard error.
 
-    Each node of the spectrum becomes a Gaussian bump. The logarithmic y-axis starts at
-    a tenth of the height of the bump of a single eigenvalue.
-
-    Args:
-        spectrum: from `ok.spectrum`.
-        width: the bumps' standard deviation. Default: a hundredth of the range.
-        label: of the curve.
-        ax: where to draw. Default: new Axes.
+    Each node of the spectrum becomes a Gaussian bump of standard deviation `width`, by
+    default a hundredth of the range. The logarithmic y-axis starts at a tenth of the
+    height of one eigenvalue's bump.
 
     Returns:
         The Axes.
 
     Raises:
         ValueError: if the spectrum is not finite.
-        TypeError: if it is not an `ok.Spectrum`.
+        TypeError: if `spectrum` is not an `ok.Spectrum`.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -116,7 +108,7 @@ def spectrum(
     check.that(np.all(np.isfinite(nodes)), text)
     low, high = float(nodes.min()), float(nodes.max())
     width = (high - low) / 100 or 1.0 if width is None else width
-    # Fine enough for the bumps around each node, however wide the range is.
+    # Fine enough to resolve the bump at each node, however wide the range is.
     near = nodes[..., None] + width * np.linspace(-5, 5, 41)
     grid = np.linspace(low - 5 * width, high + 5 * width, 1000)
     at = np.unique(np.concatenate([grid, near.ravel()]))
@@ -143,14 +135,12 @@ def histogram(
 ) -> "Axes":
     """Draws a histogram of the entries of a pytree.
 
-    Args:
-        tree: arrays, such as the params, one layer, or an optimizer's moments.
-        bins: the number of bins, from the smallest entry to the largest.
-        label: of the outline. The number of non-finite entries is added to it.
-        ax: where to draw. Default: new Axes.
+    `tree` may be the params, one layer, or an optimizer's moments. The bins range from
+    the smallest entry to the largest; the label counts the entries that are not finite.
+    The y-axis is logarithmic, so that a few entries do not look like none.
 
     Returns:
-        The Axes. The y-axis is logarithmic, so that few entries do not look like none.
+        The Axes.
 
     Raises:
         ValueError: if the tree has no finite entry.
@@ -170,7 +160,7 @@ def histogram(
     low = min(leaf.min() for leaf in finite)
     high = max(leaf.max() for leaf in finite)
     room = max(abs(low), abs(high), 1e-30) * np.finfo(np.float32).eps * bins
-    if high - low < room:  # one value to rounding: bins around it
+    if high - low < room:  # equal to rounding: put the bins around the value
         low, high = low - room / 2, high + room / 2
     edges = np.linspace(low, high, bins + 1)
     counts = sum(np.histogram(leaf, edges)[0] for leaf in finite)
@@ -188,7 +178,7 @@ def histogram(
 
 
 def _isolated(mean: np.ndarray) -> list[int]:
-    """The finite points between two gaps, which no line would show."""
+    """The finite points between two gaps, which a line would not show."""
     here = np.isfinite(mean)
     around = np.concatenate([[False], here, [False]])
     return np.flatnonzero(here & ~around[:-2] & ~around[2:]).tolist()
@@ -197,7 +187,7 @@ def _isolated(mean: np.ndarray) -> list[int]:
 def _band(
     values: Float[np.ndarray, "points seeds"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The mean, and the lower and upper end of the band around it."""
+    """The mean, and the lower and upper edges of the band around it."""
     ddof = min(1, values.shape[1] - 1)
     with np.errstate(invalid="ignore", over="ignore"):  # a seed that diverged
         mean, std = values.mean(axis=1), values.std(axis=1, ddof=ddof)
@@ -224,7 +214,7 @@ def _axes(check: Check, ax: "Axes | None") -> Any:
     """The Axes to draw into."""
     if ax is not None:
         got = type(ax).__name__
-        text = f"needs Matplotlib Axes for `ax`, got {got}. Pass one, as `axes[0]`."
+        text = f"needs Matplotlib Axes for `ax`, got {got}. Pass one, say `axes[0]`."
         check.that(hasattr(ax, "plot"), text, TypeError)
         return ax
     try:

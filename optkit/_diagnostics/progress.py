@@ -32,24 +32,24 @@ def scan_with_progress(
 ) -> tuple[PyTree, PyTree]:
     """Runs `jax.lax.scan` with a progress bar.
 
-    If standard error is a terminal and rich is installed, as by
-    `pip install "optkit[plot]"`, the bar is rich's; otherwise a few lines are printed.
+    It uses rich if standard error is a terminal and rich is installed, for example by
+    `pip install "optkit[plot]"`; otherwise it prints a few lines.
 
     The host is called after the first step, every `every` steps, and after the last;
-    other steps do not wait. Result and derivatives are those of `lax.scan`. Under
-    `jax.vmap` each member reports in turn.
+    other steps do not wait. Results and derivatives are those of `lax.scan`. Under
+    `jax.vmap` the members report in turn.
 
     Args:
         f: the body, f(carry, x) -> (carry, y).
         init: the first carry.
-        xs: what is scanned over, as in `lax.scan`.
+        xs: the inputs to scan over, as in `lax.scan`.
         length: the number of steps, if `xs` is None.
-        every: steps between two reports. Default: a hundredth of all, at least 1.
+        every: steps between two reports. Default: a hundredth of the steps, at least 1.
         label: the text before the bar.
-        show: show(carry, y) -> {name: scalar}, the numbers behind the bar:
-            `lambda carry, loss: {"loss": loss}`. Computed only for reports.
-        report: report(finished, total, shown), called instead of the bar, in a thread
-            of JAX's: it must not call JAX, and an exception in it ends the scan.
+        show: show(carry, y) -> {name: scalar}, the numbers to show after the bar, such
+            as `lambda carry, loss: {"loss": loss}`. Computed only for reports.
+        report: report(finished, total, shown), called instead of drawing a bar. It runs
+            in one of JAX's threads and must not call JAX; if it raises, the scan ends.
 
     Returns:
         The last carry, and the stacked y.
@@ -100,7 +100,7 @@ def scan_with_progress(
 
 
 class _Bar:
-    """Shows the reports of one scan after another, from whichever thread they come."""
+    """Shows the progress of one scan after another; any thread may call it."""
 
     def __init__(self, label: str) -> None:
         self._label = label
@@ -143,7 +143,7 @@ class _Bar:
 
 
 def _rich_bar(label: str, total: int) -> Any:
-    """A bar of rich's that is drawn on request, without a thread of its own."""
+    """A rich bar that is redrawn on request, without a thread of its own."""
     rich = importlib.import_module("rich.progress")
     console = importlib.import_module("rich.console").Console(stderr=True)
     bar = rich.Progress(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# Okabe and Ito: colours that colour-blind readers can tell apart, without the yellow.
+# Okabe and Ito's colours, which colour-blind readers can tell apart, without yellow.
 COLORS = (
     "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000",
 )  # fmt: skip

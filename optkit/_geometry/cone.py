@@ -27,7 +27,7 @@ class Cone(NamedTuple):
         return self.zero + self.non_negative + sum(self.second_order)
 
     def project_dual(self, v: Float[Array, " m"]) -> Float[Array, " m"]:
-        """The nearest point of the dual cone K*: free, >= 0, second-order again."""
+        """The nearest point of the dual cone K*: free, >= 0, and second-order parts."""
         start = self.zero + self.non_negative
         parts = [v[: self.zero], jax.nn.relu(v[self.zero : start])]
         for size in self.second_order:

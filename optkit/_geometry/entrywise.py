@@ -1,4 +1,4 @@
-"""Functions of each entry of a tree, and of weights in a prefix of the tree."""
+"""Maps functions of an entry and its weights over a tree."""
 
 from collections.abc import Callable
 from typing import Any

@@ -6,8 +6,8 @@ Euclidean projection of x, and ϕ(z) = exp(z) for the Kullback-Leibler projectio
     P = ϕ'(Y),  Y = x + α 1ᵀ + 1 βᵀ
     (α, β) = argmin  Σ ϕ(Y) - rᵀα - cᵀβ
 
-which is a convex problem of a + b unknowns for an (a, b) matrix. The iterations keep Y,
-not α and β, so P has no cancellation, however large x is beside the sums.
+which is a convex problem in a + b unknowns for an (a, b) matrix. The iteration stores Y
+rather than α and β, so P has no cancellation, however large x is compared to the sums.
 """
 
 import math
@@ -39,9 +39,9 @@ def _rows_first(x: Array, r: Array, c: Array) -> Array:
     return x - jnp.max(x, axis=1, keepdims=True) + r[:, None]
 
 
-# Along Y + t E the dual's slope, Σ max(Y + t E, 0) E - (rᵀdα + cᵀdβ), grows with t,
-# linearly between the t at which an entry is 0. Bisection finds the piece. If the
-# Hessian is singular, a direction may be long, so only the exact minimum is safe.
+# Along Y + t E the dual's slope, Σ max(Y + t E, 0) E - (rᵀdα + cᵀdβ), grows with t. It
+# is linear between the values of t at which an entry is 0; bisection finds the piece.
+# If the Hessian is singular, a direction may be long: only the exact minimum is safe.
 def _to_the_minimum(Y: Array, E: Array, linear: Array, r: Array, c: Array) -> Array:
     """The exact line search of the piecewise quadratic dual."""
     del r, c
@@ -74,7 +74,7 @@ def _sinkhorn(Y: Array, r: Array, c: Array) -> Array:
 
 
 def _halve_and_sweep(Y: Array, E: Array, linear: Array, r: Array, c: Array) -> Array:
-    """A step that descends, by halving, then `_sinkhorn`."""
+    """Halves the step until it descends, takes it, then applies `_sinkhorn`."""
     value = jnp.sum(jnp.exp(Y))
     slope = jnp.vdot(jnp.exp(Y), E) - linear
 
@@ -119,7 +119,7 @@ def with_sums(
         plan = phi.slope(Y)
         return jnp.concatenate([plan.sum(1) - r, plan.sum(0) - c])
 
-    # A long step can round x away. Then Y is not x + α 1ᵀ + 1 βᵀ, nor P the nearest.
+    # A long step can round x away: then Y is not x + α 1ᵀ + 1 βᵀ, and P not nearest.
     def offsets(Y: Array) -> Array:
         D = Y - x
         return D.mean(1, keepdims=True) + D.mean(0) - D.mean()

@@ -15,20 +15,12 @@ _STEPS_PER_ROW = 10
 
 
 def affine_set(x: Array, A: Array, b: Array) -> Float[Array, " n"]:
-    """The nearest point with A p = b.
+    """Returns the nearest point with A p = b.
 
         p = x + A⁺(b - A x)
 
-    Rows of A may be linearly dependent. Derivatives in A are then those along which its
-    rank does not change.
-
-    Args:
-        x: the point.
-        A: the matrix.
-        b: the right-hand side.
-
-    Returns:
-        p, like x; NaN if no point satisfies the equations.
+    Rows of A may be linearly dependent; derivatives in A then hold along changes that
+    keep its rank.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -45,21 +37,11 @@ def affine_set(x: Array, A: Array, b: Array) -> Float[Array, " n"]:
 def polyhedron(
     x: Array, G: Array, h: Array, A: Array | None = None, b: Array | None = None
 ) -> Float[Array, " n"]:
-    """The nearest point with G p <= h and A p = b.
+    """Returns the nearest point with G p <= h and, if A and b are given, A p = b.
 
     A dual active set method finds the inequalities that hold with equality. The result
-    is the projection onto those and A p = b, and that is what is differentiated.
-
-    Args:
-        x: the point.
-        G: the matrix of the inequalities.
-        h: their right-hand side.
-        A: the matrix of the equations, if any.
-        b: their right-hand side.
-
-    Returns:
-        p, like x; NaN if the set is empty. The derivative exists unless an inequality
-        holds with equality at p without being needed.
+    is the projection onto these equations and A p = b. It is differentiable unless an
+    inequality that holds with equality could be dropped without moving p.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -155,7 +137,7 @@ def _scaled(x: Array, G: Array, h: Array, A: Array, b: Array) -> _Rows:
 
 
 def _choose(pair: _Pair, rows: _Rows) -> _Pair:
-    """Corrects p on the active rows. The most violated row enters next."""
+    """Corrects p on the active rows, and chooses the most violated row to enter."""
     residual = jnp.where(pair.is_active, _product(rows.G, pair.p) - rows.h, 0)
     p = pair.p - _product(pair.D.T, residual)
     eps = jnp.finfo(p.dtype).eps
@@ -208,7 +190,7 @@ def _move(pair: _Pair, rows: _Rows) -> _Pair:
 
 
 def _nearest(x: Array, A: Array, b: Array) -> Array:
-    """The projection onto A p = b, NaN if there is none."""
+    """The projection onto A p = b; NaN if the equations have no solution."""
     if not A.shape[0]:
         return x
     norms = jnp.linalg.norm(lax.stop_gradient(A), axis=1)
@@ -243,4 +225,4 @@ def _check_rows(check: Check, x: Array, **parts: Array) -> None:
     check.real(**parts)
     (name, matrix), (_, right) = parts.items()
     shape = (*jnp.shape(right), jnp.size(x))
-    check.shapes("For many points, `jax.vmap` it.", **{name: (matrix, shape)})
+    check.shapes("For many, use `jax.vmap`.", **{name: (matrix, shape)})

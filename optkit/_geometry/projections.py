@@ -2,11 +2,12 @@
 
     p = argmin ½|p - x|² over a convex set
 
-Each is exact. Iterations, if any, only find the constraints that hold with equality; p
-then has a closed form, and that is what is differentiated. So derivatives of every
-order and in every mode, in the point and in the parameters of the set, are right
-wherever they exist. p is NaN if the set is empty. Shapes that do not fit raise a
-`ValueError`, leaves that are not real a `TypeError`.
+Each takes the point x first and returns p with the shape and dtype of x, or NaN if the
+set is empty. Each is exact: iterations, if any, only find the constraints that hold
+with equality, and p then has a closed form, which is differentiated. So derivatives of
+every order and in every mode, in the point and in the parameters of the set, are
+correct wherever they exist. Arguments of other shapes raise a `ValueError`, and leaves
+that are not real a `TypeError`.
 
 `optax.projections` has: box, halfspace, hypercube, hyperplane, ℓ1 ball and sphere, ℓ2
 ball and sphere, ℓ∞ ball, non-negative, simplex, vector.
@@ -38,21 +39,12 @@ def box_section(
     weights: ArrayLike,
     total: ArrayLike,
 ) -> Float[Array, " n"]:
-    """The nearest point of a box cut by a hyperplane.
-
-    With lower <= p <= upper and weightsᵀp = total,
+    """Returns the nearest vector with lower <= p <= upper and weightsᵀp = total.
 
         p = clip(x + τ weights, lower, upper),  τ such that weightsᵀp = total
 
-    Args:
-        x: the point, a vector.
-        lower: the lower bounds, -inf for none; one number or one per entry.
-        upper: the upper bounds, inf for none.
-        weights: of any sign.
-        total: of the weighted sum.
-
-    Returns:
-        p, like x; NaN if the set is empty.
+    Bounds and weights are one number, or one per entry of x. Bounds may be infinite,
+    and weights may have any sign.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -78,19 +70,11 @@ def box_section(
 def sparse_simplex(
     x: Array, max_nonzero: int, scale: ArrayLike = 1.0
 ) -> Float[Array, " n"]:
-    """The nearest point of the simplex with at most `max_nonzero` nonzero entries.
+    """Returns the nearest point of the simplex with at most `max_nonzero` nonzeros.
 
-    It keeps the `max_nonzero` largest entries of x and projects them onto p >= 0,
-    Σ p = scale. The set is not convex: if entries tie for the last place, the first
-    ones are kept.
-
-    Args:
-        x: the point, a vector.
-        max_nonzero: from 1 to the size of x.
-        scale: the sum of p.
-
-    Returns:
-        p, like x; NaN if `scale` is negative.
+    It keeps the `max_nonzero` largest entries of the vector x and projects them onto
+    p >= 0, Σ p = scale. The set is not convex: of entries that tie for the last place,
+    the first ones are kept. `max_nonzero` is from 1 to the size of x.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -111,17 +95,11 @@ def sparse_simplex(
 
 
 def second_order_cone(x: Array) -> Float[Array, " n"]:
-    """The nearest point of the cone of x = (t, v) with |v| <= t.
+    """Returns the nearest point of the cone |v| <= t, with x = (t, v).
 
         p = x                              if |v| <= t
         p = 0                              if |v| <= -t
         p = ½ (|v| + t) (1, v / |v|)       otherwise
-
-    Args:
-        x: t, then v.
-
-    Returns:
-        p, like x.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -140,9 +118,9 @@ def second_order_cone(x: Array) -> Float[Array, " n"]:
     return p.astype(x.dtype)
 
 
-# wᵀclip(x + τ w, l, u) grows with τ, linearly between the breakpoints at which an entry
-# meets a bound. Bisection over the sorted breakpoints finds the piece, and with it the
-# free entries; there, τ solves a linear equation.
+# wᵀclip(x + τ w, l, u) grows with τ. It is linear between the breakpoints at which an
+# entry meets a bound. Bisection over the sorted breakpoints finds the piece, and with
+# it the free entries; on the piece, τ solves a linear equation.
 def _box_section(x: Array, l: Array, u: Array, w: Array, total: Array) -> Array:  # noqa: E741
     """`box_section` in one dtype."""
     is_moving = w != 0
@@ -174,7 +152,7 @@ def _box_section(x: Array, l: Array, u: Array, w: Array, total: Array) -> Array:
     is_free = (first < tau) & (tau < last)
     held = jnp.where(is_moving, jnp.where((w > 0) == (last <= tau), u, l), 0)
     held = jnp.where(is_moving, held, jnp.clip(x, l, u))
-    p = jnp.where(is_free, x, held)  # x, as a bound may be infinite
+    p = jnp.where(is_free, x, held)  # not a bound, which may be infinite
     square = jnp.sum(jnp.where(is_free, w * w, 0))
     tau = (total - jnp.vdot(w, p)) / jnp.where(square > 0, square, 1)
     p = jnp.where(is_free, x + tau * w, p)

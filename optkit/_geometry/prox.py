@@ -2,14 +2,14 @@
 
     prox(v, strength, t) = argmin_y ½|y - v|² + t r(y, strength)
 
-v is any pytree of real leaves. The result is a tree like v in its own dtypes, computed
-in float32 or wider. It is differentiable in v, in the strength and in the step size t
-wherever the minimum is; elsewhere its derivative is finite. A strength is one number
-for all entries, or a prefix of v whose leaves broadcast against v's, for example with
-one weight per entry. A negative number, or a strength that is not a prefix of v, raises
-a `ValueError`.
+v is any pytree of real leaves, and `step_size` is t >= 0. The result is a pytree like
+v, computed in float32 or wider. It is differentiable in v, in the strength and in t
+wherever the minimum is; elsewhere its derivative is finite. A strength, such as l1 or
+l2, is one number for all entries, or a prefix of v whose leaves broadcast against v's,
+for example with one weight per entry. A negative number, or a strength that is not a
+prefix of v, raises a `ValueError`.
 
-As the `prox` of `ok.optimality.proximal_gradient`, which calls `prox(v, args, t)`:
+`ok.optimality.proximal_gradient` calls `prox(v, args, t)`, so pass it
 
     lambda v, args, t: ok.prox.lasso(v, args["l1"], t)
 """
@@ -25,32 +25,15 @@ from .shrinkage import group_lasso as group_lasso, nuclear as nuclear
 
 
 def none(v: PyTree, strength: Any = None, step_size: ArrayLike = 1.0) -> PyTree:
-    """The prox of r = 0, which is v.
-
-    Args:
-        v: any pytree.
-        strength: ignored.
-        step_size: ignored.
-
-    Returns:
-        v.
-    """
+    """Returns v, the prox of r = 0."""
     del strength, step_size
     return v
 
 
 def lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> PyTree:
-    """Soft-thresholding, the prox of r(y) = Σ l1 |y|.
+    """Returns the prox of r(y) = Σ l1 |y|, soft-thresholding.
 
         y = sign(v) max(|v| - t l1, 0)
-
-    Args:
-        v: a pytree of real leaves.
-        l1: the weight of the ℓ1 norm, or one per leaf or entry.
-        step_size: t >= 0.
-
-    Returns:
-        y, a tree like v.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -61,17 +44,9 @@ def lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> PyTree:
 
 
 def non_negative_lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> PyTree:
-    """The prox of r(y) = Σ l1 y on y >= 0.
+    """Returns the prox of r(y) = Σ l1 y on y >= 0.
 
         y = max(v - t l1, 0)
-
-    Args:
-        v: a pytree of real leaves.
-        l1: the weight of the sum, or one per leaf or entry.
-        step_size: t >= 0.
-
-    Returns:
-        y, a tree like v.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -86,17 +61,9 @@ def non_negative_lasso(v: PyTree, l1: Strength, step_size: ArrayLike = 1.0) -> P
 
 
 def ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
-    """The prox of r(y) = ½ Σ l2 y².
+    """Returns the prox of r(y) = ½ Σ l2 y².
 
         y = v / (1 + t l2)
-
-    Args:
-        v: a pytree of real leaves.
-        l2: the weight of half the squared norm, or one per leaf or entry.
-        step_size: t >= 0.
-
-    Returns:
-        y, a tree like v.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -107,17 +74,9 @@ def ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
 
 
 def non_negative_ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> PyTree:
-    """The prox of r(y) = ½ Σ l2 y² on y >= 0.
+    """Returns the prox of r(y) = ½ Σ l2 y² on y >= 0.
 
         y = max(v, 0) / (1 + t l2)
-
-    Args:
-        v: a pytree of real leaves.
-        l2: the weight of half the squared norm, or one per leaf or entry.
-        step_size: t >= 0.
-
-    Returns:
-        y, a tree like v.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -134,18 +93,9 @@ def non_negative_ridge(v: PyTree, l2: Strength, step_size: ArrayLike = 1.0) -> P
 def elastic_net(
     v: PyTree, l1: Strength, l2: Strength, step_size: ArrayLike = 1.0
 ) -> PyTree:
-    """The prox of r(y) = Σ l1 |y| + ½ Σ l2 y².
+    """Returns the prox of r(y) = Σ l1 |y| + ½ Σ l2 y².
 
         y = sign(v) max(|v| - t l1, 0) / (1 + t l2)
-
-    Args:
-        v: a pytree of real leaves.
-        l1: the weight of the ℓ1 norm, or one per leaf or entry.
-        l2: the weight of half the squared norm, or one per leaf or entry.
-        step_size: t >= 0.
-
-    Returns:
-        y, a tree like v.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -161,5 +111,5 @@ def elastic_net(
 
 def _soft(v: Array, threshold: Array) -> Array:
     y = jnp.sign(v) * jax.nn.relu(jnp.abs(v) - threshold)
-    # At v = 0 without a threshold the derivative is 1, but the product's is 0.
+    # At v = 0 with threshold 0 the derivative is 1, but that of the product is 0.
     return jnp.where((threshold <= 0) & (v == 0), v, y)

@@ -12,20 +12,13 @@ from .entrywise import Strength, map_entries
 
 
 def group_lasso(v: PyTree, strength: ArrayLike, step_size: ArrayLike = 1.0) -> PyTree:
-    """Block soft-thresholding, the prox of r(y) = strength |y|: all of v is one group.
+    """Returns the prox of r(y) = strength |y|, soft-thresholding v as one group.
 
         y = max(1 - t strength / |v|, 0) v
 
-    For many groups, map it: `jax.vmap(ok.prox.group_lasso, (0, None, None))` over the
-    rows of a matrix, `jax.tree.map` over the leaves of a tree.
-
-    Args:
-        v: a pytree of real leaves, one group.
-        strength: the weight of the norm over all leaves.
-        step_size: t >= 0.
-
-    Returns:
-        y, a tree like v. At v = 0, y and its derivatives are 0.
+    The norm is over all leaves, and the strength is one number. At v = 0, y and its
+    derivatives are 0. For many groups, map it: `jax.vmap(ok.prox.group_lasso, (0, None,
+    None))` over the rows of a matrix, `jax.tree.map` over the leaves of a tree.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -47,21 +40,13 @@ def group_lasso(v: PyTree, strength: ArrayLike, step_size: ArrayLike = 1.0) -> P
 
 
 def nuclear(v: PyTree, strength: Strength, step_size: ArrayLike = 1.0) -> PyTree:
-    """Singular value soft-thresholding, the prox of the nuclear norm.
+    """Returns the prox of the nuclear norm, soft-thresholding singular values.
 
         v = U diag(s) Vᵀ        y = U diag(max(s - t strength, 0)) Vᵀ
 
-    Each leaf is a matrix, or a stack of them along its leading axes. Unlike the
-    derivative of the decomposition, that of y exists for equal singular values too.
-    Second derivatives need distinct singular values.
-
-    Args:
-        v: a pytree of real leaves with at least two axes.
-        strength: the weight of the norm, or one per leaf.
-        step_size: t >= 0.
-
-    Returns:
-        y, a tree like v.
+    Each leaf is a matrix, or a stack of matrices along its leading axes; the strength
+    is one number, or one per leaf. Unlike the singular value decomposition, y has a
+    derivative where singular values are equal. Second derivatives need distinct ones.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

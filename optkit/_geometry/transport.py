@@ -14,19 +14,11 @@ from .marginals import ENTROPIC, EUCLIDEAN, bordered, outer_sum, with_sums
 
 
 def transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, "a b"]:
-    """The nearest matrix P >= 0 with given row and column sums.
+    """Returns the nearest matrix P >= 0 with row sums r >= 0 and column sums c >= 0.
 
     P = argmin ½|P - x|². With x = -costs/ε, this is optimal transport with quadratic
-    regularisation, whose plans are sparse.
-
-    Args:
-        x: the matrix.
-        row_sums: r >= 0.
-        column_sums: c >= 0, with Σ c = Σ r.
-
-    Returns:
-        P, like x; NaN if there is none. Derivatives in r and c hold jointly, along
-        changes that keep Σ c = Σ r.
+    regularisation, whose plans are sparse. It needs Σ c = Σ r; derivatives in r and c
+    hold jointly, along changes that keep this equality.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -40,7 +32,7 @@ def transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, "a 
     """
     x_, r, c = _checked(Check("ok.projections.transport"), x, row_sums, column_sums)
     Y, is_solved = with_sums(EUCLIDEAN, *lax.stop_gradient((x_, r, c)))
-    # On its support P is affine in (α, β), which solve a linear system there. Its
+    # On its support P is affine in (α, β), which solve a linear system there. The
     # matrix is constant, and singular along each connected component of the support.
     support = Y > 0
     inside = jnp.where(support, _moving_with(Y, x_), 0)
@@ -48,26 +40,18 @@ def transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, "a 
     operator = lx.MatrixLinearOperator(bordered(support.astype(x_.dtype)))
     z = lx.linear_solve(operator, right, lx.SVD(), throw=False).value
     plan = jnp.where(support, inside + outer_sum(z, x_), 0)
-    # A wrong support shows as a negative entry. Small ones are rounding: set to 0.
+    # A negative entry reveals a wrong support, unless it is rounding, which becomes 0.
     tolerance = jnp.sqrt(jnp.finfo(x_.dtype).eps) * jnp.sum(r)
     is_solved = is_solved & jnp.all(plan >= -tolerance)
     return jnp.where(is_solved, jnp.maximum(plan, 0), jnp.nan).astype(x.dtype)
 
 
 def kl_transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, "a b"]:
-    """The positive matrix nearest to exp(x) with given row and column sums.
+    """Returns the positive matrix nearest to exp(x) with given row and column sums.
 
-    P = argmin Σ P log P - P x. With x = -costs/ε, this is optimal transport regularised
-    by entropy, solved to convergence.
-
-    Args:
-        x: the logarithms of the matrix.
-        row_sums: r > 0.
-        column_sums: c > 0, with Σ c = Σ r.
-
-    Returns:
-        P, like x; NaN if there is none. Derivatives in r and c hold jointly, along
-        changes that keep Σ c = Σ r.
+    P = argmin Σ P log P - P x. With x = -costs/ε, this is entropy-regularised optimal
+    transport, solved to convergence. It needs r > 0, c > 0 and Σ c = Σ r; derivatives
+    hold as for `ok.projections.transport`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -100,13 +84,7 @@ def kl_transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, 
 
 
 def birkhoff(x: Array) -> Float[Array, "n n"]:
-    """The nearest doubly stochastic matrix: `transport` with all sums 1.
-
-    Args:
-        x: the square matrix.
-
-    Returns:
-        P >= 0 like x, with P 1 = 1 and Pᵀ1 = 1.
+    """Returns the nearest doubly stochastic matrix: `transport` with all sums 1.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -120,13 +98,7 @@ def birkhoff(x: Array) -> Float[Array, "n n"]:
 
 
 def kl_birkhoff(x: Array) -> Float[Array, "n n"]:
-    """The doubly stochastic matrix nearest to exp(x): `kl_transport` with all sums 1.
-
-    Args:
-        x: the logarithms of the square matrix.
-
-    Returns:
-        P > 0 like x, with P 1 = 1 and Pᵀ1 = 1.
+    """Returns the doubly stochastic P nearest to exp(x): `kl_transport`, all sums 1.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -140,7 +112,7 @@ def kl_birkhoff(x: Array) -> Float[Array, "n n"]:
 
 
 def _moving_with(Y: Array, x: Array) -> Array:
-    """Y, with the derivative of x: they differ by a constant."""
+    """Y with the derivative of x, from which it differs by a constant."""
     return Y + (x - lax.stop_gradient(x))
 
 
@@ -148,7 +120,7 @@ def _checked(check: Check, x: Array, r: Array, c: Array) -> tuple[Array, Array, 
     """The checked arguments, in float32 or wider."""
     check.vector(row_sums=r, column_sums=c)
     check.real(x=x)
-    check.shapes("For many, `jax.vmap` it.", x=(x, (jnp.size(r), jnp.size(c))))
+    check.shapes("For many, use `jax.vmap`.", x=(x, (jnp.size(r), jnp.size(c))))
     dtype = wide_dtype(x)
     return x.astype(dtype), r.astype(dtype), c.astype(dtype)
 

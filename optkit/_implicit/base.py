@@ -5,10 +5,10 @@ A solution y of F(y, θ) = 0 moves with θ so that F stays zero:
     A ẏ = -∂_θF θ̇    with A = ∂_yF    at the solution
 
 A condition says what F is: a residual, the gradient of an objective, or y - T(y). Each
-decorator has its own condition and its default method for A; everything else is here.
-The user's solver runs on constants, outside all derivative rules, so it may be anything
+decorator has its own condition and default method for A; this file holds the rest. The
+user's solver runs on constants, outside all derivative rules, so it may be anything
 that returns y. The rule for ẏ is a JVP whose linear solve can be transposed. It calls
-itself for y, so derivatives of any order, in any mix of modes, follow from it.
+itself for y, which yields derivatives of any order, in any mix of modes.
 """
 
 import abc
@@ -67,7 +67,7 @@ class AbstractEquation(AbstractCondition):
 
 
 class ImplicitSolve(eqx.Module):
-    """A solver whose solution is differentiated by the condition that it satisfies.
+    """A solver whose solution is differentiated through the condition it satisfies.
 
     Made by `ok.implicit_root`, `ok.implicit_minimum` and `ok.implicit_fixed_point`.
     Call it as you would call the solver.
@@ -83,7 +83,7 @@ class ImplicitSolve(eqx.Module):
 
         Args:
             y0: a starting point. Its derivative is zero.
-            args: all that the solution depends on. Only floating arrays carry
+            args: everything that the solution depends on. Only floating arrays carry
                 derivatives; integers, None, strings, keys and functions are allowed.
 
         Returns:
@@ -132,7 +132,7 @@ def _(primals: Any, tangents: Any) -> tuple[Params, Params | None]:
     y = _solution(y, inputs, solver)
     if not jax.tree.leaves(t_inputs):
         return y, jax.tree.map(lambda _: None, y)
-    # `jax.grad` passes Python numbers on, which `filter_jit` would take as static.
+    # `jax.grad` passes Python numbers on; `filter_jit` would treat them as static.
     inputs = jax.tree.map(
         lambda x, t: x if t is None else jnp.asarray(x), inputs, t_inputs
     )
@@ -151,7 +151,7 @@ def _tangent(y: Params, inputs: PyTree, t_inputs: PyTree, solver: Any) -> Params
         return jax.tree.map(lambda a: a + zero.astype(a.dtype), F)
 
     _, t_F = eqx.filter_jvp(residual, (inputs,), (t_inputs,))
-    # A tangent is None where F does not depend on what is perturbed.
+    # A tangent is None where F does not depend on the perturbed inputs.
     right = jax.tree.map(lambda y, t: jnp.zeros_like(y) if t is None else -t, y, t_F)
     condition, args = inputs
     return solve_or_raise(condition.operator(y, args), right, solver, y, inputs)
@@ -160,7 +160,7 @@ def _tangent(y: Params, inputs: PyTree, t_inputs: PyTree, solver: Any) -> Params
 def decorator(
     check: Check, condition: AbstractCondition, method: Any, has_aux: bool
 ) -> Callable[[Callable[..., Any]], ImplicitSolve]:
-    """The decorator that differentiates a solver by a condition."""
+    """Makes a decorator that differentiates a solver through a condition."""
     check.method(solver=method)
     check.instance(bool, "True or False", has_aux=has_aux)
 
@@ -172,6 +172,6 @@ def decorator(
 
 
 def _as_array(leaf: Any) -> Any:
-    """A NumPy array as JAX's; any other leaf unchanged."""
+    """Converts a NumPy array to a JAX array, and leaves other leaves unchanged."""
     is_numpy = isinstance(leaf, np.ndarray | np.generic)
     return jnp.asarray(leaf) if is_numpy and leaf.dtype.kind in "biufc" else leaf

@@ -1,4 +1,4 @@
-"""Compares an implicit derivative with finite differences, and looks for the cause."""
+"""Compares an implicit derivative with finite differences, and explains the error."""
 
 from typing import Any
 
@@ -51,17 +51,16 @@ def check_implicit(
     Use it when a derivative looks wrong. It runs the solver five times, from y0,
     outside `jit`. It detects a solver that stopped early, a Jacobian A that is singular
     or badly conditioned, a linear solve that missed its tolerance or has a loose one,
-    bias from a cheap solve or from damping, and a condition that is not what the solver
-    solves.
+    bias from a cheap solve or from damping, and a mismatch of condition and solver.
 
     Args:
         solve: a solver decorated by `ok.implicit_root`, `ok.implicit_minimum` or
             `ok.implicit_fixed_point`.
-        args: where to check.
+        args: the args to check at.
         y0: the starting point of the solver.
         key: a random key, for the direction.
-        step: h; default is the cube root of the precision of args. Use a larger one
-            for an inexact solver.
+        step: h; default is the cube root of the eps of args. Use a larger step for an
+            inexact solver.
         rtol: the accepted error; default 1e-2 in float32, 1e-5 in float64.
 
     Returns:
@@ -82,7 +81,7 @@ def check_implicit(
         The implicit derivative agrees with finite differences.
     """
     check = Check("ok.check_implicit")
-    wanted = "a solver made by `ok.implicit_root` or another of these decorators"
+    wanted = "a solver made by a decorator such as `ok.implicit_root`"
     check.instance(ImplicitSolve, wanted, solve=solve)
     check.key(key)
     check.optional.positive(step=step, rtol=rtol)
@@ -192,12 +191,12 @@ def _condition_number(
 
 
 def _precision(tree: PyTree) -> float:
-    """The rounding error of the narrowest leaf."""
+    """The eps of the narrowest leaf."""
     return max([float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(tree)])
 
 
 def _direction(key: Array, tree: PyTree) -> PyTree:
-    """Normal numbers, times the largest entry of each leaf, or 1 if that is zero."""
+    """Normal random numbers, times the largest entry of each leaf unless that is 0."""
 
     def one(t: Array, leaf: Any) -> Array:
         if not isinstance(leaf, jax.ShapeDtypeStruct):

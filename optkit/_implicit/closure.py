@@ -1,8 +1,8 @@
 """Closures as pytrees: the arrays that a function closes over become leaves.
 
-Arrays hidden in a closure may be traced, and a derivative rule does not see them. They
-also decide whether a derivative taken outside `jax.jit` can reuse a compiled program:
-that is safe only if the function is still the same.
+Arrays in a closure may be traced, but a derivative rule does not see them. They also
+decide whether a derivative outside `jax.jit` can reuse a compiled program, which is
+safe only if the function is still the same.
 """
 
 import weakref
@@ -15,7 +15,7 @@ from jaxtyping import Array, PyTree
 
 from .._types import Params
 
-# Marks of Python functions, whose closures a program's text does not show.
+# Signs of Python functions, whose closures the text of a program does not show.
 _PYTHON_CALLS = "custom_jvp_call", "custom_vjp_call", " at 0x"
 
 
@@ -36,7 +36,7 @@ def capture_constants(
 ) -> Captured:
     """Traces a function, which calls the user's function `source`, at (y, args)."""
     converted: Any = eqx.filter_closure_convert(function, y, args)
-    arrays = [jnp.asarray(x) for x in converted.consts]  # some are NumPy's
+    arrays = [jnp.asarray(x) for x in converted.consts]  # some are NumPy arrays
     converted = eqx.tree_at(lambda c: c.consts, converted, [])
     return Captured(arrays, _Program(source, converted))
 
@@ -44,8 +44,8 @@ def capture_constants(
 class _Program:
     """A traced function without its arrays, hashable: the key of compiled programs.
 
-    Two programs are equal if source and text are: the text shows Python numbers that
-    have changed. A program that calls Python functions, such as the rule of a
+    Two programs are equal if their source and text are. If a Python number changes, so
+    does the text. A program that calls Python functions, such as the rule of a
     `jax.custom_jvp`, equals only itself.
     """
 

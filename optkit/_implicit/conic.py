@@ -49,14 +49,14 @@ def conic(
 
     Args:
         cone: the sizes of K, static.
-        program: from `args` to an `ok.optimality.ConicProgram(c, A, b)`; by default
-            `args` is one.
+        program: a function from `args` to an `ok.optimality.ConicProgram(c, A, b)`. By
+            default `args` is the program.
 
     Returns:
-        A residual `(y, args)`, for `ok.implicit_root`.
+        A residual, for `ok.implicit_root`.
 
     Raises:
-        ValueError: when called, if shapes do not fit the cone and A.
+        ValueError: when called, if shapes do not match the cone and A.
         TypeError: if `cone` is not an `ok.optimality.Cone`.
 
     Example:
@@ -83,7 +83,7 @@ def conic(
         x, dual, s = y
         c, A, b = args if program is None else program(args)
         m, n = cone.size(), jnp.size(c)
-        advice = "A has as many rows as the cone."
+        advice = "The rows of A must match the cone."
         check.shapes(advice, A=(A, (m, n)), b=(b, (m,)), c=(c, (n,)))
         check.shapes(advice, primal=(x, (n,)), dual=(dual, (m,)), slack=(s, (m,)))
         return ConicSolution(

@@ -35,23 +35,23 @@ def implicit_fixed_point(
 
         ẏ = A⁻¹ ∂_θT θ̇    with A = I - ∂_yT at the solution
 
-    T need not contract. Maps that share their fixed points but have different step
-    sizes give the same derivative; the best conditioned A needs the fewest steps.
+    T need not be a contraction. The derivative does not depend on the step size of the
+    mapping, but the linear solve takes the fewest steps if A is well conditioned.
 
     Args:
-        mapping: T(y, args) -> a pytree like y. It must be a pure function of y, args
-            and what it closes over, which may be traced and is differentiated.
+        mapping: T(y, args) -> a pytree like y, a pure function as in
+            `ok.implicit_root`.
         solver: the method for A; default `ok.GMRES()`. `ok.Neumann(K)` sums
             Σ_{j<K} (∂T)ʲ, as backpropagation through the last K steps at the solution
-            does: if T contracts by ρ, it is off by ρᴷ relative to the exact solution
-            of the linear system. `ok.OneStep()` is its first term.
+            does. If T contracts by ρ, its error relative to the exact solution of the
+            linear system is ρᴷ. `ok.OneStep()` is its first term.
         has_aux: whether the solver returns (y, aux). Derivatives of aux are zero.
 
     Returns:
         A decorator for solve(y0, args) -> y, as for `ok.implicit_root`.
 
     Raises:
-        ValueError: if the method is one of ours for symmetric operators; Lineax's
+        ValueError: if the method is one of optkit's for symmetric operators. Lineax's
             raise at the first derivative.
 
     Example:

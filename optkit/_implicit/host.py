@@ -20,24 +20,24 @@ def host_solver(
 ) -> Callable[[PyTree, PyTree], Params]:
     """Makes a NumPy or SciPy solver callable under `jit`, `vmap` and `scan`.
 
-    The solver runs on the host by `jax.pure_callback`, once per element of a batch. It
-    has no derivative of its own: decorate it with `ok.implicit_root`,
-    `ok.implicit_minimum` or `ok.implicit_fixed_point`. Outside `jit` these take a
-    NumPy solver directly.
+    The solver runs on the host through `jax.pure_callback`, once per element of a
+    batch. It has no derivative of its own: decorate it with `ok.implicit_root`,
+    `ok.implicit_minimum` or `ok.implicit_fixed_point`. Outside `jit` these accept a
+    NumPy solver as it is.
 
     Args:
         solve: solve(y0, args) -> y. It gets NumPy arrays and returns numbers in the
             structure and shapes of y0. It must be pure, and should not call JAX, which
-            may deadlock. Real numbers arrive as float64 whatever their dtype outside:
-            in float32, SciPy's finite differences are zero, and it accepts any y0 as a
+            may deadlock. Real numbers arrive as float64 whatever their dtype was: in
+            float32, SciPy's finite differences are zero, and it takes any y0 for a
             solution.
 
     Returns:
         A solver of (y0, args) that returns arrays in the shapes and dtypes of y0.
 
     Raises:
-        RuntimeError: JAX's, when called, if `solve` raises, or if y has another
-            structure or shape than y0. It contains the original message.
+        RuntimeError: when called, from JAX, if `solve` raises or y differs from y0 in
+            structure or shape. It contains the original message.
 
     Example:
         >>> import jax, jax.numpy as jnp, numpy as np, optkit as ok

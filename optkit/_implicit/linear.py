@@ -1,4 +1,4 @@
-"""The linear solve of a derivative: any method, at any scale; failures raise."""
+"""The linear solve of a derivative, by any method and at any scale."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def method_for_general(check: Check, solver: Any, step_size: float | None) -> An
 
 # JAX transposes a solve only if every leaf of its right-hand side is linear in what is
 # perturbed. If there are several leaves, some of F may not depend on it. Adding this
-# zero makes all of them do.
+# zero makes all of them depend on it.
 def zero_tangent(tree: PyTree, y: Params) -> Array | None:
     """Zero, as a function of every floating array; None if y has a single leaf."""
     if len(jax.tree.leaves(y)) == 1:
@@ -59,14 +59,11 @@ def solve_or_raise(
     y: Params,
     inputs: PyTree,
 ) -> Params:
-    """A⁻¹b by any method, differentiable to any order and in both modes.
+    """Returns A⁻¹b by any method, differentiable to any order and in both modes.
 
     A derivative cannot return a status, so a failure raises the text of its
-    `ok.RESULTS`, also in the transposed solve. Derivatives flow through b and A, which
+    `ok.RESULTS`, in the transposed solve too. Derivatives flow through b and A, which
     depends on the solution y and on `inputs`.
-
-    Returns:
-        x, a pytree like b.
     """
     widest = max(jax.tree.leaves(vector), key=lambda leaf: jnp.finfo(leaf).bits).dtype
     is_fine = not isinstance(solver, _FACTORISING) or jnp.finfo(widest).bits >= 32
@@ -83,7 +80,7 @@ def solve_or_raise(
                 (~is_valid, RESULTS.nonfinite_solution),
                 (outcome != RESULTS.successful, outcome),
             )
-            # By way of a scalar: a conditional on x itself compiles slowly. With
+            # The check is on a scalar, because a conditional on x compiles slowly. With
             # `EQX_ON_ERROR=nan`, `error_if` returns NaN.
             one = jnp.ones((), jnp.float32)
             one = outcome.error_if(one, outcome != RESULTS.successful)

@@ -30,7 +30,7 @@ class Minimum(AbstractCondition):
         """∇²_yy g + λI. At a minimum it has no negative eigenvalue."""
         tags = frozenset({lx.symmetric_tag, lx.positive_semidefinite_tag})
         # H is its own transpose. For networks, products by reverse mode cost the same
-        # and mostly need fewer temporaries; for softmax regression a tenth less.
+        # and mostly use less memory; for softmax regression they cost a tenth less.
         _, transposed = jax.vjp(lambda y: self.residual(y, args), y)
         hessian = lx.FunctionLinearOperator(
             lambda v: transposed(v)[0], structure_of(y), tags, closure_convert=False
@@ -54,19 +54,17 @@ def implicit_minimum(
 
         ẏ = -(H + λI)⁻¹ ∂_θ∇_y g θ̇    with H = ∇²_yy g at the solution
 
-    This is `ok.implicit_root` of ∇_y g, but uses that H is symmetric: it can use
-    conjugate gradients, whose error grows with the condition number of H, not with its
-    square.
+    This is `ok.implicit_root` of ∇_y g, but it exploits the symmetry of H: it can use
+    conjugate gradients, whose error grows with the condition number of H rather than
+    with its square.
 
     Args:
-        objective: g(y, args) -> a scalar. It must be a pure function of y, args and
-            what it closes over, which may be traced and is differentiated. Its
-            gradient is differentiated in reverse mode; if that supports forward mode
-            only, use `ok.implicit_root(jax.grad(objective))`.
-        solver: the method for H + λI; default `ok.CG()`. Any of ours works, such as
-            `ok.Neumann(K)`, which equals K steps of gradient descent from the
-            solution, and Lineax's, such as `lx.Cholesky()`. `ok.OneStep()` replaces H
-            by I.
+        objective: g(y, args) -> a scalar, a pure function as in `ok.implicit_root`. Its
+            gradient is differentiated in reverse mode; if it supports only forward
+            mode, use `ok.implicit_root(jax.grad(objective))`.
+        solver: the method for H + λI; default `ok.CG()`. All methods of optkit and
+            Lineax work, such as `lx.Cholesky()` or `ok.Neumann(K)`, which equals K
+            steps of gradient descent from the solution. `ok.OneStep()` replaces H by I.
         damping: λ >= 0, absolute, for an H that is singular or nearly so. The
             derivative is then that of a problem with an added pull of strength λ
             towards its solution.

@@ -19,21 +19,15 @@ def mirror_descent(
     projection: Callable[[PyTree, PyTree], PyTree],
     step_size: ArrayLike = 1.0,
 ) -> Map:
-    """One step of mirror descent, in the geometry of a convex potential ϕ.
+    """Returns a step of mirror descent, in the geometry of a convex potential ϕ.
 
         T(y, args) = projection(∇ϕ(y) - η ∇_y objective(y, args), args)
 
+    `mirror_map` is ∇ϕ, from y to a pytree like y. `projection` takes `(z, args)` to
+    argmin_y ϕ(y) - ⟨z, y⟩ over the set. The Jacobian of T is not symmetric.
+
     For the entropy on the simplex, use `ok.optimality.exponentiated_gradient`: it is
-    the same map, but stays right if an entry of the solution is 0.
-
-    Args:
-        objective: `(y, args)` to a real scalar.
-        mirror_map: ∇ϕ, from y to a tree like y.
-        projection: `(z, args)` to argmin_y ϕ(y) - ⟨z, y⟩ over the set.
-        step_size: η > 0.
-
-    Returns:
-        A mapping, for `ok.implicit_fixed_point`. Its Jacobian is not symmetric.
+    the same map, but stays correct if an entry of the solution is 0.
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
@@ -56,19 +50,13 @@ def mirror_descent(
 
 
 def exponentiated_gradient(objective: Objective, step_size: ArrayLike = 1.0) -> Map:
-    """Mirror descent by entropy, for minima over probability vectors.
+    """Returns a step of mirror descent by entropy, for minima over the simplex.
 
         T(y, args) = y exp(-η g) / Σ y exp(-η g)        g = ∇_y objective(y, args)
 
-    Each leaf is a probability vector along its last axis, or a stack of them. The
-    logarithm of y is never taken, so entries of the solution may be 0.
-
-    Args:
-        objective: `(y, args)` to a real scalar.
-        step_size: η > 0.
-
-    Returns:
-        A mapping, for `ok.implicit_fixed_point`. Its Jacobian is not symmetric.
+    Each leaf is a probability vector along its last axis, or a stack of such vectors.
+    The logarithm of y is never taken, so entries of the solution may be 0. The Jacobian
+    of T is not symmetric.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -86,7 +74,7 @@ def exponentiated_gradient(objective: Objective, step_size: ArrayLike = 1.0) -> 
         z = -jnp.asarray(step_size, dtype) * g
         # The largest exponent with y > 0. It cancels, and so does its derivative.
         peak = jnp.max(jnp.where(y > 0, z, -jnp.inf), axis=-1, keepdims=True)
-        # Larger exponents belong to entries of 0, and would give 0 times infinity.
+        # Larger exponents are at entries that are 0, and would give 0 times infinity.
         most = math.log(float(jnp.finfo(dtype).max)) / 2
         weights = y * jnp.exp(jnp.minimum(z - jax.lax.stop_gradient(peak), most))
         return weights / jnp.sum(weights, axis=-1, keepdims=True)

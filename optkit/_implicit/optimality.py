@@ -1,22 +1,22 @@
 """Optimality maps, public as `ok.optimality`: what holds at a solution.
 
-To differentiate a solution, only what it satisfies matters, not how it was found. The
-functions here build such a condition from the pieces of a problem:
+The derivative of a solution depends on the condition that it satisfies, not on how it
+was found. The functions here build such conditions from the pieces of a problem:
 
-    a residual, zero at the solution              for `ok.implicit_root`
-    a mapping, whose fixed point is the solution  for `ok.implicit_fixed_point`
+    a residual F, zero at the solution              for `ok.implicit_root`
+    a mapping T, whose fixed point is the solution  for `ok.implicit_fixed_point`
 
-Both take `(y, args)` and return a tree like y. Every piece gets the whole `args` and
-picks its own hyperparameters from it: `objective(y, args)`, `prox(v, args, step_size)`,
-`projection(v, args)`. Adapt functions with other signatures by a lambda:
+Both take `(y, args)` and return a pytree like y. Every piece gets the whole `args` and
+picks its own hyperparameters from it: `objective(y, args)`, a real scalar, `prox(v,
+args, step_size)`, `projection(v, args)`. Adapt other signatures with a lambda:
 
     lambda v, args, t: ok.prox.lasso(v, args["l1"], t)
     lambda v, args: optax.projections.projection_simplex(v, args["mass"])
 
-The derivative of a solution does not depend on the step size, which only changes the
-conditioning of its linear solve. The inverse of the objective's largest curvature is a
-good choice. A step size that is not positive, or a piece that returns another structure
-or shape, raises a `ValueError`.
+The derivative of a solution does not depend on the step size η > 0, which only changes
+the conditioning of the linear solve. The inverse of the objective's largest curvature
+is a good choice. A step size that is not positive, or a piece that returns another
+structure or shape, raises a `ValueError`.
 """
 
 from typing import NamedTuple
@@ -52,8 +52,8 @@ class KKT(NamedTuple):
 
     Attributes:
         primal: z.
-        dual_eq: ν, a tree like what `equality` returns; None without one.
-        dual_ineq: λ >= 0, a tree like what `inequality` returns; None without one.
+        dual_eq: ν, a pytree like the value of `equality`; None without equations.
+        dual_ineq: λ >= 0, a pytree like that of `inequality`; None without any.
     """
 
     primal: PyTree
@@ -62,16 +62,7 @@ class KKT(NamedTuple):
 
 
 def fixed_point_residual(mapping: Map) -> Map:
-    """The residual of a mapping, for code that needs a root.
-
-        F(y, args) = mapping(y, args) - y
-
-    Args:
-        mapping: a mapping built here, or your own.
-
-    Returns:
-        A residual, for `ok.implicit_root`.
-    """
+    """Returns F(y, args) = mapping(y, args) - y, for code that needs a root."""
     check = Check("ok.optimality.fixed_point_residual")
     check.function(mapping=mapping)
 
@@ -84,18 +75,10 @@ def fixed_point_residual(mapping: Map) -> Map:
 
 
 def stationary(objective: Objective) -> Map:
-    """The gradient of an objective, zero at its unconstrained minimum.
+    """Returns F(y, args) = ∇_y objective(y, args), zero at an unconstrained minimum.
 
-        F(y, args) = ∇_y objective(y, args)
-
-    Prefer `ok.implicit_minimum`: it takes the objective itself, and uses that the
+    Prefer `ok.implicit_minimum`, which takes the objective itself and exploits that the
     Jacobian of F is symmetric.
-
-    Args:
-        objective: `(y, args)` to a real scalar.
-
-    Returns:
-        A residual, for `ok.implicit_root`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -109,28 +92,21 @@ def stationary(objective: Objective) -> Map:
 def kkt(
     objective: Objective, equality: Map | None = None, inequality: Map | None = None
 ) -> Map:
-    """The Karush-Kuhn-Tucker equations of min f(z) with H(z) = 0 and G(z) <= 0.
+    """Returns the KKT residual F of min f(z) with H(z) = 0 and G(z) <= 0.
 
         stationarity       ∇f(z) + [∂H(z)]ᵀν + [∂G(z)]ᵀλ = 0
         feasibility        H(z) = 0
         complementarity    λ ∘ G(z) = 0
 
-    The unknown is an `ok.optimality.KKT(z, ν, λ)`. The inequalities G(z) <= 0 and
+    The unknown is an `ok.optimality.KKT(z, ν, λ)`. `equality` H and `inequality` G take
+    `(z, args)` and return pytrees of any structure. The inequalities G(z) <= 0 and
     λ >= 0 select the solution but are not equations: the solver must satisfy them. If
     λ_i = 0 and G_i(z) = 0 for the same i, the solution has no derivative, and the
     Jacobian is singular. It is not symmetric.
 
-    Args:
-        objective: f, `(z, args)` to a real scalar.
-        equality: H, `(z, args)` to a tree of any structure.
-        inequality: G, `(z, args)` to a tree of any structure.
-
-    Returns:
-        A residual, for `ok.implicit_root`: an `ok.optimality.KKT` like the unknown.
-
     Raises:
         ValueError: when called, if multipliers do not match their constraints.
-        TypeError: when called with something other than an `ok.optimality.KKT`.
+        TypeError: when called, if the unknown is not an `ok.optimality.KKT`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

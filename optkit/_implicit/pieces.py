@@ -1,4 +1,4 @@
-"""Parts of optimality maps: types, checked gradients, checked results."""
+"""Parts of optimality maps: types, and checks of gradients and results."""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -10,17 +10,17 @@ from .._check import Check
 from .._vector import cast_like
 
 Map: TypeAlias = Callable[[PyTree, PyTree], PyTree]
-"""`(y, args)` to a tree like y."""
+"""(y, args) -> a pytree like y."""
 
 Objective: TypeAlias = Callable[[PyTree, PyTree], Float[Array, ""]]
-"""`(y, args)` to a real scalar."""
+"""(y, args) -> a real scalar."""
 
 Prox: TypeAlias = Callable[[PyTree, PyTree, Any], PyTree]
-"""`(v, args, step_size)` to a tree like v."""
+"""(v, args, step_size) -> a pytree like v."""
 
 
 def gradient_of(check: Check, objective: Objective) -> Map:
-    """∇_y objective(y, args), checked."""
+    """∇_y objective(y, args), with checks."""
     gradient = jax.grad(check.scalar(objective, "objective"))
 
     def checked(y: PyTree, args: PyTree) -> PyTree:

@@ -35,7 +35,7 @@ def implicit_root(
         ẏ = -A⁻¹ ∂_θF θ̇    with A = ∂_yF at the solution
 
     Derivatives work in forward and reverse mode, to any order, under `jit`, `vmap` and
-    `scan`. Reverse mode costs one solve with Aᵀ for any number of parameters, and
+    `scan`. Reverse mode costs one solve with Aᵀ, however many parameters there are, and
     stores no steps of the solver.
 
     The derivative is that of the exact root. If the solver returns ŷ instead of y, the
@@ -46,18 +46,18 @@ def implicit_root(
             args and what it closes over, which may be traced and is differentiated.
         solver: the method for A; default `ok.GMRES()`. Any Lineax solver works, such
             as `lx.LU()` for small y, and so do `ok.OneStep()` and
-            `ok.Neumann(K, step_size=α)`, but not methods for symmetric A only: if F is
-            a gradient, use `ok.implicit_minimum`.
+            `ok.Neumann(K, step_size=α)`. Methods that need a symmetric A do not: if F
+            is a gradient, use `ok.implicit_minimum`.
         has_aux: whether the solver returns (y, aux). Derivatives of aux are zero.
 
     Returns:
         A decorator for solve(y0, args) -> y. The solver may be an optax loop, another
-        library, or NumPy code (under `jax.jit` see `ok.host_solver`). y0 is a guess
-        and gets a zero derivative. To learn a starting point, unroll with `ok.unroll`,
-        or add a term to F that pulls y towards it.
+        library, or NumPy code (under `jax.jit` see `ok.host_solver`). y0 is where it
+        starts, and gets a zero derivative. To learn a starting point, unroll with
+        `ok.unroll`, or add a term to F that pulls y towards it.
 
     Raises:
-        ValueError: if the method is one of ours for symmetric operators; Lineax's
+        ValueError: if the method is one of optkit's for symmetric operators. Lineax's
             raise at the first derivative.
 
     Example:

@@ -14,17 +14,7 @@ from .pieces import Map, Objective, Prox, checked_like, gradient_of
 
 
 def gradient_descent(objective: Objective, step_size: ArrayLike = 1.0) -> Map:
-    """One step of gradient descent.
-
-        T(y, args) = y - η ∇_y objective(y, args)
-
-    Args:
-        objective: `(y, args)` to a real scalar.
-        step_size: η > 0.
-
-    Returns:
-        A mapping, for `ok.implicit_fixed_point`.
-    """
+    """Returns a step of gradient descent, T(y, args) = y - η ∇_y objective(y, args)."""
     return _forward_step(Check("ok.optimality.gradient_descent"), objective, step_size)
 
 
@@ -33,18 +23,11 @@ def projected_gradient(
     projection: Callable[[PyTree, PyTree], PyTree],
     step_size: ArrayLike = 1.0,
 ) -> Map:
-    """One step of projected gradient descent, for minima over a convex set.
+    """Returns a step of projected gradient descent, for minima over a convex set.
 
         T(y, args) = projection(y - η ∇_y objective(y, args), args)
 
-    Args:
-        objective: `(y, args)` to a real scalar.
-        projection: `(v, args)` to the nearest point of the set, for example by
-            `ok.projections` or `optax.projections`.
-        step_size: η > 0.
-
-    Returns:
-        A mapping, for `ok.implicit_fixed_point`.
+    See `ok.projections` and `optax.projections` for projections.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -66,17 +49,12 @@ def projected_gradient(
 def proximal_gradient(
     objective: Objective, prox: Prox, step_size: ArrayLike = 1.0
 ) -> Map:
-    """One step of proximal gradient descent, for minima of objective + r, r non-smooth.
+    """Returns a step of proximal gradient descent, for minima of objective + r.
 
         T(y, args) = prox(y - η ∇_y objective(y, args), args, η)
 
-    Args:
-        objective: the smooth part, `(y, args)` to a real scalar.
-        prox: `(v, args, η)` to argmin_y ½|y - v|² + η r(y, args), as from `ok.prox`.
-        step_size: η > 0.
-
-    Returns:
-        A mapping, for `ok.implicit_fixed_point`.
+    The objective is smooth, and r need not be: prox(v, args, η), as in `ok.prox`, is
+    argmin_y ½|y - v|² + η r(y, args).
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -99,21 +77,14 @@ def proximal_gradient(
 def block_proximal_gradient(
     objective: Objective, proxes: PyTree, step_sizes: PyTree = 1.0
 ) -> Map:
-    """A proximal gradient step with a prox and a step size for each block of y.
+    """Returns a proximal gradient step with a prox and a step size for each block of y.
 
         T(y, args)_j = prox_j(y_j - η_j ∇_j objective(y, args), args, η_j)
 
     All blocks step from the same y. The fixed points are those of block coordinate
-    descent, in any order of the blocks.
-
-    Args:
-        objective: the smooth part, `(y, args)` to a real scalar.
-        proxes: functions `(v, args, η)` in a prefix of y: the block of a function is
-            the subtree of y at its place. `ok.prox.none` leaves a block smooth.
-        step_sizes: η_j > 0 in the structure of `proxes`, or one number for all.
-
-    Returns:
-        A mapping, for `ok.implicit_fixed_point`.
+    descent, in any order of the blocks. `proxes` is a prefix of y whose leaves are
+    functions; the block of a function is the subtree of y at its place. `ok.prox.none`
+    is for a smooth block. `step_sizes` are like `proxes`, or one number for all.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -150,20 +121,14 @@ def newton(
     *,
     solver: lx.AbstractLinearSolver | None = None,
 ) -> Map:
-    """One step of Newton's method for a root.
+    """Returns a step of Newton's method for a root of G, the `residual`.
 
         T(y, args) = y - η [∂_y G(y, args)]⁻¹ G(y, args)
 
     At a root, ∂_y T = (1 - η) I, so the linear solve of the derivative is trivial; the
     inverse is in ∂T/∂args instead. For a minimum, pass `stationary(objective)` as G.
-
-    Args:
-        residual: G, `(y, args)` to a tree like y.
-        step_size: η > 0.
-        solver: a Lineax solver for the Jacobian of G; by default its matrix is formed.
-
-    Returns:
-        A mapping, for `ok.implicit_fixed_point`. It raises if the solve fails.
+    `solver` is a method for the Jacobian of G, whose matrix is formed by default. T
+    raises if the solve fails.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -193,7 +158,7 @@ def newton(
 def _forward_step(
     check: Check, objective: Objective, step_size: ArrayLike, **functions: Any
 ) -> Map:
-    """The step y - η ∇_y objective(y, args), for a map that also needs functions."""
+    """The step y - η ∇_y objective(y, args); also checks the map's other functions."""
     check.function(**functions)
     check.positive(step_size=step_size)
     gradient = gradient_of(check, objective)

@@ -1,4 +1,4 @@
-"""Backpropagation through the steps, the alternative to implicit differentiation."""
+"""Backpropagation through a solver's steps, instead of implicit differentiation."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,15 +25,15 @@ def unroll(
 ) -> Params:
     """Runs y <- step(y, args) `num_steps` times, differentiable through the last K.
 
-    With Ξ a step, A_t = ∂_yΞ and B_t = ∂_θΞ at y_t, T steps and K of them kept:
+    With Ξ the step, A_t = ∂_yΞ and B_t = ∂_θΞ at y_t, and K of the T steps kept:
 
         ẏ = Σ_{t=T-K..T-1} A_{T-1} ... A_{t+1} B_t θ̇
 
     At a fixed point this is Σ_{j<K} Aʲ B θ̇, the first K terms of the Neumann series
     for (I - A)⁻¹ B, which `ok.Neumann(K)` in `ok.implicit_fixed_point` sums without
-    storing anything. If steps contract by ρ, truncation is off by ρᴷ. Unlike an
-    implicit derivative, this is the derivative of what was computed, converged or not,
-    and with K = T also with respect to y0.
+    storing anything. If steps contract by ρ, the truncation error is ρᴷ. Unlike an
+    implicit derivative, this is the derivative of the computed y, converged or not. If
+    K = T, y0 has a derivative too.
 
     Args:
         step: step(y, args) -> y, pure; it may close over traced values.
@@ -43,7 +43,7 @@ def unroll(
         truncate: K in 1, ..., T; default T. The first T - K steps store nothing and
             have no derivative.
         checkpoint_every: c >= 1. Reverse mode then stores K/c iterates and what c
-            steps need, and evaluates each step once more; c = √K stores least. By
+            steps need, and evaluates each step once more; c = √K stores the least. By
             default it stores what all K steps need.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The report of `ok.check_implicit`: its numbers, and what they mean in words."""
+"""The report of `ok.check_implicit`: numbers, and what they mean."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ class ImplicitReport(NamedTuple):
         residual: |F(y, args)|.
         distance: |A⁻¹F| / |y|, a Newton step: how far y is from the solution.
         condition_number: of A = ∂_yF; if large, an estimate from below.
-        backward_residual: |b - A x| / |b|, the larger of A's and Aᵀ's.
+        backward_residual: |b - A x| / |b|, for A or Aᵀ, whichever is larger.
         error: of the implicit derivative, relative to the finite difference.
         noise: the relative difference of two finite differences.
         verdict: the conclusion.
@@ -45,13 +45,10 @@ class ImplicitReport(NamedTuple):
 def verdict(
     report: ImplicitReport, outcome: Any, *, rtol: float, eps: float, damping: Any
 ) -> str:
-    """The first cause that explains the error of the derivative, in a sentence or two.
+    """Returns the first cause that explains the error of the derivative, in words.
 
-    `outcome` is the result of the linear solves, `rtol` the accepted error, `eps` the
-    precision of the solution, and `damping` λ or None.
-
-    Returns:
-        The words.
+    `outcome` is the result of the linear solves, `rtol` the accepted error, `eps` that
+    of the solution's dtype, and `damping` λ or None.
     """
     off = f"off by about {report.distance:.0e} of its norm"
     if outcome != RESULTS.successful:

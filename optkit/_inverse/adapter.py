@@ -1,4 +1,4 @@
-"""Lineax solvers as methods: independent of the scale of b, with failures reported."""
+"""Lineax solvers as methods that do not depend on scale and report failure."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -72,9 +72,9 @@ def as_method(
 
 
 class Portable(eqx.Module):
-    """Any pytree in a form that crosses `jax.jit`: static, except for its arrays.
+    """Any pytree in a form that `jax.jit` accepts: static, except for its arrays.
 
-    Lineax keeps lists, which have no hash, in static fields of its states.
+    Lineax keeps lists, which cannot be hashed, in static fields of its states.
     """
 
     arrays: list[Array]
@@ -97,7 +97,7 @@ class Portable(eqx.Module):
 
 @dataclass(frozen=True)
 class _Static:
-    """The part of a pytree that is not arrays, compared by value."""
+    """A pytree without its arrays, compared by value."""
 
     leaves: list[Any]
     treedef: Any
@@ -110,7 +110,7 @@ def _allowed(solver: lx.AbstractLinearSolver, vector: Params) -> float:
     """The largest residual to accept, for a b of norm one."""
     tolerance = 0.0
     if isinstance(solver, _ITERATIVE):
-        # Its tolerances are for the largest entry.
+        # Lineax compares its tolerances with the largest entry.
         root = optax.tree.size(vector) ** 0.5
         tolerance = 10 * (float(solver.rtol) + float(solver.atol) * root)
     return max(tolerance, narrowest_eps(vector) ** 0.5)

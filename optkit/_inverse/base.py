@@ -5,8 +5,8 @@ and Lineax's solvers work here. It factorises once and then solves for many vect
 
     factor = method.factorise(A)      x, outcome, stats = method.apply(A, factor, b)
 
-An iterative method gets b scaled to entries near 1, in float32 or wider. So it does not
-depend on the scale of the loss or the dtypes of the leaves.
+An iterative method gets b in float32 or wider, scaled so that its largest entry is near
+1. So it does not depend on the scale of the loss or the dtypes of the leaves.
 """
 
 import abc
@@ -92,7 +92,7 @@ class AbstractInverse(lx.AbstractLinearSolver):
         return state, options
 
     def assume_full_rank(self) -> bool:
-        """True: the operator is invertible, or the solve fails."""
+        """True: if the operator is not invertible, the solve fails."""
         return True
 
 
@@ -117,7 +117,7 @@ class System(NamedTuple):
     b: Params  # its largest entry is in [1, 4), unless all are 0
     size: Array  # |b|
     like: Params  # the b that was passed, for its dtypes
-    is_symmetric: bool  # whether A is known to be
+    is_symmetric: bool  # whether A is known to be symmetric
 
     def goals(self, rtol: Any) -> "Goals":
         """The residuals to aim at, from a relative tolerance or None."""
@@ -141,9 +141,9 @@ class System(NamedTuple):
 class Goals(NamedTuple):
     """Norms of the residual b - A x."""
 
-    aim: Array  # by recurrence, which is off by some eps: then compute the true one
+    aim: Array  # by recurrence, off by a few eps: below it, compute the true residual
     wanted: Array  # of the true residual
-    accepted: Array  # if rounding prevents a smaller one; `wanted` for a user's rtol
+    accepted: Array  # where rounding prevents less; for a user's rtol, `wanted`
 
 
 class AbstractIterative(AbstractInverse):
@@ -199,7 +199,7 @@ def _(primals: Any, tangents: Any, *, slow: Any) -> tuple[PyTree, PyTree]:
 def with_derivative_of(slow: Any, inputs: PyTree, known: PyTree) -> PyTree:
     """Returns `known`, with the derivative of slow(inputs), which has the same value.
 
-    For values that are cheap from a factor, which is held constant. Only derivatives
-    recompute them from the operator.
+    For values that a factor makes cheap. The factor is held constant: only derivatives
+    recompute the values from the operator.
     """
     return _value(constant(known), inputs, slow=slow)

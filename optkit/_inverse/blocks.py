@@ -116,7 +116,7 @@ def _leaf_entry(u: Array, lower: Array, damping: Array, a: Array, b: Array) -> A
 def _per_block(
     f: Any, curvature: BlockLowRank, factor: BlockFactor, vector: Params
 ) -> Params:
-    """f(rows, factor, vector) in each block, joined."""
+    """Applies f(rows, factor, vector) to each block, and joins the results."""
     leaves, treedef = jax.tree.flatten(curvature.split(vector))
     rows = jax.tree.leaves(curvature.split(curvature.rows, 1))
     over_blocks = jax.vmap(f, in_axes=(1, 0, 0))
@@ -125,7 +125,7 @@ def _per_block(
 
 
 def _side(u: Array, dtype: Any) -> Array:
-    """The matrix to multiply by L⁻¹, so that dots of columns give entries: I or U_b."""
+    """I or U_b: the dot products of the columns of L⁻¹ times it give the entries."""
     return jnp.eye(u.shape[-1], dtype=dtype) if _is_dense(u) else u.astype(dtype)
 
 

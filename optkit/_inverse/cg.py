@@ -35,7 +35,7 @@ class _Scalars(NamedTuple):
     checked: Array  # rᵀr when r was last computed as b - A x
     top: Array  # the largest curvature pᵀAp / pᵀM⁻¹p so far
     is_indefinite: Array
-    is_last: Array  # no step follows
+    is_last: Array  # no more steps
     is_done: Array  # r is b - A x, and the iteration ends
 
     def stacked(self) -> Array:
@@ -51,24 +51,24 @@ class CG(AbstractIterative):
 
     until |b - A x| <= rtol |b|, by the true residual: once the recurrence for r has
     converged, b - A x is computed, and if it is too large, the method continues from
-    it, as iterative refinement. Further differences from `lx.CG`:
+    it, as in iterative refinement. Further differences from `lx.CG`:
 
     1. b is scaled by its largest entry and there is no absolute tolerance, so the
        relative error is the same for a loss times 1e-9 and times 1e9;
     2. leaves may have different dtypes; x, r and all scalars are in float32 or wider;
-    3. directions of negative curvature, or of zero curvature to rounding, stop the
-       method and are reported. The operator need not be tagged positive definite.
+    3. if a direction has negative curvature, or zero curvature to rounding, the method
+       stops and reports it. The operator need not be tagged positive definite.
 
-    Costs one product per step and per residual, about ½ √κ ln(2/rtol) in all, with
-    κ = (λ_max + λ) / (λ_min + λ). Damping is the cheapest way to reduce it.
+    It costs one product per step and per residual, about ½ √κ ln(2/rtol) in all, with
+    κ = (λ_max + λ) / (λ_min + λ). Damping is the cheapest way to reduce κ.
 
     `stats` has `num_steps`, `max_steps`, and `residual`, the true |b - A x| / |b|.
 
     Args:
-        rtol: the relative residual to reach, > 0; otherwise the solve has failed. At
-            least 4 eps of the narrowest leaf. Default 1e-5; up to √eps (3e-4 in
-            float32) is accepted where rounding prevents it, as in float32 at condition
-            numbers in the hundreds.
+        rtol: the relative residual to reach, > 0, or 4 eps of the narrowest leaf if
+            that is larger; a solve that misses it has failed. Default 1e-5; up to √eps
+            (3e-4 in float32) is accepted where rounding prevents it, as in float32 at
+            condition numbers in the hundreds.
         max_steps: default ten times the number of coordinates.
         preconditioner: M ≈ A⁻¹, a symmetric positive definite operator on the params,
             such as `ok.nystrom_preconditioner(P)` or an `ok.Inverse`. It changes the
@@ -105,7 +105,7 @@ class CG(AbstractIterative):
         self.preconditioner = constant(preconditioner)
 
     def factorise(self, operator: Operator) -> PyTree:
-        """Only checks that the preconditioner fits."""
+        """Checks that the preconditioner fits; there is nothing else to do."""
         if (m := self.preconditioner) is not None:
             pair = m.in_structure(), operator.in_structure()
             Check("ok.CG").like("the preconditioner's params", *pair, "the curvature's")
@@ -173,7 +173,7 @@ class CG(AbstractIterative):
             )
         )
         pq = dot(now.p, q)
-        # Relative to the largest, a curvature this small is rounding.
+        # A curvature this small, relative to the largest, is rounding.
         is_flat = pq <= jnp.finfo(pq.dtype).eps * old.top * old.pp
         is_step = ~is_check & ~is_flat & jnp.isfinite(pq)
         zero, one = jnp.zeros_like(pq), jnp.ones_like(pq)

@@ -1,7 +1,7 @@
-"""Columns of stacked rows: sums over all of them in chunks, and single ones by index.
+"""Columns of stacked rows: sums over all columns in chunks, and columns by index.
 
-The rows may fill most of the memory. So whatever converts columns to another precision
-does so for a chunk of them at a time.
+The rows may fill most of the memory, so columns are converted to another precision one
+chunk at a time.
 """
 
 import functools
@@ -31,9 +31,8 @@ def accurate_gram(rows: PyTree) -> Float[Array, "r r"]:
 
     With float64 enabled it is summed in float64, otherwise in float32 over chunks of
     columns with compensation (Kahan). For nearly parallel rows, a plain float32 sum is
-    off by more than the damping.
-
-    Rows that are sharded over devices use the plain product: slicing would gather them.
+    off by more than the damping. Rows that are sharded across devices use the plain
+    product, because slicing would gather them.
     """
     if any(_is_sharded(leaf) for leaf in jax.tree.leaves(rows)):
         return gram(rows).astype(small_dtype())
@@ -77,7 +76,7 @@ def _matmul(matrix: Array, u: Array) -> Array:
 
 
 def _by_chunks(f: Callable[[Array], Array], rows: PyTree) -> PyTree:
-    """f on the columns of each leaf, a chunk at a time; f maps (r, k) to (..., k)."""
+    """Applies f to the columns of each leaf by chunks; f maps (r, k) to (..., k)."""
 
     def over_leaf(u: Array) -> Array:
         flat = _flat(u)
@@ -108,7 +107,7 @@ def places(
 ) -> Iterator[tuple[Int[Array, "..."], Bool[Array, "..."]]]:
     """Yields for each leaf the index within it, clipped, and whether it lies there.
 
-    Coordinates count leaf after leaf.
+    The index counts coordinates leaf after leaf.
     """
     start = 0
     for leaf in jax.tree.leaves(rows):
@@ -119,7 +118,7 @@ def places(
 
 
 def columns(rows: PyTree, index: Int[Array, "..."]) -> Float[Array, "r ..."]:
-    """Columns by coordinate; NaN for one out of range."""
+    """Columns by coordinate; NaN if the coordinate is out of range."""
     dtype = common_dtype(rows)
     found = jnp.full((num_rows(rows), *index.shape), jnp.nan, dtype)
     leaves = jax.tree.leaves(rows)

@@ -37,7 +37,7 @@ class _Cycle(NamedTuple):
     k: Array
     norm: Array  # the smallest residual over the rows so far, by recurrence
     is_finite: Array
-    is_over: Array  # the rows span an invariant space
+    is_over: Array  # whether the rows span an invariant space
 
 
 class GMRES(AbstractIterative):
@@ -45,27 +45,23 @@ class GMRES(AbstractIterative):
 
         min_x |b - A x|    over x in x_0 + span{r_0, A r_0, ..., Aᵐ⁻¹ r_0}
 
-    then again from its minimiser, until |b - A x| <= rtol |b|, by the true residual.
-    Use it for the Jacobians of roots and fixed points, where `ok.CG` does not apply.
-    Differences from `lx.GMRES`:
+    restarted from its minimiser until |b - A x| <= rtol |b|, by the true residual. Use
+    it for the Jacobians of roots and fixed points, where `ok.CG` does not apply. Unlike
+    `lx.GMRES`, it has no absolute tolerance, so the relative error does not depend on
+    the scale of b; leaves may have different dtypes, and all that is kept is in float32
+    or wider; and rows are orthogonalised twice, so they stay orthogonal to rounding.
 
-    1. b is scaled by its largest entry and there is no absolute tolerance, so the
-       relative error is the same for a loss times 1e-9 and times 1e9;
-    2. leaves may have different dtypes; all that is kept is in float32 or wider;
-    3. rows are orthogonalised twice, so they stay orthogonal to rounding.
-
-    Exact, to rounding, in as many steps as there are coordinates, if `restart` allows.
-    Costs one product per step and per restart, and the memory of `restart + 1` vectors.
-    The number of steps grows with the condition number of A if its eigenvalues surround
-    the origin. It is small if they cluster, as those of I - ∂T do for a contraction T.
+    It is exact, to rounding, in as many steps as there are coordinates, if `restart`
+    allows. It costs one product per step and per restart, and the memory of m + 1
+    vectors. The number of steps grows with the condition number of A if its eigenvalues
+    surround the origin. It is small if they cluster, as those of I - ∂T do for a
+    contraction T.
 
     `stats` has `num_steps`, `max_steps`, and `residual`, the true |b - A x| / |b|.
 
     Args:
-        rtol: the relative residual to reach, > 0; otherwise the solve has failed. At
-            least 4 eps of the narrowest leaf. Default 1e-5; up to √eps is accepted
-            where rounding prevents it, if the condition number of A appears to be below
-            1 / (100 eps).
+        rtol: as for `ok.CG`, except that the default accepts up to √eps only if the
+            condition number of A appears to be below 1 / (100 eps).
         restart: m, the number of vectors to keep. Default 30, or all of them for up to
             100 coordinates.
         max_steps: default ten times the number of coordinates.

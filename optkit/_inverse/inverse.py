@@ -27,12 +27,14 @@ from .base import (
     with_derivative_of,
 )
 
+WANTED = "what `ok.invert(C, method, damping=...)` returns"
+
 
 class Inverse(AbstractCurvature):
     """P = (C + λI)⁻¹, factorised once, for many right-hand sides. Made by `ok.invert`.
 
-    Arrays are leaves and the rest is static, so P crosses `jax.jit` with any method.
-    P x is differentiable in x, in λ and in the leaves of C.
+    Arrays are leaves and the rest is static, so you can pass P to a jitted function.
+    The product P x is differentiable in x, in λ and in the leaves of C.
 
     Attributes:
         operator: C + λI.
@@ -47,7 +49,7 @@ class Inverse(AbstractCurvature):
 
     @property
     def is_psd(self) -> bool:
-        """Whether C is known to be."""
+        """Whether C is known to be positive semidefinite."""
         return lx.is_positive_semidefinite(self.operator)
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
@@ -63,7 +65,7 @@ class Inverse(AbstractCurvature):
         return solution.result.error_if(solution.value, failed)
 
     def solve(self, vector: Params) -> lx.Solution:
-        """Returns P x and how the solve went, without raising an error for a failure.
+        """Returns P x and how the solve went; a failure does not raise.
 
         The solution has a `value`, like the vector; a `result`, an item of `ok.RESULTS`
         with text `ok.RESULTS[result]`; and `stats`, the statistics of the method.
@@ -96,9 +98,9 @@ class Inverse(AbstractCurvature):
         """Returns entries P_ab, for integers a and b whose shapes broadcast.
 
         Coordinates count as in `as_matrix()`: leaf after leaf in the order of
-        `jax.tree.leaves`, each in C order, from 0. For an index out of range, raises an
-        `IndexError`, or returns NaN if the index is traced. If the method does not know
-        its entries, each one costs a solve.
+        `jax.tree.leaves`, each in C order, from 0. An index out of range raises an
+        `IndexError`, or gives NaN if it is traced. If the method does not know its
+        entries, each one costs a solve.
         """
         check, size = Check("ok.invert(...).entry"), self.in_size()
         a, b = check.index("a", a, size), check.index("b", b, size)
@@ -123,7 +125,7 @@ def invert(
 ) -> Inverse:
     """Returns the inverse P = (C + λI)⁻¹ as an `ok.Inverse`, factorised once.
 
-    `jax.vmap(P.mv)` solves for many x together. P can be built inside a jitted function
+    `jax.vmap(P.mv)` solves for many x at once. P can be built inside a jitted function
     or passed to one.
 
     Args:
@@ -150,12 +152,6 @@ def invert(
     method = as_method(solver, is_exact=solver.assume_full_rank())
     _, factor = method.init(constant(operator), {})
     return Inverse(operator, method, factor)
-
-
-def check_inverse(check: Check, inverse: Any) -> None:
-    """Raises a `TypeError` unless this is an `ok.Inverse`."""
-    wanted = "what `ok.invert(C, method, damping=...)` returns"
-    check.instance(Inverse, wanted, inverse=inverse)
 
 
 def _entry_by_solve(inputs: tuple[Inverse, Array, Array]) -> Array:

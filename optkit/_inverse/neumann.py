@@ -1,4 +1,4 @@
-"""The Neumann series: the inverse that a number of gradient steps approximates."""
+"""The Neumann series: the inverse that K gradient steps approximate."""
 
 from typing import Any, ClassVar
 
@@ -36,23 +36,23 @@ class Neumann(AbstractIterative):
         x = α Σ_{j=0..K-1} (I - αA)ʲ b
 
     This is exactly K steps of gradient descent on ½ xᵀAx - bᵀx from x = 0 with step
-    size α. With A the Hessian at a minimum, it equals differentiation through the last
-    K steps of an inner gradient descent with that step size. It converges for
+    size α. If A is the Hessian at a minimum, it equals differentiation through the last
+    K steps of gradient descent with that step size. It converges for
     0 < α < 2/λ_max, but slowly: x is off by (I - αA)ᴷ, so directions of curvature below
     1/(αK) are damped. It is linear in b, unlike conjugate gradients stopped early, so
     means over many b stay unbiased. Truncation is not a failure; divergence is.
 
     If A is symmetric, it costs K products, and the last one yields the true residual,
     (I - αA)ᴷ b. Otherwise it costs K - 1 products. Terms may then grow for a while, so
-    divergence is reported if the last term has grown and exceeds the first.
+    divergence is reported only if the last term has grown and exceeds the first.
 
     `stats` has `num_steps`, `step_size` and `residual`, the true |b - A x| / |b|, which
     is NaN if A is not symmetric.
 
     Args:
         num_terms: K >= 1.
-        step_size: α > 0. Default 1/λ_max of a symmetric A, estimated when P is made by
-            ten Lanczos steps from a fixed random vector, with their residual added.
+        step_size: α > 0. Default 1/λ_max of a symmetric A. Ten Lanczos steps from a
+            fixed random vector estimate λ_max when P is made; their residual is added.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -131,7 +131,7 @@ class Neumann(AbstractIterative):
 
 @eqx.filter_jit
 def _extreme_eigenvalues(operator: Operator) -> tuple[Array, Array]:
-    """Returns Lanczos' smallest eigenvalue, and a largest one that is rounded up.
+    """Returns Lanczos' smallest eigenvalue, and the largest plus its residual.
 
     With T = VᵀAV, of diagonal a and off-diagonal β, and θ, s its last eigenpair,
 

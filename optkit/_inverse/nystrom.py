@@ -48,14 +48,14 @@ class Nystrom(AbstractExplicitInverse):
     Exact if C has rank r or less. Otherwise it captures the r leading eigenvalues of C
     and treats the other directions as flat: it multiplies them by 1/λ. C must be
     positive semidefinite: a Gauss-Newton matrix or a Fisher rather than a Hessian away
-    from a minimum. Costs r products once, one after the other, and r times the memory
-    of the params. A vector then costs two passes over U.
+    from a minimum. It costs r products once, one after the other, and r times the
+    memory of the params. Each vector then costs two passes over U.
 
-    For a solution to tolerance, use it to speed up conjugate gradients:
+    To solve to a given tolerance, use it to speed up conjugate gradients:
     `ok.CG(preconditioner=ok.nystrom_preconditioner(P))`.
 
     `stats` has `rank` and `smallest_value`, the smallest of Λ. If λ is far below it, r
-    is too small. Products with bfloat16 params have three digits, so they show only the
+    is too small. Products with bfloat16 params have three digits, so they reveal only
     eigenvalues above λ_max / 100: a smaller λ needs float32 params, or `ok.Woodbury`.
 
     Args:
@@ -71,8 +71,8 @@ class Nystrom(AbstractExplicitInverse):
 
     Reference:
         Frangella, Tropp and Udell 2023, arXiv:2110.02820, Algorithm 2.1. Departs: (1)
-        an eigendecomposition of the r x r core instead of its Cholesky factor. If the
-        sketch meets a negative eigenvalue, it is reported rather than becoming NaN.
+        an eigendecomposition of the r x r core instead of its Cholesky factor, so that
+        a negative eigenvalue in the sketch is reported instead of giving NaN.
     """
 
     rank: int = eqx.field(static=True)
@@ -200,7 +200,8 @@ def _without_derivative(value: PyTree, operator: Operator) -> PyTree:
 @_without_derivative.def_jvp
 def _(primals: Any, tangents: Any) -> Any:
     del primals, tangents
-    raise NotImplementedError(
+    text = (
         "`P.diagonal()` by `ok.Nystrom` has no derivative. Differentiate `P.mv`, "
         "`P.entry`, or the diagonal by `ok.Woodbury`."
     )
+    raise NotImplementedError(text)

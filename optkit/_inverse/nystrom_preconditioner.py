@@ -12,7 +12,7 @@ from .._curvature.damped import split_damping
 from .._results import RESULTS, first_failure
 from .._types import Params
 from .._vector import all_finite, structure_of
-from .inverse import Inverse, check_inverse
+from .inverse import WANTED, Inverse
 from .nystrom import Nystrom, diagonal_of_update, update
 
 
@@ -42,9 +42,9 @@ class NystromPreconditioner(AbstractCurvature):
 def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
     """Returns an `ok.Nystrom` inverse as a preconditioner for conjugate gradients.
 
-    M = (Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU, with Λ_r the smallest eigenvalue in Λ. The r
-    leading eigenvalues of C + λI become Λ_r + λ and the others stay, so the condition
-    number becomes about (Λ_r + λ) / (λ_min + λ).
+    M = (Λ_r + λ) Uᵀ(Λ + λ)⁻¹U + I - UᵀU, with Λ_r the smallest eigenvalue in Λ. It
+    turns the r leading eigenvalues of C + λI into Λ_r + λ and leaves the others
+    unchanged, so the condition number becomes about (Λ_r + λ) / (λ_min + λ).
 
     Args:
         inverse: `ok.invert(C, ok.Nystrom(...), damping=λ)`. If C is not finite, or not
@@ -62,7 +62,7 @@ def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
         Frangella, Tropp and Udell 2023, arXiv:2110.02820, equation 1.3.
     """
     check = Check("ok.nystrom_preconditioner")
-    check_inverse(check, inverse)
+    check.instance(Inverse, WANTED, inverse=inverse)
     got = type(inverse.solver).__name__
     text = f"needs an inverse by `ok.Nystrom(rank, key=key)`, got one by `{got}`."
     check.that(isinstance(inverse.solver, Nystrom), text)

@@ -22,8 +22,8 @@ class OneStep(AbstractInverse):
 
     For a minimum, A is the Hessian. This is one step of gradient descent with step size
     α, and for α = 1 the T1-T2 hypergradient. It is off by (A⁻¹ - αI) b, mostly in
-    directions of small curvature. For α below 1/λ_max, x has a positive inner product
-    with the exact A⁻¹b.
+    directions of small curvature. If α < 1/λ_max, x has a positive inner product with
+    the exact A⁻¹b.
 
     Args:
         step_size: α > 0.

@@ -22,7 +22,7 @@ from .._vector import (
     subtract,
 )
 from .base import raise_if_failed, with_derivative_of
-from .inverse import Inverse, check_inverse
+from .inverse import WANTED, Inverse
 from .woodbury import GramFactor, damped_gram
 
 
@@ -46,13 +46,13 @@ def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
         Array([0.25, 0.25], dtype=float32)
     """
     check = Check("ok.solve_rows")
-    check_inverse(check, inverse)
+    check.instance(Inverse, WANTED, inverse=inverse)
     curvature, damping = split_damping(inverse.operator)
     factor = inverse.factor
     pair = f"`{type(curvature).__name__}` by `{type(inverse.solver).__name__}`"
     text = f"needs an inverse of `LowRank` by `ok.Woodbury`, got {pair}. Use `P.mv`."
     check.that(isinstance(factor, GramFactor), text)
-    advice = "Pass one per row; for many vectors, `jax.vmap` it."
+    advice = "Pass one per row; for many vectors, use `jax.vmap`."
     check.shapes(advice, coefficients=(coefficients, factor.values.shape))
     known = _solve_rows(curvature.rows, factor, damping, coefficients)
     inputs = (curvature.rows, damping, coefficients)
@@ -66,7 +66,7 @@ def solve_rows(inverse: Inverse, coefficients: Float[Array, " r"]) -> Params:
 # (i) Eigenvectors are off by eps, which mixes the parts of small and large σ. One step
 #     of iterative refinement with the rows corrects this, separately for the part of c
 #     where σ is zero to rounding and for the rest. It is not needed if the Gram matrix
-#     is wider than the rows.
+#     has a wider dtype than the rows.
 #
 # (ii) The first of these parts, a = V₀V₀ᵀc, is a combination of rows that is zero for
 #     equal rows and small for nearly equal ones. Dividing its terms by λ would give a

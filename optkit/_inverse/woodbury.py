@@ -41,21 +41,21 @@ class Woodbury(AbstractExplicitInverse):
 
         (λI + UᵀU)⁻¹ x = (x - Uᵀ(λI + UUᵀ)⁻¹ U x) / λ
 
-    For an `ok.LowRank` curvature, such as `ok.empirical_fisher(...)`, and for its
+    It inverts an `ok.LowRank` curvature, such as `ok.empirical_fisher(...)`, or its
     `block_diagonal(B)`, where each block of B coordinates has its own Gram matrix.
-    Factorising costs r² n multiplications once and stores r² numbers beside the rows.
+    Factorising costs r² n multiplications once and stores r² numbers besides the rows.
     A product reads the rows twice. This is M-FAC's static algorithm.
 
     The Gram matrix is summed in twice the precision and decomposed into eigenvalues
-    rather than Cholesky factors. So equal rows, or a λ below the rounding of its
-    entries, are not a failure. λ must be positive.
+    rather than Cholesky factors. So neither equal rows nor a λ below the rounding of
+    its entries makes it fail. λ must be positive.
 
     In float32 the difference above loses about eps/λ ‖x‖ to rounding. If x is a
-    combination of rows, use `ok.solve_rows`, which does not.
+    combination of rows, `ok.solve_rows` avoids this loss.
 
     Args:
-        store_whitened: also store W = (λI + UUᵀ)^-½ U, which is as large as the rows.
-            An entry of P then costs O(r) instead of O(r²).
+        store_whitened: whether to store W = (λI + UUᵀ)^-½ U too, which is as large as
+            the rows. An entry of P then costs O(r) instead of O(r²).
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -169,7 +169,7 @@ def _low_rank_diagonal(root: Array, rows: PyTree, damping: Array) -> Params:
     return jax.tree.map(finish, column_squares(root, rows), rows)
 
 
-# The same from a Cholesky factor, for derivatives only: eigenvectors have no derivative
+# The diagonal from a Cholesky factor, for derivatives only: eigenvectors have none
 # where eigenvalues are equal.
 
 

@@ -24,7 +24,7 @@ def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
     Args:
         params: the weights w of a trained model.
         inverse: P, with a known diagonal: `ok.invert(..., ok.Woodbury(), damping=...)`.
-            Others, such as one by `ok.CG()`, raise a `NotImplementedError`.
+            Other methods, such as `ok.CG()`, raise a `NotImplementedError`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok

@@ -1,4 +1,4 @@
-"""The optimal brain surgeon: remove weights and let the others make up for them.
+"""The optimal brain surgeon removes weights and moves the others to compensate.
 
 To second order, setting weight i to zero costs w_i² / (2 P_ii), with P the inverse
 curvature, if the others move by -P e_i w_i / P_ii.
@@ -41,7 +41,7 @@ def obs_prune(
     mask: PyTree = True,
     update: UpdateRule = obs_summed,
 ) -> Pruned:
-    """Removes the weights of least saliency and moves the others to make up for them.
+    """Removes the weights of least saliency and moves the others to compensate.
 
     Args:
         params: the weights of a trained model.
@@ -52,8 +52,8 @@ def obs_prune(
             afterwards, including those already removed. Weights that tie at the
             threshold are all removed.
         kept: what the last round kept; its zeros stay zero. Default: all.
-        mask: a pytree prefix of booleans: which weights may be removed. The others,
-            such as biases, move but are never removed.
+        mask: a pytree prefix of booleans that marks the weights that may be removed.
+            The others, such as biases, move but are never removed.
         update: how the others move: `ok.obs_summed`, `ok.obs_joint`, or any function
             (params, inverse, removed) -> params.
 
@@ -94,8 +94,8 @@ def _round(
     params = eqx.error_if(
         params,
         ~all_finite(params),
-        f"`{check.call}` got weights that are NaN or infinite and have no saliency. "
-        f"Check the training that produced them.",
+        f"`{check.call}` got weights that are NaN or infinite, so they have no "
+        f"saliency. Check the training that produced them.",
     )
     saliency = only(kept, obs_saliency(params, inverse))
     removed = smallest(count, saliency, may)
@@ -150,7 +150,7 @@ def obs_prune_gradually(
         2
 
     Reference:
-        Frantar et al. 2021, arXiv:2107.03356, the authors' code: 16 rounds a step.
+        Frantar et al. 2021, arXiv:2107.03356, whose code takes 16 rounds a step.
     """
     check = Check("ok.obs_prune_gradually")
     _check_sparsity(check, sparsity)

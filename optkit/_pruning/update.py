@@ -22,13 +22,9 @@ def obs_summed(
 
         w <- w - P Σ_{i in S} e_i w_i / P_ii,   then w_S = 0
 
-    Takes one product with P. It ignores interactions within S, so remove few weights at
-    a time: `ok.obs_prune_gradually`.
-
-    Args:
-        params: the weights w.
-        inverse: P, with a known diagonal.
-        removed: S, a pytree of booleans like the params.
+    `removed` is S, a pytree of booleans like the params w. `inverse` is P, with a known
+    diagonal. It takes one product with P and ignores interactions within S, so remove
+    few weights at a time, as `ok.obs_prune_gradually` does.
 
     Reference:
         Frantar et al. 2021, arXiv:2107.03356, and the authors' code.
@@ -47,14 +43,10 @@ def obs_joint(
 
         w <- w - P E (Eᵀ P E)⁻¹ Eᵀ w,   E the columns of the identity in S,
 
-    minimises the second-order loss over all w with w_S = 0. Conjugate gradients solve
-    the inner system, in exact arithmetic with at most |S| products with P. Use it for
-    small sets.
-
-    Args:
-        params: the weights w.
-        inverse: P.
-        removed: S, a pytree of booleans like the params.
+    minimises the second-order loss over all w with w_S = 0. The arguments are those of
+    `ok.obs_summed`, but the diagonal of P need not be known. Conjugate gradients solve
+    the inner system, which takes at most |S| products with P in exact arithmetic. Use
+    it for small sets.
 
     Reference:
         Singh and Alistarh 2020, arXiv:2004.14340, appendix on joint removal.

@@ -17,21 +17,12 @@ def guard(
     doubtful: tuple[tuple[Any, Any], ...] = (),
     always: dict[str, Any],
 ) -> tuple[Any, Any]:
-    """The state after a step, or before it if something fatal happened.
+    """Returns the state, and `info` with the first result that holds.
 
-    A batch with a NaN, or a step that overflows, then changes only the fields in
-    `always`, such as the count, so that the next step draws another batch.
-
-    Args:
-        before: the state before the step, a NamedTuple.
-        after: the state after it.
-        info: of the step.
-        fatal: pairs (holds, result) that discard the step.
-        doubtful: pairs (holds, result) that are reported, but keep the step.
-        always: fields of the state that advance in any case.
-
-    Returns:
-        The state, and `info` with the first result that holds.
+    The state is `after` the step, or `before` it if a pair (holds, result) in `fatal`
+    holds. Pairs in `doubtful` are reported, but keep the step. The fields in `always`,
+    such as the count, advance in any case, so after a NaN or an overflow the next step
+    draws another batch.
     """
     is_lost = jnp.asarray(False)
     for holds, _ in fatal:

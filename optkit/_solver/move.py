@@ -10,7 +10,7 @@ from .._check import Check
 from .._types import Params
 from .._vector import norm, subtract
 
-_ADVICE = "A step must return what it was given, so that it compiles once."
+_ADVICE = "Keep structure, shapes and dtypes, so that a step compiles once."
 
 Projection: TypeAlias = Callable[[Params], Params]
 """From a variable to the nearest point of its set, as in `optax.projections`."""
@@ -46,7 +46,7 @@ class Move(NamedTuple):
 def mover(
     check: Check, name: str, project: Projection | None = None, **tx: Any
 ) -> Move:
-    """A `Move` by a transform, which is passed under the user's name for it."""
+    """Makes a `Move` from a transform, passed under the user's name for it."""
     check.transform(**tx)
     check.optional.function(**{f"project_{name}": project})
     (transform,) = tx.values()

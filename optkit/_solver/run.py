@@ -1,4 +1,4 @@
-"""A loop around a solver for scripts and notebooks: compiled, reported, resumable."""
+"""A compiled, resumable loop around a solver, with reports."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -43,9 +43,9 @@ def run(
 
     If `batches` is a function of the step, batches are made inside one compiled loop
     that returns to Python after every `every` steps. It compiles once per solver and
-    function of batches, whatever the number of steps, so a run resumed from a saved
+    function of batches, for any number of steps, so a run resumed from a saved
     state equals an uninterrupted one bit for bit. To save a state, store
-    `jax.tree.leaves(state)`; to load it, put them into the structure of a new
+    `jax.tree.leaves(state)`; to load it, unflatten them into the structure of
     `solver.init(x, y)`.
 
     Args:
@@ -53,15 +53,14 @@ def run(
             jax.vmap(step, in_axes=(0, None)))`.
         state: from `solver.init`, or from an earlier run, which then continues. It is
             neither changed nor donated.
-        batches: a pure, traced function of the number of the step: `lambda k:
+        batches: a pure, traced function of the step number: `lambda k:
             jax.tree.map(lambda a: a[jax.random.randint(jax.random.fold_in(key, k),
             (64,), 0, n)], data)`. Or an iterable with one batch per step, such as a
-            data loader; you must restore its position yourself.
-        num_steps: how many steps to take, >= 1. An iterable that ends sooner ends the
-            run.
-        report: called after every `every` steps and after the last with the number of
-            steps since `solver.init` and the last info in NumPy. Use it for a progress
-            bar, or raise in it to stop.
+            data loader, whose position you must restore yourself.
+        num_steps: how many steps to take, >= 1. The run ends early if an iterable does.
+        report: report(number, info), called after every `every` steps and after the
+            last, with the number of steps since `solver.init` and the last info in
+            NumPy. Use it for a progress bar, or raise an error in it to stop.
         every: the number of steps in a compiled loop.
         first: the number of the first step; default is the `count` of the state.
 
@@ -71,8 +70,8 @@ def run(
         discarded, and the run continues with the next batch.
 
     Raises:
-        TypeError: if `solver` is not an `ok.Solver`, or `batches` neither a function
-            nor an iterable.
+        TypeError: if `solver` is not an `ok.Solver`, or if `batches` is neither a
+            function nor an iterable.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
@@ -105,9 +104,8 @@ def run(
         history.append(infos)
         if report is not None:
             report(position, jax.tree.map(lambda a: a[-1], infos))
-    check.that(
-        history, "needs batches, got an iterable without batches. Pass a new one."
-    )
+    text = "needs batches, got an iterable without batches. Pass a new one."
+    check.that(history, text)
     joined = jax.tree.map(lambda *parts: np.concatenate(parts), *history)
     return Run(last, joined)
 
@@ -136,8 +134,8 @@ def _compiled(
         yield state, end, jax.tree.map(lambda a, n=size: np.asarray(a)[:n], infos)
 
 
-# The ends of a chunk are data, not shapes: chunks of any length run one program, and
-# the result does not depend on where a run is cut.
+# The ends of a chunk are data, not shapes: chunks of any length run the same program,
+# and the result does not depend on where a run is cut.
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _advance(
     solver: Solver,

@@ -25,8 +25,9 @@ def project_blocks(
 ) -> Float[Array, " r"]:
     """Returns Ux in float32 or wider, without a float32 copy of narrow rows.
 
-    With a row w in `about`, computes (U - 1wᵀ)x + 1(wᵀx), so that what the rows share
-    with w is subtracted before rounding. `r` is the number of rows, for empty trees.
+    With a row w in `about`, it computes (U - 1wᵀ)x + 1(wᵀx), so that what the rows
+    share with w is subtracted before rounding. `r` is the number of rows, which an
+    empty tree lacks.
     """
 
     def projected(u: Array, a: Array, w: Array | None = None) -> Array:
@@ -52,7 +53,7 @@ def combine_blocks(
 ) -> PyTree:
     """Returns Uᵀc in float32 or wider, without a float32 copy of narrow rows.
 
-    With a row w in `about`, computes (U - 1wᵀ)ᵀc + (1ᵀc)w, as in `project_blocks`.
+    With a row w in `about`, it computes (U - 1wᵀ)ᵀc + (1ᵀc)w, as `project_blocks`.
     """
 
     def combined(u: Array, w: Array | None = None) -> Array:

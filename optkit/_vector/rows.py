@@ -1,4 +1,4 @@
-"""Stacked rows: a real matrix U of r rows as a pytree whose leaves lead with axis r.
+"""Stacked rows: a real matrix U of r rows as a pytree with r as each leaf's first axis.
 
 Sums are accumulated in float32 or wider, without TF32.
 """
@@ -33,7 +33,7 @@ def zero_rows(num: int, tree: PyTree) -> PyTree:
 
 
 def project(rows: PyTree, x: PyTree) -> Float[Array, " r"]:
-    """Ux: the dot of each row with x."""
+    """Ux: the dot product of each row with x."""
     dtype = common_dtype((rows, x))
     dots = jax.tree.map(lambda u, a: contract(u, a, 1), rows, x)
     return sum_of(dtype, (num_rows(rows),), dots)
@@ -57,7 +57,7 @@ def combine(c: Float[Array, " r"], rows: PyTree) -> PyTree:
 
 
 def gram(rows: PyTree) -> Float[Array, "r r"]:
-    """UUᵀ: the dots of all pairs of rows."""
+    """UUᵀ: the dot products of all pairs of rows."""
     r = num_rows(rows)
     dots = jax.tree.map(lambda u: _product(u, u, 1, 1), rows)
     return sum_of(common_dtype(rows), (r, r), dots)

@@ -54,8 +54,8 @@ def safe_norm(tree: PyTree) -> Float[Array, ""]:
 
 
 # Dividing by 1e38 fails: a compiler may multiply by the reciprocal instead, which is
-# below the smallest normal float and flushed to zero. The same happens where it fuses
-# two divisions. So the power of two and its reciprocal are made from exponent bits.
+# below the smallest normal float and flushed to zero. The same happens if it fuses two
+# divisions. So the power of two and its reciprocal are built from exponent bits.
 def _power_of_two(x: Array) -> tuple[Array, Array]:
     """The power of two below x > 0 that has a reciprocal, and the reciprocal."""
     info = jnp.finfo(x.dtype)

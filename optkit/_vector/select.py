@@ -11,10 +11,10 @@ from .structure import common_dtype
 def smallest(count: ArrayLike, tree: PyTree, mask: PyTree) -> PyTree:
     """Returns booleans that mark the `count` smallest entries where the mask is true.
 
-    Entries are compared over all leaves and should be non-negative: NaN and negative
-    ones rank last. Entries that tie at the threshold are all marked. Bits of
-    non-negative floats, read as integers, keep their order. So bisection on bits finds
-    the threshold exactly, from counts alone.
+    Entries are compared across leaves and should be non-negative: NaN and negative ones
+    rank last. Entries that tie at the threshold are all marked. Read as integers, the
+    bits of non-negative floats have the same order as the floats. So bisection on bits
+    finds the threshold exactly, from counts alone.
     """
     dtype = common_dtype(tree)
     num_bits = 8 * jnp.dtype(dtype).itemsize

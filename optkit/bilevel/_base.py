@@ -1,4 +1,4 @@
-"""What all bilevel solvers share: their info, their batches, and the basic gradients.
+"""What all bilevel solvers share: their info, batches, and basic gradients.
 
     min_x F(x, y*(x))    y*(x) in argmin_y g(x, y)
 
@@ -28,13 +28,13 @@ Objective: TypeAlias = Callable[[Params, Params, Batch], Float[Array, ""]]
 
 
 class BilevelInfo(NamedTuple):
-    """A report on one step. What a solver does not compute is NaN.
+    """A report on one step. Numbers that a solver does not compute are NaN.
 
     Attributes:
         value: F at the (x, y) where its gradient was taken.
         lower: g there.
-        hypergradient_norm: of the estimate that moved x.
-        residual_norm: |∇_y g|, or of the projected step of y if y is constrained.
+        hypergradient_norm: the norm of the estimate that moved x.
+        residual_norm: |∇_y g|, or that of the projected step if y is constrained.
         penalty: the weight λ of g relative to F, or 1/σ.
         result: an item of `ok.RESULTS`, which says what went wrong, if anything.
         linear_residual: |H v - ∇_y F| / |∇_y F|, for methods that solve for v.
@@ -50,7 +50,7 @@ class BilevelInfo(NamedTuple):
 
 
 class Batches(NamedTuple):
-    """One batch per gradient, for the independent samples of the papers.
+    """One batch per gradient, for methods that need independent samples.
 
     Pass it to `step` as the batch; any other pytree is shared by all gradients. Fields
     that a solver does not use are ignored. If a step takes T inner steps, the leaves of

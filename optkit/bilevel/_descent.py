@@ -1,4 +1,4 @@
-"""Descent along hypergradients, with a lower variable that starts warm."""
+"""Descent along hypergradients, with a warm start for the lower variable."""
 
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from ._base import (
     inner_step,
     objectives_of,
 )
-from ._hypergradient import AbstractHypergradient, check_method
+from ._hypergradient import METHOD, AbstractHypergradient
 
 
 class DescentState(NamedTuple):
@@ -33,7 +33,7 @@ class DescentState(NamedTuple):
     y: Params
     outer: PyTree
     inner: PyTree
-    memory: PyTree  # of the method: v, if the linear solve starts warm
+    memory: PyTree  # of the method: v, if the linear solve has a warm start
     count: Int[Array, ""]  # of calls
 
 
@@ -52,15 +52,15 @@ def hypergradient_descent(
 
         T times: y <- y - ρ ∇_y g(x, y)        then x <- x - γ ∇Φ(x, y)
 
-    ρ and γ stand for the transforms; the method defines ∇Φ(x, y). y and the state of
-    its transform carry over from step to step. With this warm start a few inner steps,
-    or one, are enough. `ok.bilevel.Implicit(..., warm_start=True)` carries over v too.
+    ρ and γ stand for the transforms; the method defines ∇Φ(x, y). y and its opt_state
+    carry over from step to step. With this warm start a few inner steps, or even one,
+    are enough. `ok.bilevel.Implicit(..., warm_start=True)` carries over v too.
 
     `ok.bilevel.Unrolled` and `ok.bilevel.ForwardMode` take the steps of y themselves,
-    with a fresh transform state, and y continues from where they end: pass no `inner`.
+    with a fresh opt_state, and y continues from where they end. So pass no `inner`.
 
-    The state holds x, y, the states of the transforms, and a warm v: with plain
-    `optax.sgd`, |x| + |y| or |x| + 2|y| numbers.
+    The state holds x, y, the opt_states, and v if it is kept: with plain `optax.sgd`,
+    |x| + |y| or |x| + 2|y| numbers.
 
     Args:
         upper: F, upper(x, y, batch) -> scalar.
@@ -70,17 +70,17 @@ def hypergradient_descent(
         inner: the optax transform of y, for methods that do not move y.
         inner_steps: T >= 1, the steps of y before each step of x.
         project_x: onto the constraint set of x, after each of its steps.
-        project_y: onto the constraint set of y, after each of its steps. If it is
-            active, use `ok.bilevel.ImplicitProjected`: `ok.bilevel.Implicit` is wrong.
+        project_y: onto the constraint set of y, after each of its steps. Where it is
+            active, `ok.bilevel.Implicit` is wrong: use `ok.bilevel.ImplicitProjected`.
 
     Returns:
         An `ok.Solver`. A batch is shared, or an `ok.bilevel.Batches` with T batches in
-        `lower_y`, that of F in `upper_x`, and that of g's second derivatives in
+        `lower_y`, one for F in `upper_x`, and one for g's second derivatives in
         `lower_x`. `info.result` reports the linear solve. A step that is not finite
         changes only `count`.
 
     Raises:
-        ValueError: if `inner` is missing or not wanted.
+        ValueError: if the method needs `inner` and it is missing, or the reverse.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
@@ -102,7 +102,7 @@ def hypergradient_descent(
     """
     check = Check("ok.bilevel.hypergradient_descent")
     objectives = objectives_of(check, upper, lower)
-    check_method(check, method)
+    check.instance(AbstractHypergradient, METHOD, method=method)
     check.count(inner_steps=inner_steps)
     move_x = mover(check, "x", project_x, outer=outer)
     move_y = _inner_mover(check, method, inner, inner_steps, project_y)

@@ -40,14 +40,14 @@ def f2sa(
     y at any λ. For the paper's form, a step α of ∇f + λ∇g, pass
     `inner_y=optax.chain(ok.bilevel.scale_by_penalty(), optax.sgd(alpha))`. The error of
     y and z is multiplied by λ: as λ grows, let x move slower or raise `inner_steps`.
-    Their noise is multiplied too, except for what they share: in `ok.bilevel.Batches`,
-    give `lower_y` and `lower_z` the same samples.
+    Their noise is multiplied too, unless they share it: in `ok.bilevel.Batches`, give
+    `lower_y` and `lower_z` the same samples.
 
     The fixed point is biased by O(1/λ), and rounding adds O(λ eps), so λ above
     1 / sqrt(eps) is useless (3e3 in float32, 11 in bfloat16). A constant λ converges
-    faster, to a point biased by 1/λ. `info.result` reports if steps or penalty leave
-    the bounds of an `ok.bilevel.f2sa_schedule`, if λ falls, if y and z agree to
-    rounding, and if a gradient is not finite: then x, y and z are not changed.
+    faster, to a point biased by 1/λ. `info.result` reports if the step sizes or the
+    penalty leave the bounds of an `ok.bilevel.f2sa_schedule`, if λ falls, if y and z
+    agree to rounding, and if a gradient is not finite: then x, y and z do not move.
 
     Departs: (1) the gradient of y is divided by λ; (2) x and y may be constrained.
 

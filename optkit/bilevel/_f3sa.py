@@ -41,27 +41,18 @@ def f3sa(
         ∇_y, at y    (x_k, y_k)               (x_{k-1}, y_{k-1})
         ∇_x          (x_k, y_{k+1}, z_{k+1})  (x_{k-1}, y_k, z_k)
 
-    A step costs twice that of `ok.bilevel.f2sa` with one inner step, and the state also
+    A step costs twice one of `ok.bilevel.f2sa` with one inner step, and the state also
     holds five estimates and the last x, y and z. Momentum pays off if noise limits the
-    step sizes. The remarks of `ok.bilevel.f2sa` on transforms, penalty and `info` hold.
+    step sizes. The remarks of `ok.bilevel.f2sa` on transforms, penalty and `info`
+    apply. `decay` is β, a number in [0, 1) or a function of the step such as
+    `ok.bilevel.f3sa_schedule(...).decay`; it is 0 in the first two steps. The other
+    arguments are as for `ok.bilevel.f2sa`.
 
-    Departs: (1) and (2) as `ok.bilevel.f2sa`; (3) the two estimates of ∇_x g, which
+    Departs: (1) and (2) as in `ok.bilevel.f2sa`; (3) the two estimates of ∇_x g, which
     share sample and weight, are kept as their difference, with less rounding.
 
-    Args:
-        upper: f(x, y, batch), a scalar.
-        lower: g(x, y, batch), a scalar.
-        outer: the transform of x.
-        inner: the transform of z and y.
-        penalty: λ, as for `ok.bilevel.f2sa`.
-        decay: β, a number in [0, 1) or a function of the step, such as
-            `ok.bilevel.f3sa_schedule(...).decay`; 0 in the first two steps.
-        inner_y: the transform of y, if it differs.
-        project_x: onto the constraint set of x, after each of its steps.
-        project_y: onto that of y, after each step of y and z.
-
     Returns:
-        An `ok.Solver`, as `ok.bilevel.f2sa`. Batches have no axis of inner steps.
+        An `ok.Solver`, as from `ok.bilevel.f2sa`. Batches have no axis of inner steps.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok

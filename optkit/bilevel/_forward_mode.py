@@ -1,4 +1,4 @@
-"""Hypergradients by forward mode: Z_{t+1} = A_t Z_t + B_t beside the steps of y."""
+"""Hypergradients by forward mode: Z_{t+1} = A_t Z_t + B_t along the steps of y."""
 
 import equinox as eqx
 import jax
@@ -21,18 +21,13 @@ class ForwardMode(AbstractPath):
         Z_{t+1} = A_t Z_t + B_t    ∇Φ ≈ ∇_x F + Z_Tᵀ ∇_y F
 
     It gives the same number as `ok.bilevel.Unrolled` without truncation, but its memory
-    does not grow with T: Z has one row like y per entry of x. It costs T gradients, and
-    a derivative of each for every entry of x. Use it for few hyperparameters and long
-    paths.
+    does not grow with T: Z has one row like y for each entry of x. It costs T
+    gradients, and a derivative of each for every entry of x. Use it for few
+    hyperparameters and many steps.
 
-    With `optax.adam`, set `eps_root`, for example to 1e-8: the derivative of its square
-    root is NaN if a gradient of y is zero, as for weights that are not used yet.
-
-    Args:
-        num_steps: T >= 1.
-        inner: the optax transform of y. Its state is fresh in every hypergradient.
-        project_y: onto the constraint set of y, after each step.
-        chunk: how many rows of Z to advance at a time; default all.
+    `num_steps` is T. `inner`, which needs an `eps_root` if it is `optax.adam`, and
+    `project_y` are as for `ok.bilevel.Unrolled`. `chunk` is the number of rows of Z to
+    advance at a time, by default all.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok

@@ -33,6 +33,8 @@ from ._base import (
     upper_gradients,
 )
 
+METHOD = "a method such as `ok.bilevel.Implicit(ok.CG())`"
+
 
 class HypergradientInfo(NamedTuple):
     """A report on one hypergradient.
@@ -40,11 +42,11 @@ class HypergradientInfo(NamedTuple):
     Attributes:
         value: F where the hypergradient was taken.
         lower: g there.
-        y: the y given, or the one that the unrolled steps reached.
+        y: the given y, or the y that unrolled steps reached.
         direct: ∇_x F, the part that does not go through y.
-        residual_norm: |∇_y g|, or of the projected step if y is constrained.
-        linear_residual: |H v - ∇_y F| / |∇_y F|; NaN if nothing is solved.
-        result: an item of `ok.RESULTS`: how the solve ended.
+        residual_norm: |∇_y g|, or that of the projected step if y is constrained.
+        linear_residual: |H v - ∇_y F| / |∇_y F|; NaN if there is no linear solve.
+        result: an item of `ok.RESULTS`, which says how the linear solve ended.
     """
 
     value: Float[Array, ""]
@@ -59,7 +61,7 @@ class HypergradientInfo(NamedTuple):
 class Pulled(NamedTuple):
     """(∂y/∂x)ᵀ b, and how it was computed."""
 
-    value: Params  # a tree like x
+    value: Params  # a pytree like x
     lower: Float[Array, ""]  # g
     residual_norm: Float[Array, ""]
     linear_residual: Any = math.nan
@@ -85,18 +87,11 @@ class AbstractHypergradient(eqx.Module):
     def response(
         self, lower: Objective, x: Params, y: Params, batches: Batches, memory: PyTree
     ) -> Response:
-        """How y responds to x.
+        """Returns y, and a function that multiplies by its transposed derivative in x.
 
-        Args:
-            lower: g.
-            x: the upper variable.
-            y: the lower one: a minimiser of g, or the start of unrolled steps.
-            batches: `lower_x` for the second derivatives of g, and, as
-                `InnerBatches`, `lower_y` for its steps.
-            memory: from `init`, or from the last call.
-
-        Returns:
-            y, and a function that multiplies by the transposed derivative of y in x.
+        The given y is a minimiser of g, or the start of unrolled steps. `batches` has
+        `lower_x` for the second derivatives of g and, as `InnerBatches`, `lower_y` for
+        its steps. `memory` is from `init` or from the last call.
         """
 
     def estimate(
@@ -155,10 +150,10 @@ def hypergradient(
             `ok.bilevel.Unrolled(...)` or `ok.bilevel.ForwardMode(...)`.
 
     Returns:
-        A function (x, y, batch) -> (gradient, info): a tree like x, and an
+        A function (x, y, batch) -> (gradient, info): a pytree like x, and an
         `ok.bilevel.HypergradientInfo`. y is an approximate minimiser of g(x, ·), or the
-        start of unrolled steps. If the batch is an `ok.bilevel.Batches`, F uses its
-        `upper_x`, second derivatives of g its `lower_x`, unrolled steps its `lower_y`.
+        start of unrolled steps. Of an `ok.bilevel.Batches`, F uses `upper_x`, second
+        derivatives of g use `lower_x`, and unrolled steps use `lower_y`.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -172,7 +167,7 @@ def hypergradient(
     """
     check = Check("ok.bilevel.hypergradient")
     objectives = objectives_of(check, upper, lower)
-    check_method(check, method)
+    check.instance(AbstractHypergradient, METHOD, method=method)
 
     def estimate(
         x: Params, y: Params, batch: Batch
@@ -182,9 +177,3 @@ def hypergradient(
         return method.estimate(objectives, x, y, batches_of(batch), memory)[:2]
 
     return estimate
-
-
-def check_method(check: Check, method: Any) -> None:
-    """Raises a `TypeError` unless this is a method for hypergradients."""
-    wanted = "a method such as `ok.bilevel.Implicit(ok.CG())`"
-    check.instance(AbstractHypergradient, wanted, method=method)

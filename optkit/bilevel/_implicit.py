@@ -1,4 +1,4 @@
-"""Hypergradients by the implicit function theorem: y is differentiated, not its path.
+"""Hypergradients by the implicit function theorem.
 
 A minimiser satisfies ∇_y g(x, y*(x)) = 0 for every x. Differentiate this in x, with
 H = ∇²_yy g and J u = ∇_x ⟨∇_y g, u⟩, so that Jᵀ is the derivative of ∇_y g in x:
@@ -6,7 +6,7 @@ H = ∇²_yy g and J u = ∇_x ⟨∇_y g, u⟩, so that Jᵀ is the derivative 
     Jᵀ + H ∂y*/∂x = 0    so    ∂y*/∂x = -H⁻¹ Jᵀ    and    (∂y*/∂x)ᵀ ∇_y F = -J H⁻¹ ∇_y F
 
 One vjp of (x, y) ↦ ∇_y g against v = H⁻¹ ∇_y F returns both J v and H v. H v gives
-`linear_residual`, which is that of the exact H for every method.
+`linear_residual`, always with the exact H.
 """
 
 from collections.abc import Callable
@@ -50,16 +50,16 @@ class Implicit(AbstractHypergradient):
     A failed solve does not raise: see `info.result`.
 
     Args:
-        solver: the method of the inverse. Lineax's are told that C is positive
+        solver: the method of the inverse. For Lineax's methods, C is tagged positive
             semidefinite.
         damping: λ >= 0, added to C.
         curvature: (x, y, batch) -> C, an operator to use instead of H, such as
             `ok.gauss_newton(...)`, or `ok.empirical_fisher(...)` for `ok.Woodbury()`
             as in M-FAC. Default is the exact Hessian.
         warm_start: in `ok.bilevel.hypergradient_descent`, start from the v of the last
-            step: v + P (∇_y F - (C + λI) v). For one more product, few terms of a
-            series are enough. It needs |I - P (C + λI)| < 1, which holds for `ok.CG`
-            and `ok.Neumann`; `ok.OneStep` needs a step < 2/λ_max.
+            step: v + P (∇_y F - (C + λI) v). This costs one more product, and then a
+            few terms of a series are enough. It needs |I - P (C + λI)| < 1, which holds
+            for `ok.CG` and `ok.Neumann`; `ok.OneStep` needs a step size < 2/λ_max.
 
     Example:
         >>> import jax.numpy as jnp, lineax as lx, optkit as ok
@@ -159,7 +159,7 @@ class ImplicitProjected(AbstractHypergradient):
         step_size: η > 0. The system is best conditioned near 1/λ_max(H).
         solver: a method for systems that are not symmetric, as for
             `ok.implicit_fixed_point`; default `ok.GMRES()`. Use `lx.LU()` for small
-            matrices; `ok.Neumann(K)` is the derivative of the last K projected steps.
+            y; `ok.Neumann(K)` gives the derivative of the last K projected steps.
 
     Raises:
         ValueError: if the method is for symmetric systems.
@@ -230,12 +230,10 @@ class ImplicitProjected(AbstractHypergradient):
 
 
 def _on_auto_axes(solve: Callable[..., Any], y: Params) -> Callable[..., Any]:
-    """The function, with explicit mesh axes made automatic inside.
+    """Returns the function with explicit mesh axes made automatic inside.
 
-    Lineax's solve forgets shardings that are part of a type.
-
-    Returns:
-        A function that returns a tree sharded like y, and a replicated one.
+    Lineax's solve forgets shardings that are part of a type. The new function returns a
+    pytree sharded like y, and a replicated one.
     """
     shardings = jax.tree.map(explicit_sharding, y)
     if not (given := jax.tree.leaves(shardings)):
@@ -246,7 +244,7 @@ def _on_auto_axes(solve: Callable[..., Any], y: Params) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class _OfY:
-    """g as a function of y first. Equal for equal g, so that operators compile once."""
+    """g with y as first argument. Equal for equal g, so that operators compile once."""
 
     lower: Objective
 

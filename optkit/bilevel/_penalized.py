@@ -1,14 +1,14 @@
 """One step for all first-order penalty methods.
 
-The value-function reformulation of min_x f(x, y*(x)) weights by λ how far y is from
-solving the lower problem. If y minimises f/λ + g, and z minimises g, Danskin's theorem
-gives
+The value-function reformulation of min_x f(x, y*(x)) penalises, with weight λ, how far
+y is from solving the lower problem. If y minimises f/λ + g, and z minimises g,
+Danskin's theorem gives
 
     ∇_x min_y [f(x, y) + λ (g(x, y) - min_z g(x, z))]
         = ∇_x f(x, y) + λ ∇_x [g(x, y) - g(x, z)]
 
-without second derivatives. The methods differ in their gradients, exact or estimated
-with momentum, and in whether y and z are pulled to centers that follow them.
+without second derivatives. The methods differ in their gradients, which are exact or
+estimated with momentum, and in whether y and z are pulled to centers that follow them.
 """
 
 from functools import partial
@@ -49,9 +49,7 @@ class PenaltyState(NamedTuple):
     x: Params
     y: Params  # near the minimiser of f/λ + g
     z: Params  # near the minimiser of g
-    centers: (
-        tuple[Params, Params] | None
-    )  # that y and z are pulled to, if not themselves
+    centers: tuple[Params, Params] | None  # of y and z; None if they are y and z
     memory: Memory | None  # of the estimates, if they have momentum
     penalty: Float[Array, ""]  # λ_k, or 1/σ_k
     outer: PyTree
@@ -94,7 +92,7 @@ def penalized(
     decay: Any = None,
     proximal: Proximal = Proximal(),  # noqa: B008  # immutable
 ) -> Solver:
-    """The solver: a double loop with `inner_steps`, or a single one with `decay`."""
+    """Makes a solver: a double loop with `inner_steps`, a single one with `decay`."""
     proximal.check(check)
     check.optional.count(inner_steps=inner_steps)
     exact = Exact(*objectives_of(check, upper, lower))

@@ -34,8 +34,8 @@ def penalty(
         ψ_σ(x) = (min_{u in Y} h(x, u) - min_{w in Y} g(x, w)) / σ
 
     which tends to the smallest f(x, y) among the minimisers y in Y of g(x, ·). g may
-    have many minimisers, and neither f nor g needs to be convex in y. From the centers
-    u = y and w = z, and with each ← a step of the transform, then onto the set,
+    have many minimisers, and neither f nor g needs to be convex in y. Starting from the
+    centers u = y and w = z, and with each ← a step of a transform, then a projection,
 
         T times:  w ← ∇_y g(x, w) + (w - z)/ρ
                   u ← σ ∇_y f(x, u) + ∇_y g(x, u) + (u - y)/ρ
@@ -43,10 +43,10 @@ def penalty(
         x ← ∇_x f(x, u) + ∇_x [g(x, u) - g(x, w)] / σ
 
     The hypergradient is biased by O(σ) if u and w are within about σ² of their
-    minimisers, since 1/σ multiplies their error: take enough inner steps, and let x
-    move slowest, the centers next. 1/ρ should exceed the most negative curvature of g
-    and h in y; if both are convex, no proximal term is fastest. With the defaults of ρ
-    and β this is `ok.bilevel.f2sa` with λ = 1/σ; its remarks on `info` hold here.
+    minimisers, since 1/σ multiplies their error. So take enough inner steps, and let x
+    move slowest and the centers faster. 1/ρ should exceed the most negative curvature
+    of g and h in y; if both are convex, it is fastest without a proximal term. With the
+    defaults of ρ and β this is `ok.bilevel.f2sa` with λ = 1/σ; `info` is as there.
 
     Choices where the source leaves room: (1) ∇_x is taken at u and w, where Danskin's
     theorem applies, not at the centers; (2) u and w share their step size; (3) both
@@ -56,9 +56,9 @@ def penalty(
         upper: f(x, y, batch), a scalar.
         lower: g(x, y, batch), a scalar.
         outer: the transform of x.
-        inner: the transform of u and w. With a constraint use `optax.sgd`: projecting
-            after a transform that scales entries, such as Adam, is not a projected
-            gradient step.
+        inner: the transform of u and w. With a constraint, use `optax.sgd`: a
+            projection after a transform that scales entries, such as Adam, is not a
+            projected gradient step.
         sigma: σ, a number > 0 or a function of the step: `ok.bilevel.sigma_schedule`.
         inner_steps: T.
         prox_step: ρ, a number > 0, or None for no proximal term.
@@ -67,8 +67,8 @@ def penalty(
         project_y: onto Y, after each inner step.
 
     Returns:
-        An `ok.Solver`, as `ok.bilevel.f2sa`. u and w are `state.y` and `state.z`; if
-        β < 1, `state.centers` is (y, z).
+        An `ok.Solver`, as from `ok.bilevel.f2sa`. u and w are `state.y` and `state.z`;
+        if β < 1, `state.centers` is (y, z).
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok

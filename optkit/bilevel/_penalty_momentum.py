@@ -36,30 +36,19 @@ def penalty_momentum(
         z ← (1-β) z + β w        y ← (1-β) y + β u
         x ← e[∇_x f(x, u)] + e[∇_x (g(x, u) - g(x, w))] / σ
 
-    Steps need three sizes: u and w fastest, the centers y and z next, x slowest by far,
-    since 1/σ multiplies the lag of u and w. With the defaults of ρ and β this is
-    `ok.bilevel.f3sa` with λ = 1/σ.
+    There are three time scales: u and w move fastest, then the centers y and z, and x
+    slowest by far, since 1/σ multiplies the lag of u and w. With the defaults of ρ and
+    β this is `ok.bilevel.f3sa` with λ = 1/σ. `decay` is as for `ok.bilevel.f3sa`, and
+    the other arguments are as for `ok.bilevel.penalty`.
 
     Choices where the source leaves room: (1) the old points are those of F3SA, so that
     an estimate of an exact gradient is exact; (2) x moves after u and w; (3) the
     proximal term has no noise and is not estimated; (4) the two estimates of ∇_x g are
     kept as their difference.
 
-    Args:
-        upper: f(x, y, batch), a scalar.
-        lower: g(x, y, batch), a scalar.
-        outer: the transform of x.
-        inner: the transform of u and w.
-        sigma: σ, as for `ok.bilevel.penalty`.
-        decay: of the estimates, as for `ok.bilevel.f3sa`.
-        prox_step: ρ, a number > 0, or None for no proximal term.
-        averaging: β, a number in (0, 1].
-        project_x: onto X, after each step of x.
-        project_y: onto Y, after each step of u and w.
-
     Returns:
-        An `ok.Solver`, as `ok.bilevel.f3sa`. u and w are `state.y` and `state.z`; if
-        β < 1, `state.centers` is (y, z).
+        An `ok.Solver`, as from `ok.bilevel.penalty`. Batches have no axis of inner
+        steps.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok

@@ -1,4 +1,4 @@
-"""The proximal term of the penalty methods: a pull to a center that follows."""
+"""The proximal term of the penalty methods: a pull towards a moving center."""
 
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ class Proximal(NamedTuple):
     """A proximal term ½|y - center|²/ρ, and a center that follows y."""
 
     prox_step: Any = None  # ρ; None is infinity
-    averaging: Any = 1.0  # β, the weight of the new y in the center; at 1 it is y
+    averaging: Any = 1.0  # β, the weight of the new y in the center, which at 1 is y
 
     def check(self, check: Check) -> None:
         """Raises if a number is out of range."""

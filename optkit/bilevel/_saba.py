@@ -1,6 +1,6 @@
 """SABA: SOBA's step without the noise of a finite sum, by the memory of SAGA.
 
-The last value of every term is remembered. With n terms, a drawn index i, and a table
+Tables store the last value of every term. With n terms, a drawn index i, and a table
 row m_i for each of the five quantities q of a step,
 
     d = q_i - m_i    direction = d + m̄    m̄ <- m̄ + d / n    m_i <- q_i
@@ -89,24 +89,14 @@ def saba(
 
     with the update of `ok.bilevel.soba`. F and g are means of n terms of equal weight.
     A term is one example, or a fixed minibatch, which divides the memory by its size.
-    Constant step sizes converge to the solution, at a linear rate on well-conditioned
-    problems. The tables start at zero, so the first pass over the terms is a plain
-    `ok.bilevel.soba`.
+    With constant step sizes, the iterates converge to the solution, at a linear rate on
+    well-conditioned problems. The tables start at zero, so the first pass over the
+    terms is one of plain `ok.bilevel.soba`.
 
     Besides the state of `ok.bilevel.soba`, it stores `num_lower` (2|y| + |x|) +
     `num_upper` (|y| + |x|) numbers, and the means of these tables with their rounding
-    errors.
-
-    Args:
-        upper: F_i, upper(x, y, batch) -> scalar.
-        lower: g_j, lower(x, y, batch) -> scalar.
-        num_upper: the number of terms of F.
-        num_lower: the number of terms of g.
-        outer: the optax transform of x; constant steps.
-        inner: that of y.
-        linear: that of v; default another `inner`.
-        project_x: onto the constraint set of x.
-        project_y: onto that of y; see `ok.bilevel.soba`.
+    errors. `upper` is one term F_i of `num_upper`, and `lower` one term g_j of
+    `num_lower`. The other arguments are those of `ok.bilevel.soba`.
 
     Returns:
         An `ok.Solver`. A batch is `Batches(upper_x=Term(i, batch_i), lower_x=Term(j,
@@ -265,9 +255,9 @@ def _fetched(memory: SabaMemory, index: Array) -> PyTree:
 def _remembered(
     memory: SabaMemory, change: tuple[Array, SabaMemory], is_fine: Bool[Array, ""]
 ) -> SabaMemory:
-    """The memory after a step that was fine, else the memory before."""
+    """The memory after the step if it was fine, else the memory before it."""
     index, (new, mean) = change
-    # The tables are large: only rows are written, and an index past the end none.
+    # The tables are large, so only rows are written; an index past the end writes none.
     index = jnp.where(is_fine, index, _num_terms(memory))
     write = lambda m, q: m.at[index].set(q, mode="drop")  # noqa: E731
     rows = jax.tree.map(write, memory.rows, new)

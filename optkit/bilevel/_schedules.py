@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._check import Check
 from .._vector import scale
 
-_ROUNDING = 1e-5  # bounds that hold with equality are not broken by rounding
+_ROUNDING = 1e-5  # so that rounding does not break a bound that holds with equality
 
 
 class PenaltySchedule(eqx.Module):
@@ -27,8 +27,8 @@ class PenaltySchedule(eqx.Module):
         δ_k = min(θ α_k λ_k², κ γ_k/α_k - λ_k)    λ_{k+1} = λ_k + δ_k
 
     so λ_k approaches κ γ_k/α_k, which grows as k^(a-c). Pass it as `penalty=`, and its
-    transforms as `outer=`, `inner=` and `inner_y=`. Make one for a problem by
-    `ok.bilevel.f2sa_schedule` or `ok.bilevel.f3sa_schedule`, and tune it by
+    transforms as `outer=`, `inner=` and `inner_y=`. Make one for a problem with
+    `ok.bilevel.f2sa_schedule` or `ok.bilevel.f3sa_schedule`, and tune it with
     `dataclasses.replace(schedule, k0=5.0, ...)`.
 
     Attributes:
@@ -125,7 +125,7 @@ def scale_by_penalty() -> optax.GradientTransformationExtraArgs:
 def sigma_schedule(
     initial: float, power: float = 1 / 3, floor: float = 0.0
 ) -> Callable[[Any], Float[Array, ""]]:
-    """The weight of the upper objective in a penalty method, falling as a power.
+    """Returns a weight σ of the upper objective that falls as a power of the step k.
 
         σ_k = max(floor, initial / (k + 1)^power)
 
@@ -134,14 +134,8 @@ def sigma_schedule(
     for `ok.bilevel.penalty_momentum` on samples (ε^-5), 1/7 for `ok.bilevel.penalty` on
     single samples (ε^-7).
 
-    Args:
-        initial: σ_0 > 0.
-        power: how fast it falls.
-        floor: the smallest value. Below the square root of the dtype's epsilon (3e-4 in
-            float32), rounding divided by σ outweighs the gain.
-
-    Returns:
-        A function of the step.
+    Below the square root of the dtype's eps (3e-4 in float32), rounding divided by σ
+    outweighs the gain: `floor` prevents this.
 
     Example:
         >>> import optkit as ok

@@ -43,7 +43,7 @@ class SobaState(NamedTuple):
 
 
 class Quantities(NamedTuple):
-    """What a step is made of."""
+    """The quantities of a step."""
 
     F_x: Params
     F_y: Params
@@ -53,7 +53,7 @@ class Quantities(NamedTuple):
 
 
 class Directions(NamedTuple):
-    """What the three variables descend along."""
+    """The directions that the three variables descend along."""
 
     x: Params
     y: Params
@@ -79,21 +79,22 @@ def soba(
 
     ρ and γ stand for the transforms. ∇_y g, H v and J v come from one pass and its vjp,
     so a step costs about three gradients of g and one of F, and solves nothing. The
-    lower objective must be strongly convex in y. With noise, step sizes must decrease;
-    in the theory and the experiments of the paper as (k + 1)^-½:
+    lower objective must be strongly convex in y. With noise, step sizes must decrease,
+    as (k + 1)^-½ in the paper's theory and experiments:
     `optax.sgd(lambda k: 0.1 / (k + 1) ** 0.5)`. For finite sums, use `ok.bilevel.saba`.
     `optax.ema` in `outer` averages D_x, which removes a condition of the theory.
 
-    The state holds x, y, v, and the states of the transforms: with plain `optax.sgd`,
-    |x| + 2|y| numbers.
+    The state holds x, y, v and the opt_states: |x| + 2|y| numbers with plain
+    `optax.sgd`.
 
     Args:
         upper: F, upper(x, y, batch) -> scalar.
         lower: g, lower(x, y, batch) -> scalar.
         outer: the optax transform of x.
-        inner: that of y.
-        linear: that of v; default another `inner`, which is stable for v where it is
-            for y, since H is the same. Use `optax.sgd` if `inner` is adaptive.
+        inner: the transform of y.
+        linear: the transform of v; default `inner` with its own opt_state. It is as
+            stable for v as for y, since H is the same. Use `optax.sgd` if `inner` is
+            adaptive.
         project_x: onto the constraint set of x.
         project_y: onto that of y. D_v ignores it: if a constraint on y is active, x
             does not descend along ∇Φ.

@@ -1,7 +1,7 @@
 """The gradients of the penalty methods: exact, or estimated with momentum.
 
-Both answer two questions: what the lower iterates y and z descend along, and, once
-these have moved, what x descends along. With β the decay, an estimate is
+Both say what the lower iterates y and z descend along and, once these have moved, what
+x descends along. With β the decay, an estimate is
 
     e_k = ∇(new; ξ_k) + β_k (e_{k-1} - ∇(old; ξ_k))
 
@@ -77,7 +77,7 @@ class Exact(NamedTuple):
         del count, before
         x, y, z = after
 
-        # The two lower gradients nearly cancel: one batch, one call of `jax.grad`.
+        # The two lower gradients nearly cancel, so they share a batch and a `jax.grad`.
         def gap(x: Params, batch: Batch) -> tuple[Array, Array]:
             g = self.g(x, y, batch)
             return g - self.g(x, z, batch), g

@@ -48,7 +48,7 @@ def f2sa_schedule(
         c_γ = 1 / (μ k_0^(1-c))    c_α = 1 / (2 λ_0 μ k_0^(1-a))
         θ = T μ / 16    κ = 1/2
 
-    These are slow, because they are safe. A smaller k_0 and larger c_α and c_γ, by
+    These are safe, and therefore slow. A smaller k_0 and larger c_α and c_γ, set with
     `dataclasses.replace`, are much faster as long as they do not diverge.
 
     Args:
@@ -113,13 +113,8 @@ def f3sa_schedule(
         θ = ∞    κ = 1    k_0 = max(128 l_g, 64 l_f / λ_0, ...) / μ
 
     Departs: (1) k_0 is the smallest for which the bounds γ_k <= 1/(16 l_g) and, as for
-    F2SA, α_k <= 1/(8 l_f) and 1/(2 ξ l_F) hold from the first step.
-
-    Args:
-        constants: of the problem, an `ok.bilevel.Constants`.
-        noisy_upper: whether gradients of f come from samples.
-        noisy_lower: whether gradients of g do; if so, both count as noisy.
-        ratio: ξ.
+    F2SA, α_k <= 1/(8 l_f) and 1/(2 ξ l_F) hold from the first step. The arguments are
+    those of `ok.bilevel.f2sa_schedule`, except `inner_steps`.
 
     Returns:
         The argument for `penalty=`, with transforms for `outer=`, `inner=`, `inner_y=`,
@@ -150,7 +145,7 @@ def f3sa_schedule(
 
 _Table = dict[tuple[bool, bool], tuple[Fraction, Fraction]]
 _HALF, _THIRD = Fraction(1, 2), Fraction(1, 3)
-# (a, c), by whether f and g are noisy. A noisy g alone has no row.
+# (a, c), by whether f and g are noisy. There is no row for a noisy g alone.
 _F2SA: _Table = {
     (True, True): (Fraction(5, 7), Fraction(4, 7)),
     (True, False): (Fraction(3, 5), Fraction(2, 5)),

@@ -31,22 +31,22 @@ class Unrolled(AbstractPath):
 
     With K = T it is the exact derivative of F(x, y_T(x)). For gradient descent with
     step size γ <= 1/L on a μ-strongly convex g, the terms left out with K < T are at
-    most (1 - γμ)ᴷ / (γμ) |∇_y F| |B|. An active constraint is handled: its projection
+    most (1 - γμ)ᴷ / (γμ) |∇_y F| |B|. Constraints may be active, because the projection
     is part of the step.
 
-    It keeps the last K iterates of y and of the opt_state, and costs T gradients, plus
-    about four for each of the K.
+    It stores the last K iterates of y and of the opt_state, and costs T gradients, plus
+    about four for each of the last K steps.
 
     With `optax.adam`, set `eps_root`, for example to 1e-8: the derivative of its square
     root is NaN if a gradient of y is zero, as for weights that are not used yet.
 
     Args:
         num_steps: T >= 1.
-        inner: the optax transform of y. Its state is fresh in every hypergradient.
+        inner: the optax transform of y. Every hypergradient starts a new opt_state.
         truncate: K, at most T; default T.
         project_y: onto the constraint set of y, after each step.
-        checkpoint: c. Keep only every c-th iterate and repeat the steps between:
-            memory K/c + c iterates, least at c = √K, for one more gradient per step.
+        checkpoint: c. Store only every c-th iterate and repeat the steps between: this
+            takes K/c + c iterates, fewest at c = √K, and one more gradient per step.
 
     Example:
         >>> import jax.numpy as jnp, optax, optkit as ok
@@ -107,7 +107,7 @@ class Unrolled(AbstractPath):
     def _unroll(self, step: Any, carry: PyTree, batches: InnerBatches) -> PyTree:
         """K steps of which reverse mode keeps the carry, or every c-th of it."""
         K, c = self.truncate, min(self.checkpoint, self.truncate)
-        # Otherwise reverse mode would keep the inside of each gradient too.
+        # Otherwise reverse mode would also store the intermediates of each gradient.
         step = jax.checkpoint(step)
         odd, whole = batches.split(K % c)
         carry = odd.loop(step, carry, K % c)

@@ -1,4 +1,4 @@
-"""Gradient accumulation that accumulates curvature too."""
+"""Accumulation of gradients and of Hessian diagonals."""
 
 from typing import Any, NamedTuple
 
@@ -28,21 +28,21 @@ def accumulate(
 ) -> optax.GradientTransformationExtraArgs:
     """Averages gradient and Hessian diagonal over `every` updates, then steps once.
 
-    With g_i and h_i those of micro-step i of a window, its last micro-step returns
+    With g_i and h_i those of micro-step i of a window, the last micro-step returns
 
         tx.update(mean of g_i, state, params, hessian_diag=mean of h_i)
 
-    The others return zeros and do not run `tx`, whereas `optax.MultiSteps` runs it at
-    each and discards the result. A NaN affects its window only: the step of that window
+    The others return zeros and do not run `tx`, whereas `optax.MultiSteps` runs it in
+    each and discards the result. A NaN affects only its window: the step of that window
     is NaN, for an inner `optax.apply_if_finite` to reject, and the next one is clean.
 
-    `ok.optim.with_hutchinson` may go inside or outside. Inside, with
+    `ok.optim.with_hutchinson` may be the inner or the outer transform. Inside, with
     `hessian_diag=False`, it makes one curvature pass per window, on the last
     micro-batch. Outside, it makes one per micro-step, averaged like the gradient.
 
     Args:
         tx: any optax transform.
-        every: updates in a window, at least 1, with equal weights.
+        every: the number of updates in a window, >= 1. They have equal weights.
         hessian_diag: whether to keep a sum of diagonals, as large as float32 params.
 
     Returns:
@@ -99,7 +99,7 @@ def accumulate(
 
         is_last = state.count == every - 1
         updates, inner_state = lax.cond(is_last, emit, wait)
-        # Selected, not multiplied by zero: a NaN must not outlive its window.
+        # Select, do not multiply by zero: a NaN must not outlive its window.
         sums = jax.tree.map(lambda x: jnp.where(is_last, jnp.zeros_like(x), x), sums)
         count = jnp.where(is_last, 0, state.count + 1)
         return updates, state._replace(count=count, inner_state=inner_state, **sums)

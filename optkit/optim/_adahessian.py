@@ -1,4 +1,4 @@
-"""AdaHessian: Adam with the Hessian diagonal, not the gradient, in the second moment.
+"""AdaHessian: Adam with the Hessian diagonal as the source of its second moment.
 
 The diagonal is an extra argument, `update(..., hessian_diag=...)`. A random estimate is
 noisy, so it is averaged over steps and optionally over parts of a leaf.
@@ -45,15 +45,15 @@ def scale_by_adahessian(
         u  = m / (1 - b1^t) / ((sqrt(v) / sqrt(1 - b2^t))^k + eps)
 
     By default A is the identity, and signs do not matter. `ok.optim.average_rows`,
-    `ok.optim.average_conv_kernels` and `ok.optim.average_blocks(32)` average |h|, as
-    the authors' code, or h with `signed=True`, as their paper. One probe has E[h_i^2] =
-    sum_j H_ij^2: √v tends to the norm of a row of H, unless averages or more probes
-    remove that noise.
+    `ok.optim.average_conv_kernels` and `ok.optim.average_blocks(32)` average |h|, as in
+    the authors' code, or h with `signed=True`, as in their paper. One probe has
+    E[h_i^2] = sum_j H_ij^2: √v tends to the norm of a row of H, unless averages or more
+    probes remove that noise.
 
     Departs from the authors' code: (1) averages follow JAX's layouts of kernels, so
     they are over the same weights; (2) 3-D leaves, for which one of their versions
     reuses the diagonal of the previous leaf, are averaged by `ok.optim.average_rows`
-    and `ok.optim.average_blocks`, not by `ok.optim.average_conv_kernels`; (3) over
+    and `ok.optim.average_blocks`, not by `ok.optim.average_conv_kernels`; (3) across
     devices, average the diagonal where you average the gradient, with the same probes
     on each: theirs does not average it, and its probes are biased; (4) an entry whose
     h^2 overflows is NaN, for `optax.apply_if_finite` to reject, not zero.
@@ -61,8 +61,8 @@ def scale_by_adahessian(
     Args:
         b1: decay of the mean gradient, in [0, 1).
         b2: decay of the mean square, in [0, 1).
-        eps: added outside root and power; not negative. It sets the step where the
-            curvature is zero, as in dead units, hence 1e-4 and not Adam's 1e-8.
+        eps: added outside root and power, >= 0. It sets the step where the curvature
+            is zero, as in dead units, hence 1e-4 rather than Adam's 1e-8.
         hessian_power: k >= 0; 1 is Newton's scale, 1/2 is sometimes better.
         average: A, a function from a leaf of the diagonal to an array of its shape.
             With `optax.inject_hyperparams`, name it in `static_args`.
@@ -71,8 +71,8 @@ def scale_by_adahessian(
 
     Returns:
         A transform with an `ok.optim.AdaHessianState`, twice as large as float32
-        params. Its `update` needs `hessian_diag=`, a tree like the params, from
-        `ok.value_grad_and_diag` or through `ok.optim.with_hutchinson`.
+        params. Its `update` needs `hessian_diag=`, a pytree like the params, from
+        `ok.value_grad_and_diag` or `ok.optim.with_hutchinson`.
 
     Raises:
         ValueError: for hyperparameters out of range, or trees missing or mismatched; in
@@ -108,7 +108,7 @@ def _scale(
         h = h if average is None else average(h)
         m = b1 * s.m + (1 - b1) * g
         v = b2 * s.v + (1 - b2) * h**2
-        # The root has no derivative at 0: there it is taken of 1, and not used.
+        # The root has no derivative at 0; there it is taken at 1, and not used.
         root = jnp.sqrt(jnp.where(v > 0, v, 1)) / jnp.sqrt(1 - b2**t)
         power = jnp.where(v > 0, root if is_plain else root**k, 0**k)
         u = m / (1 - b1**t) / (power + eps)
@@ -156,16 +156,9 @@ def adahessian(
     Where the Hessian is diagonal, a step is Newton's. So learning rates are near 1, not
     1e-3: the authors use 0.15 for images and 0.047 for translation.
 
-    Args:
-        learning_rate: a number >= 0 or a schedule.
-        b1: decay of the mean gradient, in [0, 1).
-        b2: decay of the mean square of the diagonal, in [0, 1).
-        eps: added outside root and power; not negative.
-        hessian_power: k >= 0; 1 is Newton's scale.
-        weight_decay: a number >= 0 or a schedule. Unless 0, `update` needs params.
-        average: see `ok.optim.scale_by_adahessian`.
-        mask: optax's mask of the leaves that decay; the others still get their step.
-        state_dtype: see `ok.optim.scale_by_adahessian`.
+    b1, b2, `eps`, `hessian_power`, `average` and `state_dtype` are those of
+    `ok.optim.scale_by_adahessian`; the learning rate, the weight decay and the mask are
+    those of `ok.optim.adan`.
 
     Returns:
         An optax transform whose `update` needs `hessian_diag=`.

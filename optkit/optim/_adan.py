@@ -20,7 +20,7 @@ State = TypeVar("State")
 
 
 class AdanState(NamedTuple):
-    """Steps since the last restart, the means m, v and n, and the last gradient."""
+    """The steps since the last restart, the means m, v and n, and the last gradient."""
 
     count: Int[Array, ""]
     m: Params
@@ -65,7 +65,7 @@ def scale_by_adan(
         b1: decay of the mean gradient, in [0, 1).
         b2: decay of the mean gradient difference, in [0, 1).
         b3: decay of the mean square, in [0, 1).
-        eps: added outside the root, in units of the gradient; not negative.
+        eps: added outside the root, in units of the gradient, >= 0.
         state_dtype: a floating dtype for m and v. Default: that of the leaf, at least
             float32. bfloat16 saves a quarter of the state, but such an average stops
             moving near its goal (at decay 0.98 within 10 %). n is always at least
@@ -141,16 +141,10 @@ def adan(
     The authors advise a peak learning rate 5 to 10 times AdamW's and weight decay 0.02.
     Tune b3 first.
 
-    Args:
-        learning_rate: a number >= 0 or a schedule.
-        b1: decay of the mean gradient, in [0, 1).
-        b2: decay of the mean gradient difference, in [0, 1).
-        b3: decay of the mean square, in [0, 1).
-        eps: added outside the root; not negative.
-        weight_decay: a number >= 0 or a schedule. Unless 0, `update` needs params.
-        proximal: which form of weight decay.
-        mask: optax's mask of the leaves that decay; the others still get their step.
-        state_dtype: see `ok.optim.scale_by_adan`.
+    b1, b2, b3, `eps` and `state_dtype` are those of `ok.optim.scale_by_adan`. The
+    learning rate and the weight decay are numbers >= 0 or schedules; unless the decay
+    is 0, `update` needs params. `mask` is optax's mask of the leaves that decay; the
+    others still take their step.
 
     Returns:
         An optax transform; `optax.apply_updates` adds its updates to the params.
@@ -175,17 +169,11 @@ def adan(
 
 
 def restart_adan(state: State) -> State:
-    """Restarts every Adan in an optimizer state: moments and step count become zero.
+    """Returns an optimizer state with every Adan's moments and step count at zero.
 
-    As `restart_opt` of the authors' code, which they call once after warm-up, then at
-    fixed epochs. The next step is a first step, with d = 0. The counts of learning-rate
-    schedules go on. Pure; works under `jax.jit`.
-
-    Args:
-        state: an optimizer state with an `ok.optim.AdanState` at any depth.
-
-    Returns:
-        The restarted state.
+    This is `restart_opt` of the authors' code, which they call once after warm-up, then
+    at fixed epochs. The next step is a first step, with d = 0. Learning-rate schedules
+    keep their counts. It is pure, so it works under `jax.jit`.
 
     Raises:
         TypeError: if there is no `ok.optim.AdanState` in `state`.

@@ -1,7 +1,8 @@
 """Averages of a Hessian diagonal over parts of a leaf, which reduce the probes' noise.
 
-Each takes one leaf, for `ok.optim.adahessian(average=...)`. The authors' code averages
-|h|, so curvatures of both signs add up; their paper averages h, so they cancel.
+Each takes one leaf, for `ok.optim.adahessian(average=...)`, and returns an array of its
+shape. Like the authors' code, each averages |h|, so curvatures of both signs add up.
+With `signed=True`, as in the paper, it averages h, so they cancel.
 """
 
 from collections.abc import Callable
@@ -19,18 +20,11 @@ Leaf = Float[Array, "..."]
 
 
 def average_conv_kernels(diag: Leaf, *, signed: bool = False) -> Leaf:
-    """Averages the diagonal of a 2-D convolution over kernel positions, not channels.
+    """Returns averages over the kernel positions of a 2-D convolution, not channels.
 
-    As `image_classification/optim_adahessian.py` of the authors' code. A leaf with four
-    axes is a kernel in JAX's layout (height, width, inputs, outputs): the mean is over
-    axes 0 and 1. Other leaves are returned unchanged.
-
-    Args:
-        diag: a leaf of the Hessian diagonal.
-        signed: whether to average h, as in the paper, or |h|, as in the code.
-
-    Returns:
-        An array of the same shape.
+    This follows `image_classification/optim_adahessian.py` of the authors' code. A leaf
+    with four axes is a kernel in JAX's layout (height, width, inputs, outputs): the
+    mean is over axes 0 and 1. Other leaves are returned unchanged.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -44,19 +38,12 @@ def average_conv_kernels(diag: Leaf, *, signed: bool = False) -> Leaf:
 
 
 def average_rows(diag: Leaf, *, signed: bool = False) -> Leaf:
-    """Averages over all inputs of one output, a row in the authors' layout.
+    """Returns averages over all inputs of one output, a row in the authors' layout.
 
-    As `instruction/adahessian.py` of the authors' code. Their weights are (outputs,
-    inputs), JAX's are (inputs, outputs), so their row is our column. The mean is over
-    axis 0 of a leaf with two or three axes, and over axes 0 and 1 of a kernel with
-    four. Other leaves are returned unchanged.
-
-    Args:
-        diag: a leaf of the Hessian diagonal.
-        signed: whether to average h, as in the paper, or |h|, as in the code.
-
-    Returns:
-        An array of the same shape.
+    This follows `instruction/adahessian.py` of the authors' code. Their weights are
+    (outputs, inputs), JAX's are (inputs, outputs), so their row is our column. The mean
+    is over axis 0 of a leaf with two or three axes, and over axes 0 and 1 of a kernel
+    with four. Other leaves are returned unchanged.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -72,17 +59,11 @@ def average_rows(diag: Leaf, *, signed: bool = False) -> Leaf:
 def average_blocks(size: int, *, signed: bool = False) -> Average:
     """Returns an average over blocks of neighbours along the flattened last axis.
 
-    As `transformer/fairseq/optim/adahessian.py` of the authors' code. A leaf with two
-    or more axes is split, row-major, into blocks of `size` entries; vectors stay
-    unchanged. In JAX's layout neighbours share an input, in the authors' an output:
-    where that matters, transpose the leaf in a function of your own.
-
-    Args:
-        size: entries per block; the authors use 32 for transformers.
-        signed: whether to average h, as in the paper, or |h|, as in the code.
-
-    Returns:
-        A function of a leaf.
+    This follows `transformer/fairseq/optim/adahessian.py` of the authors' code, which
+    uses a `size` of 32 for transformers. A leaf with two or more axes is split,
+    row-major, into blocks of `size` entries; vectors are returned unchanged. In JAX's
+    layout neighbours share an input, in the authors' an output: where that matters,
+    transpose the leaf in a function of your own.
 
     Raises:
         ValueError: if `size` is not an integer >= 1, or does not divide a leaf's size.

@@ -81,7 +81,7 @@ def leafwise(
         u, s = rule(g, *data, s, t, *hyper)
 
     Here g is the gradient, data are the leaves of the trees in `reads`, s is the state
-    with the moments of this leaf, and u is the update, in the direction of the
+    with the moments of this leaf, and u is the update, which points along the
     gradient. The rule sees whole leaves, in float32 or wider; t and the hyperparameters
     are real scalars of that precision, and dtypes promote. What it returns is cast
     back: u to the dtype of the gradient, each moment to its own.
@@ -96,8 +96,8 @@ def leafwise(
         hyper: numbers, scalar arrays, or schedules, read at the count before the step.
         reads: arguments of `update` that are trees like the gradient: "params", or an
             extra argument such as "hessian_diag".
-        guard: moments that must be finite. Where one is not, u is NaN; a square that
-            overflows would otherwise freeze its entry silently.
+        guard: moments that must be finite. Where one is not, u is NaN; otherwise a
+            square that overflows would silently freeze its entry.
         statistics: scalar fields of the state, as functions of the tree of all u.
         check_params: the check of the params in `init`. Default: `check.inexact`.
 
@@ -172,7 +172,7 @@ def descent(
     weight_decay: Any = 0.0,
     mask: MaskOrFn = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """The chain for -η (u + λ θ), where u is what the links make of the gradient."""
+    """The chain for -η (u + λ θ), where the links turn the gradient into u."""
     check.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
     if not is_zero(weight_decay):
         links = [*links, optax.add_decayed_weights(weight_decay, mask)]
@@ -180,7 +180,7 @@ def descent(
 
 
 def is_zero(number: Any) -> bool:
-    """Whether this is the Python number 0: then the link it belongs to is left out."""
+    """Whether this is the Python number 0, which leaves a link out of the chain."""
     return isinstance(number, int | float) and number == 0
 
 
@@ -198,7 +198,7 @@ def check_gradients(
 
 
 def required(check: Check, name: str, tree: Params | None, updates: Params) -> Params:
-    """An argument of `update`, a tree like the updates and masked like them."""
+    """An argument of `update`, a pytree like the updates and masked like them."""
     text = f"needs {name}, got {name}=None. {_ADVICE.get(name, '')}"
     check.that(tree is not None, text)
     tree = mask_like(tree, updates)
@@ -220,13 +220,13 @@ def mask_like(tree: PyTree, masked: PyTree) -> PyTree:
     try:
         subtrees = treedef.flatten_up_to(tree)
     except ValueError:
-        return tree  # the structure differs: `check.like` reports it
+        return tree  # the structures differ, which `check.like` reports
     pairs = zip(leaves, subtrees, strict=True)
     return treedef.unflatten(leaf if is_masked(leaf) else x for leaf, x in pairs)
 
 
 def is_masked(node: PyTree) -> bool:
-    """Whether a mask of optax hides a leaf or subtree here."""
+    """Whether an optax mask hides a leaf or subtree here."""
     return isinstance(node, optax.MaskedNode)
 
 
@@ -237,5 +237,5 @@ def _widen(leaf: Any) -> Array:
 def _store(t: Array, old: PyTree, new: PyTree, is_copy: bool) -> PyTree:
     new = cast_like(new, old)
     # t is never 0. A copied gradient must be a new array, since the caller may donate
-    # the gradient, and have the sharding of `old` where XLA chooses one.
+    # the gradient; where XLA chooses the sharding, it must be that of `old`.
     return jnp.where(t == 0, old, new) if is_copy else new

@@ -29,8 +29,8 @@ def proximal_weight_decay(
         θ <- (θ + u) / (1 + η λ) = argmin_x |x - (θ + u)|^2 / 2 + η λ |x|^2 / 2
 
     Args:
-        learning_rate: that of the chain, a number >= 0 or a schedule, read at this
-            link's own step count.
+        learning_rate: the same as in the chain, a number >= 0 or a schedule, which is
+            read at this link's own step count.
         weight_decay: λ, a number >= 0 or a schedule, read at the same count.
         mask: optax's mask of the leaves that decay.
 
@@ -60,7 +60,7 @@ def proximal_weight_decay(
 def shrink(
     check: Check, η: Any, λ: Any, mask: MaskOrFn
 ) -> optax.GradientTransformationExtraArgs:
-    """`proximal_weight_decay`, whose errors name the caller."""
+    """`proximal_weight_decay`, with errors that name the caller."""
     check.non_negative(learning_rate=η, weight_decay=λ)
 
     def rule(u: Any, θ: Any, s: Any, t: Any, η: Any, λ: Any) -> Any:

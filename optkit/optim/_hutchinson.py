@@ -25,7 +25,8 @@ from ._base import OWN, is_masked, required
 class HutchinsonState(NamedTuple):
     """Steps taken, the key of this run, the last estimate, and the state of `tx`.
 
-    `key_data` are integers, for any file format. The estimate is None if K is 1.
+    `key_data` holds integers, which any file format can store. If K is 1, the estimate
+    is None.
     """
 
     count: Int[Array, ""]
@@ -48,13 +49,13 @@ def with_hutchinson(
     `ok.optim.adahessian` averages it at every step, so its bias correction stays right.
 
     Make it the outermost wrapper, around `optax.chain`, `optax.masked` and the like:
-    the objective needs whole params, and a mask hides the diagonal as it hides the
+    the objective needs all params, and a mask hides the diagonal as it hides the
     gradient. Only wrappers that hide no leaves, such as `optax.apply_if_finite`, may go
     around it. Inside `ok.optim.accumulate` it estimates on the last micro-batch.
 
-    The estimate is a pass of its own, which XLA can merge with that of the gradient
+    The estimate takes a separate pass, which XLA can merge with that of the gradient
     only if K is 1 and both are compiled together. `ok.value_grad_and_diag` always takes
-    one pass. If states are vmapped, every step makes the pass, as counts may differ.
+    one pass. If states are vmapped, every step makes the pass, since counts may differ.
 
     The key of a run is `key` folded with the bits of the params given to `init`: only
     runs from the same params need different keys, even under `jax.vmap`. Probes and
@@ -65,8 +66,8 @@ def with_hutchinson(
         tx: an optimizer that reads `hessian_diag=`, such as `ok.optim.adahessian(0.1)`.
         key: a random key. It is copied, so you may donate it or use it again.
         update_interval: K >= 1. Steps in between make no curvature pass. For K > 1 the
-            state holds one more tree of the size of the params.
-        num_probes: probes averaged in each estimate, at least 1.
+            state holds one more pytree like the params.
+        num_probes: how many probes to average in each estimate, >= 1.
 
     Returns:
         A transform with an `ok.optim.HutchinsonState`. Its `update` needs params and
@@ -75,8 +76,8 @@ def with_hutchinson(
         line searches. `tx` receives all extra arguments.
 
     Raises:
-        ValueError: in `init`, for params hidden in part by a mask; in `update`, without
-            params or exactly one objective, or if `hessian_diag` is given.
+        ValueError: in `init`, if a mask hides params; in `update`, without params or
+            exactly one objective, or if `hessian_diag` is given.
         TypeError: if `tx` is not a transform or `key` not one key; for complex leaves.
 
     Example:
@@ -109,9 +110,7 @@ def with_hutchinson(
 
     def init(params: Params) -> HutchinsonState:
         is_hidden = any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked)))
-        text = (
-            "needs whole params, got some that a mask hides. Put it outside the mask."
-        )
+        text = "needs all params, got some that a mask hides. Put it outside the mask."
         check.that(not is_hidden, text)
         check.real(params=params)
         run_key = jr.fold_in(jr.wrap_key_data(root, impl=impl), _bits(params))

@@ -1,8 +1,8 @@
 """M-FAC: natural gradients from a sliding window of the last gradients.
 
-The curvature is the mean of g gᵀ over the window. The newest row, preconditioned, is a
-combination of the rows, so there is none of the cancellation that Woodbury's identity
-has in float32.
+The curvature is the mean of g gᵀ over the window. The preconditioned newest row is a
+combination of the rows, which avoids the cancellation of Woodbury's identity in
+float32.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from ._mfac_solve import write_and_solve
 
 
 class MfacState(NamedTuple):
-    """The last m gradients, and the dots of all pairs.
+    """The last m gradients, and the dot products of all pairs.
 
     Leaves of `window` have a leading axis m. The next gradient goes to row `pointer`;
     all but `num_filled` rows are zero. `gram` is float64 if JAX has it, else float32.
@@ -45,8 +45,8 @@ def scale_by_mfac(
 ) -> optax.GradientTransformationExtraArgs:
     """Preconditions the gradient by the damped Fisher matrix of the last m gradients.
 
-    With G the m x d window after the new gradient g is written to its row i, rows
-    without a gradient zero, and K = G Gᵀ, of which each step updates one row:
+    With G the m x d window after the new gradient g is written to its row i (rows that
+    have no gradient yet are zero), and K = G Gᵀ, of which each step updates one row:
 
         u = (λI + GᵀG/m)⁻¹ g = m Gᵀ(mλI + K)⁻¹ eᵢ
 
@@ -55,31 +55,31 @@ def scale_by_mfac(
     Memory is m times that of the params; there is no limit on m.
 
     The first step is g / (λ + ‖g‖²/m), far longer than the gradient if λ is small: warm
-    the learning rate up, or shorten it with `count_filled=True`. λ has the units of
-    ‖g‖²: if the loss is halved, the same λ is four times the damping.
+    up the learning rate, or shorten the step with `count_filled=True`. λ has the units
+    of ‖g‖²: if the loss is halved, the same λ damps four times as much.
 
     If gradients nearly repeat and λ is tiny, rounding in K would show in u. Where a
     bound on that exceeds 3e-5 in float32, the step is repeated with the eigenvectors of
-    K and refined, 5 to 15 slower passes. Below λ = 1e-7 ‖g‖² with such gradients, u
-    depends on the rounding of the float32 gradients themselves.
+    K and refined, which takes 5 to 15 slower passes. With such gradients and λ below
+    1e-7 ‖g‖², u depends on the rounding of the float32 gradients themselves.
 
     A gradient that is not finite makes every update NaN until it leaves the window, m
     steps later: wrap the whole optimizer in `optax.apply_if_finite`.
 
-    Departs from the authors' code: (1) a Gram matrix and push-through, where theirs is
-    an elimination in m sequential steps and a difference divided by λ; (2) parameters
-    that start at zero are not left out.
+    Departs from the authors' code: (1) it uses the Gram matrix and the push-through
+    identity, not an elimination in m sequential steps and a difference divided by λ;
+    (2) parameters that start at zero are not left out.
 
     Args:
         window: m, how many gradients to keep, at least 1. The authors train with 512
             and 1024. With `optax.inject_hyperparams`, name it in `static_args`.
         damping: λ > 0, a number or a scalar array. The authors use 1e-5 and 1e-6.
-        count_filled: divide by the number of gradients so far, up to m. The authors
-            divide by m from the start.
+        count_filled: whether to divide by the number of gradients so far, up to m. The
+            authors divide by m from the start.
         window_dtype: a floating dtype for the window. Default: that of each leaf.
             jnp.bfloat16 halves the memory of float32. The row of K is computed from the
-            rounded gradient, so K is exactly that of the window; products are in
-            float32, from blocks of rows that are cast one at a time.
+            rounded gradient, so K is exactly that of the window. Products are in
+            float32, and cast one block of rows at a time.
 
     Returns:
         A transform with an `ok.optim.MfacState`. The window keeps the sharding of each
@@ -164,17 +164,12 @@ def mfac(
         θ <- θ - η v
 
     For momentum that is a sum, not a mean, chain `ok.optim.scale_by_mfac` and
-    `optax.trace`; for decoupled decay, `optax.add_decayed_weights` after it.
+    `optax.trace`; for decoupled decay, chain `optax.add_decayed_weights` after it.
 
-    Args:
-        learning_rate: a number >= 0 or a schedule. The authors' default is 1e-3.
-        window: m, how many gradients to keep. The authors' default is 1024.
-        damping: > 0, in F. The authors' default is 1e-5.
-        momentum: decay of the mean update, in [0, 1). The number 0 leaves it out.
-        weight_decay: a number >= 0 or a schedule. Unless 0, `update` needs params.
-        count_filled: see `ok.optim.scale_by_mfac`.
-        window_dtype: see `ok.optim.scale_by_mfac`.
-        mask: optax's mask of the leaves that decay.
+    The authors' defaults are a learning rate of 1e-3, a window of 1024 and a damping of
+    1e-5. `momentum` is in [0, 1); the number 0 leaves it out. `window`, `damping`,
+    `count_filled` and `window_dtype` are those of `ok.optim.scale_by_mfac`; the
+    learning rate, the weight decay and the mask are those of `ok.optim.adan`.
 
     Returns:
         An optax transform; `optax.apply_updates` adds its updates to the params.

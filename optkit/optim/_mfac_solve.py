@@ -1,7 +1,7 @@
 """One step of M-FAC's window: write a row, then solve, as accurately as float32 allows.
 
-The usual step is a Cholesky factor of the small matrix. If an error bound says that it
-is not accurate enough, the step is repeated with eigenvectors and refinement.
+A step usually takes a Cholesky factor of the small matrix. If an error bound shows that
+this is not accurate enough, the step is repeated with eigenvectors and refinement.
 """
 
 from typing import Any, NamedTuple
@@ -36,12 +36,12 @@ class Window(NamedTuple):
 def write_and_solve(
     rows: PyTree, g: PyTree, gram: Array, i: Array, count: Array, damping: Array
 ) -> tuple[PyTree, PyTree, Array]:
-    """U = n Gᵀ(nλI + K)⁻¹eᵢ with n the count; and G and K, with g as their row i."""
+    """Returns U = n Gᵀ(nλI + K)⁻¹eᵢ, n the count, and G and K with g as row i."""
     m = gram.shape[0]
     unit = (jnp.arange(m, dtype=i.dtype) == i).astype(gram.dtype)
     row = project_blocks(rows, g, m).astype(gram.dtype)
     row = jnp.where(unit == 1, dot(g, g).astype(gram.dtype), row)
-    # Equal to i, but it depends on the row: otherwise XLA writes first, into a copy.
+    # This is i, but depends on the row: otherwise XLA writes first, into a copy.
     at = jnp.minimum(i, m - 1 + (row[0] > 0).astype(i.dtype))
     rows = jax.tree.map(
         lambda u, x: lax.dynamic_update_slice_in_dim(u, x[None], at, 0), rows, g
@@ -61,9 +61,9 @@ def write_and_solve(
 #
 #     ε √m √(max K_jj / p) b,    b² = Σ_j c_j² K_jj,    p = the smallest pivot of sI + K
 #
-# since ‖Gᵀ(sI + K)⁻¹‖ <= (s + σ_min)^-½, for which p^-½ stands. It also bounds the
+# since ‖Gᵀ(sI + K)⁻¹‖ <= (s + σ_min)^-½, which p^-½ estimates. This also bounds the
 # rounding of Gᵀc itself, ε b, which is large when terms of c cancel, as c_j = -c_i =
-# 1/2s for equal gradients. It is compared with ‖Gᵀc‖ = √(cᵀKc). Empty rows are ignored.
+# 1/2s do for equal gradients. It is compared with ‖Gᵀc‖ = √(cᵀKc), without empty rows.
 
 
 def _solve(w: Window) -> PyTree:
@@ -97,8 +97,8 @@ def _solve_anew(inputs: tuple[PyTree, Array, Array, Array]) -> PyTree:
     return combine_blocks(n * jnp.linalg.solve(damped_gram(rows, s), unit), rows)
 
 
-# `jax.vmap` turns a conditional into a selection, and both sides run in every step.
-# Here a batch has one conditional of its own, and so has a batch of batches.
+# `jax.vmap` turns a conditional into a selection, so both branches run in every step.
+# Here a batch has one conditional for all its members, and so has a batch of batches.
 
 
 def _cond(pred: Array, if_true: Any, if_false: Any, operands: Any) -> PyTree:
@@ -130,8 +130,8 @@ def _cond(pred: Array, if_true: Any, if_false: Any, operands: Any) -> PyTree:
 #     hⱼ = gⱼ - g: what gradients have in common is subtracted before it is rounded.
 #
 # (ii) The part of c in eigenvectors V₀ of σ near zero, a = V₀(σ + s)⁻¹V₀ᵀeᵢ, is large.
-#     Its t = Gᵀa vanishes if gradients depend on each other, and matters if they only
-#     nearly do. It is left out if it is not larger than its rounding.
+#     Its t = Gᵀa vanishes if gradients are linearly dependent, and matters if they are
+#     nearly so. It is left out if it is not larger than its rounding.
 #
 # (iii) c is refined by the residual of the window itself, eᵢ - s c - G Gᵀc, so that
 #     rounding in K and V cancels.

@@ -51,13 +51,13 @@ def scale_by_sophia(
     until the win rate, `optax.tree.get(state, "win_rate")`, is between 0.1 and 0.5: a
     larger gamma clips less.
 
-    Between refreshes `hessian_diag` is not used: any tree of the right shapes will do.
-    To skip its computation, use `ok.optim.with_hutchinson` with the same interval, or a
-    `jax.lax.cond` on the step around your own estimate.
+    Between refreshes `hessian_diag` is not used: any pytree like the params will do. To
+    skip its computation, use `ok.optim.with_hutchinson` with the same interval, or put
+    a `jax.lax.cond` on the step around your own estimate.
 
     This is the paper's Algorithm 3, without bias correction. The authors' code adds
     1e-15 to gamma h instead of taking the maximum with eps; scales the h of Sophia-G by
-    the batch size when it is used, which `ok.value_grad_and_gauss_newton_diag` has
+    the batch size in each step, which `ok.value_grad_and_gauss_newton_diag` has already
     done; refreshes after the step; and corrects the bias of m in Sophia-H. Departs:
     (1) arithmetic is in float32 or wider; (2) an entry whose m or h is infinite is NaN,
     for `optax.apply_if_finite` to reject, not a sign step.
@@ -65,7 +65,7 @@ def scale_by_sophia(
     Args:
         b1: decay of the mean gradient, in [0, 1).
         b2: decay of the mean diagonal, in [0, 1), applied once in K steps.
-        gamma: scale of the curvature; positive.
+        gamma: the scale of the curvature, > 0.
         eps: the least curvature, > 0. Entries with h <= eps / gamma take a sign step.
         update_interval: K >= 1, an integer.
         state_dtype: a floating dtype for m. Default: that of the leaf, at least
@@ -73,7 +73,7 @@ def scale_by_sophia(
 
     Returns:
         A transform with an `ok.optim.SophiaState`, twice as large as float32 params.
-        Its `update` needs `hessian_diag=`, a tree like the params.
+        Its `update` needs `hessian_diag=`, a pytree like the params.
 
     Raises:
         ValueError: for hyperparameters out of range, or trees missing or mismatched.
@@ -101,7 +101,7 @@ def _scale(
     check.decay(b1=b1, b2=b2)
     check.positive(gamma=gamma, eps=eps)
     check.optional.dtype(state_dtype=state_dtype)
-    if not isinstance(update_interval, jax.Array):  # injected, it is an array
+    if not isinstance(update_interval, jax.Array):  # an array if it is injected
         check.count(update_interval=update_interval)
 
     def rule(
@@ -148,16 +148,9 @@ def sophia(
     No entry of u exceeds 1, as in Lion. The authors use learning rates a little below
     AdamW's, and weight decay 0.2.
 
-    Args:
-        learning_rate: a number >= 0 or a schedule.
-        b1: decay of the mean gradient, in [0, 1).
-        b2: decay of the mean diagonal, in [0, 1), applied once per `update_interval`.
-        gamma: scale of the curvature: 0.01 for Sophia-H, 0.05 for Sophia-G.
-        eps: the least curvature; positive.
-        weight_decay: a number >= 0 or a schedule. Unless 0, `update` needs params.
-        update_interval: steps from one use of `hessian_diag` to the next.
-        mask: optax's mask of the leaves that decay; the others still get their step.
-        state_dtype: see `ok.optim.scale_by_sophia`.
+    b1, b2, `gamma`, `eps`, `update_interval` and `state_dtype` are those of
+    `ok.optim.scale_by_sophia`; the learning rate, the weight decay and the mask are
+    those of `ok.optim.adan`.
 
     Returns:
         An optax transform whose `update` needs `hessian_diag=`.

@@ -41,7 +41,7 @@ class AndersonInfo(NamedTuple):
 
 
 class _State(NamedTuple):
-    """The iterate, the window of the last m, and the best one."""
+    """The iterate, a window of the last m, and the best iterate."""
 
     y: PyTree
     ys: PyTree
@@ -70,17 +70,17 @@ def anderson(
     """Finds a fixed point y = mapping(y, args) by Anderson acceleration.
 
     With r_i = f(y_i) - y_i over the last m iterates and K_ij = r_iᵀr_j,
+
         α = argmin |Σ α_i r_i|² + δ Σ α_i² |r_i|²   subject to   Σ α_i = 1
           = u / Σ u    with    (K + δ diag K) u = 1
         y <- Σ α_i (y_i + β r_i)
-    until |r| <= rtol |f(y)| + atol.
 
+    until |r| <= rtol |f(y)| + atol. It returns the iterate with the smallest residual.
     On a linear mapping this is GMRES in disguise: it converges in about as many steps
-    as the mapping has distinct eigenvalues. The iterate of smallest residual is
-    returned.
+    as the mapping has distinct eigenvalues.
 
     It need not converge where plain iteration does: on a mapping with kinks, such as a
-    proximal step, or with I - ∂f nearly singular, the residual can stall, and the
+    proximal step, or if I - ∂f is nearly singular, the residual can stall, and the
     result is `max_steps_reached`. A smaller `history` helps. `history=1` is plain
     iteration, which always converges for a contraction.
 
@@ -93,11 +93,11 @@ def anderson(
     fixed point, with one residual.
 
     Args:
-        mapping: f, `(y, args)` to a tree like y.
-        y0: the guess, real leaves.
+        mapping: f(y, args) -> a pytree like y.
+        y0: the starting point, with real leaves.
         args: whatever else the mapping needs.
         history: m, how many iterates to keep. 1 is Picard iteration, damped by β.
-        mixing: β > 0: damped below 1, overrelaxed above.
+        mixing: β > 0. Below 1 it damps the iteration, above 1 it overrelaxes.
         ridge: δ, relative to the square of each residual. Default 10 m times the
             rounding error of the narrowest leaf, counted as at least float32.
         rtol: the tolerance relative to |f(y)|. Default 1e-5, or the rounding error of
@@ -140,7 +140,7 @@ def anderson(
         eps = [float(jnp.finfo(leaf).eps) for leaf in jax.tree.leaves(y0)]
         rtol = max(1e-5, *eps)
     if ridge is None:
-        # That of the widest leaf would be too small for the others.
+        # The eps of the widest leaf would be too small for the others.
         eps = [float(jnp.finfo(wide_dtype(leaf)).eps) for leaf in jax.tree.leaves(y0)]
         ridge = 10 * history * max(eps)
     beta, delta, rtol, atol = (
