@@ -310,10 +310,10 @@ def saba_script(state: Any, blocks: Problem, i: Array, j: Array) -> Any:
 CAUSE = (
     "Both sides compute the same gradients, which take nearly all of the time with "
     "dense matrices. With vectors, a step is a few dozen kernels of microseconds each, "
-    "and their number counts. A step size that changes costs one kernel for each optax "
-    "transform: SOBA has three of them, its script one vector. With constant step "
-    "sizes SOBA takes 0.96 to 0.98 of the time of its script; this includes the check "
-    "that the step was finite, which costs 0.01 to 0.03."
+    "and what counts is their number. A step size that changes costs one kernel for "
+    "each optax transform: SOBA has three of them, its script one vector. With "
+    "constant step sizes, SOBA takes 0.96 to 0.98 of the time of its script; this "
+    "includes the check that the step was finite, which costs 0.01 to 0.03."
 )
 
 JOB = Job(

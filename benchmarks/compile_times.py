@@ -48,8 +48,8 @@ def run(size: int, rounds: int) -> Result:
         at_most(
             1.0,
             found.get(reference, NAN),
-            f"A hypergradient by `ok.implicit_minimum` compiles at least as fast as by "
-            f"{reference}",
+            f"A hypergradient by `ok.implicit_minimum` compiles at least as fast as "
+            f"with {reference}",
             cause,
         )
         for reference in (implicit.JAXOPT, implicit.JAXOPT_CG)

@@ -146,7 +146,7 @@ JOB = Job(
     unit="entries each in x and y, batches of 64",
     rounds=40,
     reading=(
-        "With vectors, a step is dozens of small kernels, and their number counts. "
+        "With vectors, a step is dozens of small kernels; what counts is their number. "
         "optkit computes the two x-gradients of the lower objective as one, at y and z "
         "side by side. The script reports nothing. A step of optkit also returns "
         "losses and norms, which the compiler removes if nobody reads them."

@@ -29,7 +29,7 @@ NUM_TRAIN = 1200
 ERROR = 1e-6
 TOLERANCES = np.logspace(-2, -13, 45)
 BY_HAND, OURS = "conjugate gradients by hand", "ok.implicit_minimum"
-JAXOPT_CG, JAXOPT = "jaxopt, conjugate gradients", "jaxopt, its default"
+JAXOPT_CG, JAXOPT = "jaxopt, conjugate gradients", "jaxopt, default solver"
 
 Maker = Callable[[Any], Callable[[Any, Any], Any]]  # from a tolerance
 

@@ -26,14 +26,14 @@ BAD = {
     "huge": "huge numbers",
     "tiny": "tiny numbers",
     "singular": "no answer exists",
-    "empty": "nothing in it",
-    "tree": "another structure",
-    "shape": "another shape",
-    "dtype": "another dtype",
+    "empty": "empty input",
+    "tree": "a different structure",
+    "shape": "a different shape",
+    "dtype": "a different dtype",
     "option": "an option out of range",
-    "missing": "something left out",
+    "missing": "a missing argument",
     "function": "a wrong function",
-    "object": "a wrong object",
+    "object": "an object of the wrong kind",
 }
 
 

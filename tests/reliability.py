@@ -26,8 +26,8 @@ def figures() -> str:
     ended = [type(trial.outcome) for trial in CATALOGUE]
     return f"""# Reliability
 
-What happens when the input is bad. The tests run everything on this page as users do:
-in float32, with no type checks but the library's own.
+This page shows what happens when the input is bad. The tests run everything on it as
+users do: in float32, with only the library's own type checks.
 `python tests/reliability.py --write` writes the page from what the tests declare.
 
 | | |
@@ -35,10 +35,10 @@ in float32, with no type checks but the library's own.
 | public functions and classes tried | {len(names_tried())} |
 | faults tried | {len(CATALOGUE)} |
 | ... raise an error that names the call and says what to do | {ended.count(Raises)} |
-| ... raise an error of JAX's or optax's own, which says it | {ended.count(Foreign)} |
+| ... raise an error of JAX or optax that is clear enough | {ended.count(Foreign)} |
 | ... report what went wrong, as an item of `ok.RESULTS` | {ended.count(Reports)} |
-| ... show NaN where the bad input reaches | {ended.count(Shows)} |
-| ... have a right answer, and give it | {ended.count(Right)} |
+| ... show NaN wherever the bad input has an effect | {ended.count(Shows)} |
+| ... have a right answer, and return it | {ended.count(Right)} |
 | ... are silently wrong | 0 |
 | random inputs tried on each commit | {sum(properties.EXAMPLES.values())} |"""
 
@@ -57,7 +57,7 @@ def options() -> str:
     rows = "\n".join(table)
     return f"""## Options
 
-An option out of range raises where it is given, before anything is computed.
+An option out of range raises an error where it is passed, before anything is computed.
 
 | option | `ValueError` for | `TypeError` for | options tried |
 |---|---|---|---:|
@@ -68,8 +68,8 @@ def kinds() -> str:
     """What happens to each kind of object."""
     head = """## Bad input
 
-Each object of a kind is tried with each fault of its table. In compiled code a report
-may be a `RuntimeError` with the text of the result."""
+Each object of a kind is tried with each fault in its table. In compiled code, what is
+reported may arrive as a `RuntimeError` with the text of the result."""
     grouped: dict[int, list[Kind]] = {}
     for kind in KINDS:
         if kind.faults:
@@ -113,17 +113,20 @@ def singular() -> str:
 def random_input() -> str:
     """What was tried on random input."""
     tried = [
-        f"{name.replace('_', ' ')} ({count})"
+        f"| {name.replace('_', ' ')} | {count} |"
         for name, count in sorted(properties.EXAMPLES.items())
     ]
+    rows = "\n".join(tried)
     return f"""## Random input
 
-Random pytrees: nested, with None leaves, scalars, empty arrays and up to three axes; in
-float16, bfloat16, float32, float64 and mixed; with numbers of size 1e-30 to 1e30. Each
-run draws the same inputs; `HYPOTHESIS_PROFILE=long` tries {properties.LONG} times as
-many. The properties, and the number of inputs for each:
+These properties are tried on random pytrees: nested, with None leaves, scalars, empty
+arrays and up to three axes; in float16, bfloat16, float32, float64 and mixed; with
+numbers of size 1e-30 to 1e30. Every run draws the same inputs;
+`HYPOTHESIS_PROFILE=long` tries {properties.LONG} times as many.
 
-{"; ".join(tried)}."""
+| property | inputs |
+|---|---:|
+{rows}"""
 
 
 def limits() -> str:
@@ -131,21 +134,23 @@ def limits() -> str:
     return """## What is not detected
 
 - A batch, a loss or a label that is wrong but finite.
-- NaN inside `ok.LowRank`, `ok.hessian` and other operators: it shows in their
-  products, and only a solve reports it.
+- NaN inside `ok.LowRank`, `ok.hessian` and other operators: it shows up in their
+  products, but only a solve reports it.
 - An indefinite curvature in `ok.Nystrom`, if its sketch meets no negative eigenvalue:
-  the solve counts as a success. `ok.CG` detects what its right-hand side reaches.
+  the solve counts as a success. `ok.CG` detects a negative eigenvalue only if its
+  right-hand side has a component there.
 - A singular Jacobian whose linear system has a solution: the derivative is then one of
   many. `ok.check_implicit` detects it.
-- A traced damping or decay out of range: reading it would stop the compiled step.
-- Numbers below the smallest normal one (1e-38 in float32): the hardware takes them for
+- A traced damping or decay out of range: reading it would interrupt a compiled step.
+- Numbers below the smallest normal one (1e-38 in float32): the hardware treats them as
   zero.
-- Wrong products of the CPU compiler. jaxlib 0.10.2 and 0.12.0 run some fused operations
-  wrongly, in anybody's code, so that compiled and uncompiled code differ
+- Wrong products from the CPU compiler. jaxlib 0.10.2 and 0.12.0 compile some fused
+  operations wrongly, in any program, so that compiled and uncompiled code differ
   (jax-ml/jax#39103 is one case). The environment variable
-  `XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=`, with nothing after the last sign,
+  `XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=`, with nothing after the last `=`,
   turns these fusions off. The final residual of `ok.CG` and `ok.GMRES` detects a
-  product that differs from call to call, but not one that is always wrong alike."""
+  product that differs from call to call, but not one that is always wrong in the same
+  way."""
 
 
 SECTIONS = [figures, options, kinds, singular, random_input, killed.section, limits]
@@ -182,7 +187,7 @@ def _exceptions(kind: Kind) -> list[str]:
 
 
 def _except(exceptions: list[str]) -> list[str]:
-    return [f"Except: {'; '.join(exceptions)}."] if exceptions else []
+    return [f"Exceptions: {'; '.join(exceptions)}."] if exceptions else []
 
 
 def _list(words: Iterable[str]) -> str:
