@@ -240,7 +240,7 @@ CHECKS = Kind("Checks of a derivative", [
     Fault("singular", "a Jacobian of 0", says("failed"),
         lambda f: f.make(condition=lambda y, a: 0 * y - a)),
     Fault("function", "a condition of another problem",
-        says("solves another problem", "not what the solver"),
+        says("a different problem", "not what the solver"),
         lambda f: f.make(condition=lambda y, a: y - 2 * a)),
     Fault("empty", "no parameters", Raises(ValueError, "floating array"),
         lambda f: f.make(args=())),
