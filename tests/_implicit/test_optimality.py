@@ -394,7 +394,7 @@ def bad(prox_or_projection, build=opt.proximal_gradient):
                 program(jnp.ones(3), jnp.ones(3), jnp.ones(())),
             ),
             ValueError,
-            r"A of shape \(2, 3\), got \(5, 3\)\. A has as many rows as the cone",
+            r"A of shape \(2, 3\), got \(5, 3\)\. The rows of A must match the cone",
         ),
         (
             lambda: opt.newton(lambda y, _: y[:1])(jnp.ones(2), None),
