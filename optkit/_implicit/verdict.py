@@ -69,8 +69,9 @@ def verdict(
     if report.distance > 1e-2 * report.error:
         return (
             "The solver has not converged, or it solves a different problem from the "
-            f"one that the condition describes: y is {off}, and the derivative is off "
-            "by a constant times that. Run the solver longer, or to a smaller tolerance."
+            f"one that the condition describes: y is {off}, and the derivative is "
+            "off by a constant times that. Run the solver longer, or to a smaller "
+            "tolerance."
         )
     if report.backward_residual > rtol:
         return (
