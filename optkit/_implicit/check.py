@@ -17,9 +17,10 @@ from .._vector import (
     common_dtype,
     constant,
     from_vector,
-    norm,
     normalised,
     normals,
+    relative_norm,
+    safe_norm,
     structure_of,
     subtract,
     to_vector,
@@ -108,10 +109,8 @@ def check_implicit(
     condition = solve.condition
     ydot, outcome, numbers = _analysed(condition, solve.solver, y, theta, rest, t, key)
     near, far = difference(h), difference(2 * h)
-    size = norm(near)
-    size = jnp.where(size > 0, size, 1)
-    numbers["error"] = norm(subtract(widen(ydot), near)) / size
-    numbers["noise"] = norm(subtract(near, far)) / size
+    numbers["error"] = relative_norm(subtract(widen(ydot), near), near)
+    numbers["noise"] = relative_norm(subtract(near, far), near)
     report = ImplicitReport(**jax.tree.map(float, numbers), verdict="")
     damping = condition.damping if isinstance(condition, Minimum) else None
     words = verdict(report, outcome, rtol=rtol, eps=_precision(y), damping=damping)
@@ -138,21 +137,20 @@ def _analysed(
     transposed = operator.transpose()
     method = as_method(solver)
     states = [method.init(constant(A), {}) for A in (operator, transposed)]
-    tiny = jnp.finfo(float).tiny
 
     def solved(is_transposed: bool, b: Params) -> tuple[Params, Array, Any]:
         A, factor = states[is_transposed]
         x, outcome, _ = method.apply(A, factor, b)
         r = subtract(widen(b), widen(A.mv(x)))
-        return x, norm(r) / jnp.maximum(norm(b), tiny), outcome
+        return x, relative_norm(r, b), outcome
 
     ydot, forward, outcome = solved(False, jax.tree.map(jnp.negative, t_F))
     _, backward, outcome_t = solved(True, _direction(key, y))
     newton, _, _ = solved(False, F)
     is_fine = outcome == RESULTS.successful
     numbers = {
-        "residual": norm(F),
-        "distance": norm(newton) / jnp.maximum(norm(y), tiny),
+        "residual": safe_norm(F),
+        "distance": relative_norm(newton, y),
         "condition_number": _condition_number(operator, transposed, solved, key),
         "backward_residual": jnp.maximum(forward, backward),
     }

@@ -28,6 +28,7 @@ from .rows import (
 from .scaling import (
     normalised as normalised,
     over_peak as over_peak,
+    relative_norm as relative_norm,
     safe_norm as safe_norm,
 )
 from .select import smallest as smallest

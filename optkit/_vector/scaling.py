@@ -36,11 +36,14 @@ def over_peak(vector: PyTree) -> tuple[PyTree, Array]:
     for p in peaks:
         peak = jnp.maximum(peak, lax.stop_gradient(p).astype(dtype))
     peak = jnp.where(peak == 0, 1, peak)
-    scale, inverse = _power_of_two(peak)
+    # XLA reorders products with constants: it would square a constant 1e20 before it
+    # scales it. It does not look through a choice that it cannot make.
+    scale, inverse = lax.optimization_barrier(_power_of_two(peak))
 
     def scaled(a: Array) -> Array:
         # The leaf's own dtype may not hold the scale of a wider leaf.
-        return (a.astype(dtype) * inverse).astype(wide_dtype(a))
+        a = a.astype(dtype)
+        return jnp.where(inverse > 0, a * inverse, a).astype(wide_dtype(a))
 
     return jax.tree.map(scaled, vector), scale
 
@@ -51,6 +54,14 @@ def safe_norm(tree: PyTree) -> Float[Array, ""]:
     square = dot(unit, unit)
     is_zero = square == 0
     return jnp.where(is_zero, 0, scale * jnp.sqrt(jnp.where(is_zero, 1, square)))
+
+
+def relative_norm(x: PyTree, y: PyTree) -> Float[Array, ""]:
+    """|x| / |y| without overflow, or |x| if y = 0; infinite unless both are finite."""
+    (x, p), (y, q) = over_peak(x), over_peak(y)
+    size = norm(y)
+    ratio = norm(x) / jnp.where(size > 0, size, 1) * (p / q)
+    return jnp.where(jnp.isfinite(p) & jnp.isfinite(q), ratio, jnp.inf)
 
 
 # Dividing by 1e38 fails: a compiler may multiply by the reciprocal instead, which is

@@ -20,7 +20,7 @@ from .._check import Check
 from .._results import RESULTS
 from .._solver.move import Move
 from .._types import Params
-from .._vector import norm, subtract
+from .._vector import relative_norm, subtract
 
 Batch: TypeAlias = PyTree
 Objective: TypeAlias = Callable[[Params, Params, Batch], Float[Array, ""]]
@@ -153,6 +153,4 @@ def lower_gradient(
 
 def relative_residual(product: Params, b: Params) -> Float[Array, ""]:
     """|product - b| / |b|, or |product| if b = 0."""
-    size = norm(b)
-    left = norm(subtract(product, b))
-    return left / jnp.where(size > 0, size, 1)
+    return relative_norm(subtract(product, b), b)

@@ -25,7 +25,16 @@ from .._solver.guard import guard
 from .._solver.move import Move, Projection, mover
 from .._solver.solver import Solver
 from .._types import Params, wide_dtype
-from .._vector import all_finite, axpy, cast_like, common_dtype, norm, strong, subtract
+from .._vector import (
+    all_finite,
+    axpy,
+    cast_like,
+    common_dtype,
+    norm,
+    safe_norm,
+    strong,
+    subtract,
+)
 from ._base import (
     Batch,
     Batches,
@@ -201,5 +210,5 @@ def _cancels(y: Params, z: Params, λ: Array) -> Bool[Array, ""]:
     eps = max((float(jnp.finfo(leaf.dtype).eps) for leaf in leaves), default=0.0)
     # Below 1 / sqrt(eps) they agree for another reason, such as ∇_y f = 0 at z.
     is_large = λ * eps**0.5 > 1
-    error = norm(jax.tree.map(rounding, y))
-    return is_large & (error > 0) & (norm(subtract(y, z)) <= _RESOLVED * error)
+    error = safe_norm(jax.tree.map(rounding, y))
+    return is_large & (error > 0) & (safe_norm(subtract(y, z)) <= _RESOLVED * error)

@@ -19,6 +19,7 @@ from .._vector import (
     dot,
     normalised,
     project,
+    relative_norm,
     safe_norm,
     subtract,
     where,
@@ -173,8 +174,9 @@ def _step(
     (rtol, atol), r = goals, subtract(f, y)
     size, (unit, norm) = safe_norm(f), normalised(r)
     norm = jnp.where(dot(unit, unit) == 0, 0, norm)
-    error = norm / jnp.where(size > 0, size, 1)
-    is_done = norm <= rtol * size + atol
+    error = relative_norm(r, f)
+    # |f| may overflow where no entry does, and any residual is below infinity.
+    is_done = norm <= rtol * jnp.minimum(size, jnp.finfo(size.dtype).max) + atol
     is_better = is_done | (error < state.best_error)
     slot = state.num_steps % m
     ys, units = _written(state.ys, slot, y), _written(state.units, slot, unit)

@@ -105,6 +105,17 @@ def test_an_optimality_of_another_problem_and_one_without_a_derivative(key):
     assert "singular" in report.verdict
 
 
+@pytest.mark.parametrize("size", [1e20, 1.0, 1e-25])
+def test_a_wrong_solver_is_named_at_any_scale(key, size):
+    """Oracle: y = 3a for y = a, two thirds off. In float32 squares leave the range."""
+    fit = ok.implicit_root(lambda y, a: y - a)(lambda y0, a: 3 * a)
+    a = jnp.full(3, size, jnp.float32)
+    report = ok.check_implicit(fit, a, y0=a, key=key)
+    assert "has not converged" in report.verdict
+    assert_allclose((report.error, report.distance), 2 / 3, rtol=1e-3)
+    assert_allclose(report.residual, 2 * size * 3**0.5, rtol=1e-6)
+
+
 def test_bad_arguments_say_what_to_do(key):
     """Oracle: the messages."""
     fit = ok.implicit_minimum(objective)(exact)

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_array_equal
 from precision import assert_allclose
 
-from optkit._vector import normalised, over_peak
+from optkit._vector import normalised, over_peak, relative_norm, safe_norm
 
 
 @pytest.mark.parametrize("size", [3e38, 1e38, 6.0, 1e-30, 1.2e-38])
@@ -30,3 +30,31 @@ def test_normalised_vectors_have_norm_one_at_any_size(size):
     b, norm = jax.jit(normalised)(vector)
     assert_allclose(b, np.array([1, -1, 1]) / np.sqrt(3), rtol=1e-6)
     assert_allclose(norm, np.linalg.norm(np.float64(vector)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e38, 1e20, 1e-25])
+def test_a_norm_that_is_known_at_compile_time_does_not_overflow(size):
+    """Oracle: NumPy in float64. XLA would reorder the products of a constant."""
+    vector = np.full(3, size, np.float32)
+    norms = jax.jit(lambda: (normalised(vector)[1], safe_norm(vector)))()
+    assert_allclose(norms, np.linalg.norm(np.float64(vector)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        (1e37, 3e38, 1 / 30),  # |y| overflows
+        (1e-30, 1e-28, 1e-2),  # squares underflow
+        (3e38, 1e-38, np.inf),
+        (1.0, 0.0, 10.0),  # |x|
+        (0.0, 0.0, 0.0),
+        (1.0, np.inf, np.inf),
+        (np.inf, np.inf, np.inf),
+        (1.0, np.nan, np.inf),
+        (np.nan, 1.0, np.inf),
+    ],
+)
+def test_a_relative_norm_passes_no_comparison_unless_all_is_finite(x, y, expected):
+    """Oracle: closed form, for 100 equal entries; infinity where none exists."""
+    x, y = (jnp.full(100, value, jnp.float32) for value in (x, y))
+    assert_allclose(jax.jit(relative_norm)(x, y), expected, rtol=1e-6)

@@ -129,3 +129,17 @@ def test_memory_is_three_variables():
     )
     state = solver.init(jnp.zeros(5), jnp.zeros(8))
     assert sum(leaf.size for leaf in jax.tree.leaves(state)) == 5 + 2 * 8 + 1
+
+
+@pytest.mark.parametrize("size", [1e20, 1.0, 1e-25])
+def test_the_linear_residual_does_not_depend_on_the_scale(size):
+    """Oracle: 1 at v = 0, for |∇_y F| whose square leaves the range of float32."""
+    solver = ok.bilevel.soba(
+        lambda x, y, batch: jnp.sum(size * y),
+        lambda x, y, batch: jnp.sum((y - x) ** 2) / 2,
+        outer=optax.sgd(0.1),
+        inner=optax.sgd(0.1),
+    )
+    zero = jnp.zeros(3, jnp.float32)
+    _, info = solver.step(solver.init(zero, zero), None)
+    assert_allclose(info.linear_residual, 1.0, rtol=1e-6)

@@ -170,6 +170,29 @@ def test_failures_are_reported_and_the_best_iterate_returned():
     assert jnp.isinf(info.residual)
 
 
+@pytest.mark.parametrize("factor", [2.5, -2.5, 1e3])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, FLOAT])
+def test_an_iteration_that_overflows_is_never_successful(factor, dtype):
+    """Oracle: |r| / |f| = |1 - 1 / factor| while y = factor y + 1 grows.
+
+    |f| overflows before |r| and before any entry, and every |r| is below infinity.
+    """
+    mapping = lambda y, _: factor * y + 1  # noqa: E731
+    y0 = jnp.ones(100, dtype)
+    y, info = ok.solvers.anderson(mapping, y0, history=1, max_steps=1000)
+    assert info.result == ok.RESULTS.nonfinite_iterate
+    assert jnp.all(jnp.isfinite(y))
+    assert_allclose(info.residual, abs(1 - 1 / factor), rtol=0.5)
+
+
+def test_a_fixed_point_whose_norm_overflows_is_found():
+    """Oracle: y = 1e38 in 100 entries of float32, whose norm is 1e39."""
+    y0 = jnp.full(100, 0.99e38, jnp.float32)
+    y, info = ok.solvers.anderson(lambda y, _: 0.5 * y + 0.5e38, y0)
+    assert info.result == ok.RESULTS.successful
+    assert_allclose(y, 1e38, rtol=1e-5)
+
+
 def test_the_implicit_derivative_goes_through(key):
     """Oracle: the dense implicit function theorem."""
     W, x = contraction(key, 4)
