@@ -42,8 +42,8 @@ def over_peak(vector: PyTree) -> tuple[PyTree, Array]:
 
     def scaled(a: Array) -> Array:
         # The leaf's own dtype may not hold the scale of a wider leaf.
-        a = a.astype(dtype)
-        return jnp.where(inverse > 0, a * inverse, a).astype(wide_dtype(a))
+        wide = a.astype(dtype)
+        return jnp.where(inverse > 0, wide * inverse, wide).astype(wide_dtype(a))
 
     return jax.tree.map(scaled, vector), scale
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from precision import assert_allclose
+from precision import FLOAT, assert_allclose
 
 from optkit._vector import normalised, over_peak, relative_norm, safe_norm
 
@@ -21,6 +21,14 @@ def test_a_power_of_two_is_divided_out_exactly(size, wrap):
     wide = np.float64(vector)
     normal = np.abs(wide) > 2e-38
     assert_array_equal((np.float64(b) * np.float64(scale))[normal], wide[normal])
+
+
+def test_leaves_keep_their_dtypes_but_narrow_ones_widen():
+    """Oracle: float32 or wider, leaf by leaf."""
+    dtypes = [jnp.bfloat16, jnp.float32, FLOAT]
+    tree, _ = over_peak([jnp.full(2, 3.0, dtype) for dtype in dtypes])
+    assert [leaf.dtype for leaf in tree] == [jnp.float32, jnp.float32, FLOAT]
+    assert_allclose(tree, np.full((3, 2), 1.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1e38, 1e-30])
