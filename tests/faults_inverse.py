@@ -102,7 +102,8 @@ OF_METHODS = [
     Fault("tiny", "b of 1e-30", Right(is_small), lambda m: m.error(1e-30)),
     Fault("tiny", "a curvature of 1e-30", Right(is_one),
         lambda m: m.solve(C=m.curvature(1e-30, 1e-30, 1e-30)).value),
-    Fault("empty", "no entries", Right(), lambda m: m.solve(jnp.zeros(0), m.nothing())),
+    Fault("empty", "an empty array", Right(),
+        lambda m: m.solve(jnp.zeros(0), m.nothing())),
     Fault("tree", "b of another structure", Raises(ValueError, "structure", MAKER),
         lambda m: m.solve((1.0,))),
     Fault("shape", "b of another shape", Raises(ValueError, "(2,)", MAKER),
@@ -197,7 +198,7 @@ METHODS = Kind("Methods for an inverse", OF_METHODS, [
         {"num_terms": opt.COUNT, "step_size": opt.POSITIVE}, faults=OF_NEUMANN),
     Method("Nystrom", partial(ok.Nystrom, rank=3, key=jr.key(0)),
         {"rank": opt.COUNT, "key": opt.KEY},
-        differs={"no entries": Raises(ValueError, "rank=3")}, faults=OF_NYSTROM),
+        differs={"an empty array": Raises(ValueError, "rank=3")}, faults=OF_NYSTROM),
     Method("Woodbury", ok.Woodbury, curvature=low_rank,
         nothing=lambda: ok.LowRank(jnp.zeros((2, 0))), faults=OF_WOODBURY),
     # A multiple of the identity, whatever the curvature.

@@ -283,7 +283,7 @@ WRAPPERS = Kind("Wrappers", OF_TRANSFORMS, [
 ])
 AVERAGES = Kind("Averages of a Hessian diagonal", [
     Fault("nan", "NaN", Shows(), lambda f: f.make()(jnp.full((2, 2, 1, 1), NAN))),
-    Fault("empty", "no entries", Right(lambda x: x.shape == (0, 2, 1, 1)),
+    Fault("empty", "an empty array", Right(lambda x: x.shape == (0, 2, 1, 1)),
         lambda f: f.make()(jnp.zeros((0, 2, 1, 1)))),
     Fault("shape", "a leaf of one axis", Right(lambda x: x.shape == (3,)),
         lambda f: f.make()(jnp.ones(3))),

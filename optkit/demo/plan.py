@@ -203,7 +203,7 @@ def tables() -> str:
     lines += [
         "",
         f"The plan against the real arrays: {TEN_MILLION[0]} layers of width "
-        f"{TEN_MILLION[1]:,} on {NUM_VIRTUAL} virtual devices, in bytes on the first:",
+        f"{TEN_MILLION[1]:,} on {NUM_VIRTUAL} virtual devices; bytes on the first one:",
         "",
         _row("", "planned", "measured"),
         _row("---", "--:", "--:"),
