@@ -26,6 +26,8 @@ from .._vector import (
     widen,
 )
 
+_GROWTH = 10.0  # of the residual, above which the window is emptied
+
 
 class AndersonInfo(NamedTuple):
     """How an iteration ended.
@@ -49,6 +51,10 @@ class _State(NamedTuple):
     units: PyTree  # r_i / |r_i|, so that no square under- or overflows
     norms: Float[Array, " m"]  # |r_i|
     gram: Float[Array, "m m"]  # of the units
+    num_held: Array  # residuals since the window was empty
+    last: Array  # |r| of the iterate before
+    least: Array  # the smallest |r|
+    is_expansive: Array  # whether the last plain step made |r| grow
     best: PyTree
     best_error: Array
     num_steps: Array
@@ -80,10 +86,12 @@ def anderson(
     On a linear mapping this is GMRES in disguise: it converges in about as many steps
     as the mapping has distinct eigenvalues.
 
-    It need not converge where plain iteration does: on a mapping with kinks, such as a
-    proximal step, or if I - ∂f is nearly singular, the residual can stall, and the
-    result is `max_steps_reached`. A smaller `history` helps. `history=1` is plain
-    iteration, which always converges for a contraction.
+    On a mapping with kinks, such as a projection, extrapolation can go astray. Where
+    |r| exceeds ten times the smallest so far, the window is emptied, and the next step
+    is a plain one. This does not apply after a plain step has made |r| grow, because
+    then the mapping does not contract and only extrapolation can converge. If the
+    residual stalls all the same, the result is `max_steps_reached`. A smaller `history`
+    helps; `history=1` is plain iteration, which always converges for a contraction.
 
     Do not differentiate through the loop; decorate the solver instead:
 
@@ -125,7 +133,9 @@ def anderson(
     Reference:
         Walker and Ni 2011, doi:10.1137/10078356X, algorithm AA. Departs: (1) the
         constrained problem is solved by its Gram matrix, which is updated by one row
-        per step; (2) the ridge does not depend on the scale of y.
+        per step; (2) the ridge does not depend on the scale of y; (3) the safeguard,
+        which is that of Zhang, O'Donoghue and Boyd 2020, arXiv:1808.03971, section 3.3,
+        with the smallest residual in place of a bound that decreases with the steps.
     """
     check = Check("ok.solvers.anderson")
     check.function(mapping=mapping)
@@ -178,12 +188,17 @@ def _step(
     # |f| may overflow where no entry does, and any residual is below infinity.
     is_done = norm <= rtol * jnp.minimum(size, jnp.finfo(size.dtype).max) + atol
     is_better = is_done | (error < state.best_error)
-    slot = state.num_steps % m
+    was_plain = state.num_held == 1
+    grew = norm > 1.001 * state.last  # by more than rounding
+    is_expansive = jnp.where(was_plain, grew, state.is_expansive)
+    is_astray = ~was_plain & ~is_expansive & (norm > _GROWTH * state.least)
+    num_held = jnp.where(is_astray, 0, state.num_held)
+    slot = num_held % m
     ys, units = _written(state.ys, slot, y), _written(state.units, slot, unit)
     norms = state.norms.at[slot].set(norm)
     row = project(units, unit)
     gram = state.gram.at[slot].set(row).at[:, slot].set(row)
-    is_held = jnp.arange(m, dtype=jnp.int32) <= state.num_steps
+    is_held = jnp.arange(m, dtype=jnp.int32) <= num_held
     alpha = _weights(gram, norms, is_held, delta)
     return _State(
         axpy(beta, combine(alpha * norms, units), combine(alpha, ys)),
@@ -191,6 +206,10 @@ def _step(
         units,
         norms,
         gram,
+        num_held + 1,
+        norm,
+        jnp.minimum(norm, state.least),
+        is_expansive,
         where(is_better, y, state.best),
         jnp.where(is_better, error, state.best_error),
         state.num_steps + 1,
@@ -207,7 +226,8 @@ def _start(y: PyTree, m: int, dtype: Any) -> _State:
     norms, gram = jnp.zeros(m, dtype), jnp.zeros((m, m), dtype)
     error, count = jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32)
     no = jnp.zeros((), bool)
-    return _State(y, window, window, norms, gram, y, error, count, no, no)
+    past = count, error, error, no
+    return _State(y, window, window, norms, gram, *past, y, error, count, no, no)
 
 
 def _weights(

@@ -193,6 +193,42 @@ def test_a_fixed_point_whose_norm_overflows_is_found():
     assert_allclose(y, 1e38, rtol=1e-5)
 
 
+@pytest.mark.x64
+@pytest.mark.parametrize(
+    ("n", "upper", "minimum"),
+    [(2, 0.8, 0.04), (2, 0.5, 0.25), (5, 0.8, 1.148224), (20, 0.8, 15.899985)],
+)
+@pytest.mark.parametrize("step_size", [1e-3, 5e-4])
+def test_a_projected_gradient_step_needs_fewer_evaluations(
+    n, upper, minimum, step_size
+):
+    """Oracle: SciPy's L-BFGS-B on Rosenbrock's function on [0, upper]; history=1."""
+
+    def rosenbrock(y):
+        return jnp.sum(100 * (y[1:] - y[:-1] ** 2) ** 2 + (1 - y[:-1]) ** 2)
+
+    def mapping(y, _):
+        return jnp.clip(y - step_size * jax.grad(rosenbrock)(y), 0, upper)
+
+    solve = functools.partial(ok.solvers.anderson, mapping, max_steps=5000)
+    y, info = jax.jit(solve)(jnp.zeros(n))
+    _, plain = jax.jit(functools.partial(solve, history=1))(jnp.zeros(n))
+    assert info.result == ok.RESULTS.successful
+    assert_allclose(rosenbrock(y), minimum, rtol=1e-4)
+    assert info.num_steps < plain.num_steps
+
+
+@pytest.mark.parametrize("factor", [-3.0, -30.0])
+def test_a_mapping_that_expands_is_still_extrapolated(key, factor):
+    """Oracle: the dense solve; residuals grow by the factor before they fall."""
+    q, _ = jnp.linalg.qr(jr.normal(key, (12, 12)))
+    A = (q * jnp.tile(jnp.array([factor, 0.3, 5.0, 0.7]), 3)) @ q.T
+    y, info = ok.solvers.anderson(lambda y, _: A @ y + 1, jnp.zeros(12))
+    assert info.result == ok.RESULTS.successful
+    expected = jnp.linalg.solve(jnp.eye(12) - A, jnp.ones(12))
+    assert_allclose(y, expected, rtol=1e-3, float32=1e-2)
+
+
 def test_the_implicit_derivative_goes_through(key):
     """Oracle: the dense implicit function theorem."""
     W, x = contraction(key, 4)
