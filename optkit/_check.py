@@ -16,6 +16,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import PyTree
 
+from ._types import is_floating, is_wide
 from ._vector import first_difference
 
 _REAL = (
@@ -48,9 +49,16 @@ class Check(NamedTuple):
     # Numbers. Arrays are not read, because that may wait for a device.
 
     def decay(self, **values: Any) -> None:
-        """Numbers in [0, 1) that decay an old value."""
+        """Numbers in [0, 1), also in float32, that decay an old value."""
         advice = "It decays the old value. If beta weighs the new one, pass 1 - beta."
-        self._numbers(values, lambda x: 0 <= x < 1, "0 <= {name} < 1", advice)
+        wanted = "0 <= {name} < 1 in float32"
+        self._numbers(values, lambda x: 0 <= x < 1 - 2**-25, wanted, advice)
+        self.wide(**values)
+
+    def wide(self, **values: Any) -> None:
+        """Numbers, or arrays of 32 bits or more."""
+        advice = "With `inject_hyperparams`, pass `hyperparam_dtype=jnp.float32`."
+        self._each(values, is_wide, "{name} in float32 or wider", TypeError, advice)
 
     def non_negative(self, **values: Any) -> None:
         """Finite numbers >= 0."""
@@ -127,7 +135,7 @@ class Check(NamedTuple):
     def dtype(self, **dtypes: Any) -> None:
         """Floating dtypes."""
         advice = "Pass a dtype such as jnp.float32, or None for that of the params."
-        self._each(dtypes, _is_floating, "a floating {name}", TypeError, advice)
+        self._each(dtypes, is_floating, "a floating {name}", TypeError, advice)
 
     def inexact(self, **trees: PyTree) -> None:
         """Trees with floating or complex leaves."""
@@ -235,7 +243,7 @@ class Check(NamedTuple):
             self.that(is_array and jnp.shape(value) == (), text)
             dtype = jnp.result_type(value)
             text = f"needs {name} to return a real floating scalar, got {dtype}."
-            self.that(_is_floating(dtype), text, TypeError)
+            self.that(is_floating(dtype), text, TypeError)
             return value
 
         return checked
@@ -279,10 +287,6 @@ class Check(NamedTuple):
                     got = f"{dtype} at {name}{jtu.keystr(path)}"
                     text = f"needs {wanted} leaves, got {got}. {advice}"
                     self.that(False, text, TypeError)
-
-
-def _is_floating(dtype: Any) -> Any:
-    return jnp.issubdtype(dtype, jnp.floating)
 
 
 def _is_number(value: Any) -> bool:

@@ -5,12 +5,13 @@ from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import PyTree
 
 Params: TypeAlias = PyTree
 """Any pytree whose leaves are floating or complex arrays, or None."""
 
-ScalarOrSchedule: TypeAlias = Any
+ScalarOrSchedule: TypeAlias = optax.ScalarOrSchedule
 """A number, a scalar array, or a function from the step count to one of them."""
 
 MaskOrFn: TypeAlias = PyTree[bool] | Callable[[Any], Any] | None
@@ -26,3 +27,13 @@ def wide_dtype(leaf: Any) -> np.dtype:
 def real_dtype(leaf: Any) -> np.dtype:
     """The dtype of the leaf's absolute value, at least float32."""
     return jnp.finfo(wide_dtype(leaf)).dtype
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether this is the dtype of real floating numbers."""
+    return bool(jnp.issubdtype(dtype, jnp.floating))
+
+
+def is_wide(number: Any) -> bool:
+    """Whether a number has no dtype, or one of 32 bits or more."""
+    return getattr(number, "dtype", np.dtype(float)).itemsize >= 4

@@ -24,6 +24,8 @@ SYMMETRIC = lx.DiagonalLinearOperator(jnp.ones(2))
 GOOD = [
     lambda c: c.that(1 > 0, "needs order."),
     lambda c: c.decay(b1=0.0, b2=0.999),
+    lambda c: c.decay(largest=1 - 2**-24, traced=jnp.ones(()), at=schedule),
+    lambda c: c.wide(b=0.9, c=jnp.float32(0.9), at=schedule),
     lambda c: c.non_negative(eps=0, rate=schedule),
     lambda c: c.positive(rate=1e-3, scale=np.float32(1), size=np.ones(())),
     lambda c: c.at_most(3, "the number of params", rank=3),
@@ -49,7 +51,14 @@ GOOD = [
 ]
 BAD = [
     (lambda c: c.that(0 > 1, "needs order."), ValueError, "needs order."),
-    (lambda c: c.decay(b1=1.0), ValueError, "0 <= b1 < 1, got b1=1.0. It decays"),
+    (lambda c: c.decay(b1=1.0), ValueError, "0 <= b1 < 1 in float32, got b1=1.0. It"),
+    (
+        lambda c: c.decay(b1=1 - 2e-8),
+        ValueError,
+        "0 <= b1 < 1 in float32, got b1=0.999",
+    ),
+    (lambda c: c.decay(b1=jnp.bfloat16(0.9)), TypeError, "b1 in float32 or wider"),
+    (lambda c: c.wide(b=jnp.float16(1)), TypeError, "float16.*hyperparam_dtype"),
     (lambda c: c.decay(b1=None), TypeError, "a number .* for b1, got None"),
     (lambda c: c.non_negative(eps=-1), ValueError, "finite eps >= 0, got eps=-1"),
     (lambda c: c.non_negative(eps=np.nan), ValueError, "got eps=nan"),

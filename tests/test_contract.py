@@ -7,7 +7,8 @@ step by step, on the leaf alone.
 
 import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import chex
@@ -336,6 +337,113 @@ def test_injected_hyperparams_can_change_without_a_second_compile(row):
     )
     frozen, _ = step(found, state)
     assert_close(frozen, found)
+
+
+BOUND = [("adan", name, {}) for name in ("b1", "b2", "b3")]
+BOUND += [
+    (alias, name, {}) for alias in ("adahessian", "sophia") for name in ("b1", "b2")
+]
+BOUND += [("mfac", "momentum", {"window": 2, "damping": 0.5})]
+every_decay = pytest.mark.parametrize(
+    ("alias", "name", "options"), BOUND, ids=[f"{row[0]}-{row[1]}" for row in BOUND]
+)
+
+
+@every_decay
+def test_a_decay_that_is_1_in_float32_is_refused_or_seen(alias, name, options):
+    """Oracle: the message for a number; a NaN for an array, which is not read."""
+    make, grads = getattr(ok.optim, alias), jnp.ones(3, jnp.float32)
+    with pytest.raises(ValueError, match=rf"`ok\.optim\.{alias}` .*{name}=0.999999"):
+        make(0.1, **options, **{name: 1 - 2e-8})
+    for decay in (jnp.float32(1 - 2e-8), lambda count: jnp.float32(1.0)):
+        tx = optax.with_extra_args_support(make(0.1, **options, **{name: decay}))
+        extra = {"hessian_diag": grads}
+        updates, _ = tx.update(grads, tx.init(grads), grads, **extra)
+        assert np.all(np.isnan(updates))
+
+
+@every_decay
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_hyperparameters_injected_beside_narrow_params_are_float32(
+    alias, name, options, dtype
+):
+    """Oracle: the optimizer made with the numbers; in bfloat16, 0.999 would be 1."""
+    make, grads = getattr(ok.optim, alias), jnp.ones(3, dtype)
+    options, static = options | {name: 0.999}, "window" if options else ()
+    inject = partial(optax.inject_hyperparams, make, static_args=static)
+    with pytest.raises(TypeError, match=rf"{alias}`.*float32.*hyperparam_dtype=jnp.f"):
+        inject()(learning_rate=0.1, **options).init(grads)
+    found = inject(hyperparam_dtype=jnp.float32)(learning_rate=0.1, **options)
+    expected, extra = make(0.1, **options), {"hessian_diag": grads}
+    expected = optax.with_extra_args_support(expected)
+    found, expected = (
+        tx.update(grads, tx.init(grads), grads, **extra)[0] for tx in (found, expected)
+    )
+    assert found.dtype == dtype
+    assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.complex64], ids=str)
+@pytest.mark.parametrize(
+    "number",
+    [
+        np.float64,
+        jnp.float32,
+        jnp.bfloat16,
+        jnp.asarray,
+        lambda x: lambda count: jnp.float32(x),
+        lambda x: lambda count: np.float64(x),
+        lambda x: lambda count: jnp.bfloat16(x),
+    ],
+    ids=["np64", "f4", "bf16", "weak", "to_f4", "to_np64", "to_bf16"],
+)
+@every_alias
+def test_rates_of_any_dtype_keep_the_dtype_of_the_leaf(row, number, dtype):
+    """Oracle: the same numbers as Python floats, which have no dtype."""
+    if dtype == jnp.complex64 and not row.complex_leaves:
+        pytest.skip("refused in init")
+    params = {"w": jnp.array([1.0, -2.0], dtype)}
+    rates = {"learning_rate": 0.125}  # exact in every dtype
+    if row.make is sgd_prox:  # optax' own link does not keep it
+        row = replace(row, make=ok.optim.proximal_weight_decay)
+    if "weight_decay" in row.options or row.make is ok.optim.proximal_weight_decay:
+        rates |= {"weight_decay": 0.25}
+    extra, updates = row.extra(loss, params), []
+    for options in (rates, jax.tree.map(number, rates)):
+        tx = row(**options)
+        updates.append(tx.update(params, tx.init(params), params, **extra)[0])
+    chex.assert_trees_all_equal_dtypes(updates[1], params)
+    chex.assert_trees_all_close(*updates, rtol=TIGHT)
+
+
+@pytest.mark.parametrize("zero", [{}, {"weight_decay": 0.0}], ids=["default", "zero"])
+@pytest.mark.parametrize("alias", ["adan", "adahessian", "sophia", "mfac"])
+def test_injected_hyperparams_leave_the_inner_state_as_it_is(alias, zero):
+    """Oracle: the structure without injection; without decay no params are needed."""
+    make, grads, static = getattr(ok.optim, alias), jnp.ones(3), ()
+    if alias == "mfac":
+        make, static = partial(make, window=2, damping=0.5), ("window",)
+    plain = make(0.1, **zero)
+    injected = optax.inject_hyperparams(make, static)(learning_rate=0.1, **zero)
+    found, expected = injected.init(grads).inner_state, plain.init(grads)
+    chex.assert_trees_all_equal_structs(found, expected)
+    chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+    for tx in (plain, injected)[: 1 if zero else 2]:
+        tx = optax.with_extra_args_support(tx)
+        updates, _ = tx.update(grads, tx.init(grads), hessian_diag=grads)
+        assert np.all(updates < 0)
+
+
+def test_momentum_of_zero_is_a_link_like_that_of_optax():
+    """Oracle: M-FAC without momentum; its state has a mean, injected or not."""
+    make = partial(ok.optim.mfac, window=2, damping=0.5, momentum=0.0)
+    injected = optax.inject_hyperparams(make, "window")(learning_rate=0.1)
+    params = jnp.array([1.0, -2.0])
+    state = make(0.1).init(params)
+    chex.assert_trees_all_equal_structs(injected.init(params).inner_state, state)
+    found, _ = make(0.1).update(params, state)
+    plain = ok.optim.mfac(0.1, 2, 0.5)
+    assert_allclose(found, plain.update(params, plain.init(params))[0], rtol=TIGHT)
 
 
 @every_alias

@@ -13,7 +13,15 @@ from jaxtyping import Array, Int, PyTree
 
 from .._check import Check
 from .._types import MaskOrFn, Params, ScalarOrSchedule
-from ._base import OWN, REAL, descent, is_zero, leafwise, safe_sqrt, stored_in
+from ._base import (
+    OWN,
+    REAL,
+    descent,
+    leafwise,
+    safe_sqrt,
+    scale_by_learning_rate,
+    stored_in,
+)
 from ._decay import shrink
 
 State = TypeVar("State")
@@ -113,8 +121,15 @@ def _scale(
         return u, s._replace(m=m, v=v, n=n, prev_grad=g)
 
     mean = stored_in(state_dtype)
-    moments = {"prev_grad": OWN, "m": mean, "v": mean, "n": REAL}
-    return leafwise(check, rule, AdanState, moments=moments, hyper=hyper, guard=("n",))
+    return leafwise(
+        check,
+        rule,
+        AdanState,
+        moments={"prev_grad": OWN, "m": mean, "v": mean, "n": REAL},
+        decays=(b1, b2, b3),
+        hyper=(eps,),
+        guard=("n",),
+    )
 
 
 def adan(
@@ -123,7 +138,7 @@ def adan(
     b2: Any = 0.92,
     b3: Any = 0.99,
     eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     *,
     proximal: bool = True,
     mask: MaskOrFn = None,
@@ -142,9 +157,9 @@ def adan(
     Tune b3 first.
 
     b1, b2, b3, `eps` and `state_dtype` are those of `ok.optim.scale_by_adan`. The
-    learning rate and the weight decay are numbers >= 0 or schedules; unless the decay
-    is 0, `update` needs params. `mask` is optax's mask of the leaves that decay; the
-    others still take their step.
+    learning rate and the weight decay are numbers >= 0 or schedules. Without weight
+    decay, None or 0, `update` needs no params. `mask` is optax's mask of the leaves
+    that decay; the others still take their step.
 
     Returns:
         An optax transform; `optax.apply_updates` adds its updates to the params.
@@ -162,10 +177,10 @@ def adan(
     """
     check = Check("ok.optim.adan")
     scale = _scale(check, (b1, b2, b3, eps), state_dtype)
-    if not proximal or is_zero(weight_decay):
+    if not proximal or weight_decay is None:
         return descent(check, [scale], learning_rate, weight_decay, mask)
     last = shrink(check, learning_rate, weight_decay, mask)
-    return optax.chain(scale, optax.scale_by_learning_rate(learning_rate), last)
+    return optax.chain(scale, scale_by_learning_rate(learning_rate), last)
 
 
 def restart_adan(state: State) -> State:

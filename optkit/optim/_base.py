@@ -68,6 +68,7 @@ def leafwise(
     make_state: Callable[..., Any],
     *,
     moments: Mapping[str, Callable[[Any], PyTree]],
+    decays: tuple[Any, ...] = (),
     hyper: tuple[Any, ...] = (),
     reads: tuple[str, ...] = (),
     guard: tuple[str, ...] = (),
@@ -78,7 +79,7 @@ def leafwise(
 
     At step t = 1, 2, ... `update` calls, for each leaf,
 
-        u, s = rule(g, *data, s, t, *hyper)
+        u, s = rule(g, *data, s, t, *decays, *hyper)
 
     Here g is the gradient, data are the leaves of the trees in `reads`, s is the state
     with the moments of this leaf, and u is the update, which points along the
@@ -93,7 +94,9 @@ def leafwise(
         moments: the fields of the state that belong to a leaf, each with the function
             that makes its initial value from the leaf, such as `WIDE`. Gradients must
             have the structure, shapes and dtypes that the first `Zeros` implies.
-        hyper: numbers, scalar arrays, or schedules, read at the count before the step.
+        decays: numbers in [0, 1), scalar arrays, or schedules, read at the count before
+            the step. An array that is not below 1 makes u NaN.
+        hyper: other hyperparameters, likewise, in any range.
         reads: arguments of `update` that are trees like the gradient: "params", or an
             extra argument such as "hessian_diag".
         guard: moments that must be finite. Where one is not, u is NaN; otherwise a
@@ -112,7 +115,7 @@ def leafwise(
         >>> def rule(g, s, t, b):
         ...     m = b * s.m + (1 - b) * g
         ...     return m / (1 - b**t), s._replace(m=m)
-        >>> tx = leafwise(Check("f"), rule, State, moments={"m": WIDE}, hyper=(0.5,))
+        >>> tx = leafwise(Check("f"), rule, State, moments={"m": WIDE}, decays=(0.5,))
         >>> grads = jnp.ones(2, jnp.bfloat16)
         >>> updates, state = tx.update(grads, tx.init(grads))
         >>> print(updates.dtype, state.m)
@@ -135,10 +138,15 @@ def leafwise(
         given = {"params": params} | extra
         data = [required(check, name, given.get(name), updates) for name in reads]
         t = jnp.asarray(optax.safe_increment(state.count))
-        scalars = [t, *(x(state.count) if callable(x) else x for x in hyper)]
+        now = [x(state.count) if callable(x) else x for x in decays + hyper]
+        for decay in now[: len(decays)]:
+            check.wide(decay=decay)
 
         def one(g: Any, *leaves: Any) -> tuple[Any, ...]:
-            numbers = [jnp.asarray(x).astype(real_dtype(g)) for x in scalars]
+            numbers = [jnp.asarray(x).astype(real_dtype(g)) for x in (t, *now)]
+            # A traced decay may have been rounded to 1. Then 1 - b is 0: say so.
+            for i in range(1, 1 + len(decays)):
+                numbers[i] = jnp.where(numbers[i] < 1, numbers[i], jnp.nan)
             g, *x = jax.tree.map(_widen, (g, *leaves[: len(reads)]))
             old = dict(zip(moments, leaves[len(reads) :], strict=True))
             s = state._replace(**jax.tree.map(_widen, old))
@@ -169,19 +177,60 @@ def descent(
     check: Check,
     links: Sequence[optax.GradientTransformation],
     learning_rate: ScalarOrSchedule,
-    weight_decay: Any = 0.0,
+    weight_decay: Any = None,
     mask: MaskOrFn = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The chain for -η (u + λ θ), where the links turn the gradient into u."""
-    check.non_negative(learning_rate=learning_rate, weight_decay=weight_decay)
-    if not is_zero(weight_decay):
-        links = [*links, optax.add_decayed_weights(weight_decay, mask)]
-    return optax.chain(*links, optax.scale_by_learning_rate(learning_rate))
+    # As in optax, an argument that is not None has a link, zero or not. So the state
+    # has the same structure inside `optax.inject_hyperparams`.
+    check.non_negative(learning_rate=learning_rate)
+    check.optional.non_negative(weight_decay=weight_decay)
+    if weight_decay is not None:
+        links = [*links, add_decay(weight_decay, mask)]
+    return optax.chain(*links, scale_by_learning_rate(learning_rate))
 
 
-def is_zero(number: Any) -> bool:
-    """Whether this is the Python number 0, which leaves a link out of the chain."""
-    return isinstance(number, int | float) and number == 0
+def scale_by_learning_rate(rate: ScalarOrSchedule) -> optax.GradientTransformation:
+    """Optax' link, in float32 or wider: updates keep their dtypes for any rate."""
+    return _in_float32(optax.scale_by_learning_rate(rate))
+
+
+def add_decay(decay: Any, mask: MaskOrFn) -> optax.GradientTransformationExtraArgs:
+    """`optax.add_decayed_weights`, likewise."""
+    tx = _in_float32(optax.add_decayed_weights(decay))
+    return decaying(tx, decay, mask)
+
+
+def decaying(
+    tx: optax.GradientTransformation, decay: Any, mask: MaskOrFn
+) -> optax.GradientTransformationExtraArgs:
+    """A link of weight decay, on the leaves of a mask; the number 0 needs no params."""
+    is_zero = isinstance(decay, int | float) and decay == 0
+
+    def update(
+        updates: Params, state: Any, params: Params | None = None, **extra: Any
+    ) -> tuple[Params, Any]:
+        del extra
+        # 0 times the params is 0 times any tree.
+        params = updates if is_zero and params is None else params
+        return tx.update(updates, state, params)
+
+    link = optax.GradientTransformationExtraArgs(tx.init, update)
+    return link if mask is None else optax.masked(link, mask)
+
+
+def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Runs a link without extra arguments in float32 or wider, and casts back."""
+
+    def update(
+        updates: Params, state: Any, params: Params | None = None
+    ) -> tuple[Params, Any]:
+        with jax.numpy_dtype_promotion("standard"):
+            wide = jax.tree.map(_widen, (updates, params))
+            scaled, state = tx.update(wide[0], state, wide[1])
+        return cast_like(scaled, updates), state
+
+    return optax.GradientTransformation(tx.init, update)
 
 
 def safe_sqrt(x: Array) -> Array:

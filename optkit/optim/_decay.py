@@ -7,7 +7,7 @@ from jaxtyping import Array, Int
 
 from .._check import Check
 from .._types import MaskOrFn, ScalarOrSchedule
-from ._base import leafwise
+from ._base import decaying, leafwise
 
 
 class ProximalDecayState(NamedTuple):
@@ -68,4 +68,4 @@ def shrink(
 
     state = ProximalDecayState
     tx = leafwise(check, rule, state, moments={}, hyper=(η, λ), reads=("params",))
-    return tx if mask is None else optax.masked(tx, mask)
+    return decaying(tx, λ, mask)

@@ -16,7 +16,7 @@ from .._check import Check
 from .._inverse.columns import small_dtype
 from .._types import MaskOrFn, Params, ScalarOrSchedule
 from .._vector import cast_like, structure_of
-from ._base import WIDE, check_gradients, descent, is_zero, leafwise
+from ._base import WIDE, add_decay, check_gradients, descent, leafwise
 from ._mfac_solve import write_and_solve
 
 
@@ -109,6 +109,7 @@ def _scale(
 ) -> optax.GradientTransformationExtraArgs:
     check.count(window=window)
     check.positive(damping=damping)
+    check.wide(damping=damping)
     check.optional.dtype(window_dtype=window_dtype)
 
     def init(params: Params) -> MfacState:
@@ -147,8 +148,8 @@ def mfac(
     learning_rate: ScalarOrSchedule,
     window: int,
     damping: Any,
-    momentum: Any = 0.0,
-    weight_decay: Any = 0.0,
+    momentum: Any = None,
+    weight_decay: Any = None,
     *,
     count_filled: bool = False,
     window_dtype: Any = None,
@@ -167,7 +168,7 @@ def mfac(
     `optax.trace`; for decoupled decay, chain `optax.add_decayed_weights` after it.
 
     The authors' defaults are a learning rate of 1e-3, a window of 1024 and a damping of
-    1e-5. `momentum` is in [0, 1); the number 0 leaves it out. `window`, `damping`,
+    1e-5. `momentum` is in [0, 1); without it, None, v is F⁻¹g. `window`, `damping`,
     `count_filled` and `window_dtype` are those of `ok.optim.scale_by_mfac`; the
     learning rate, the weight decay and the mask are those of `ok.optim.adan`.
 
@@ -186,12 +187,12 @@ def mfac(
         True
     """
     check = Check("ok.optim.mfac")
-    check.decay(momentum=momentum)
-    check.non_negative(weight_decay=weight_decay)
+    check.optional.decay(momentum=momentum)
+    check.optional.non_negative(weight_decay=weight_decay)
     links = [_scale(check, window, damping, count_filled, window_dtype)]
-    if not is_zero(weight_decay):
-        links = [optax.add_decayed_weights(weight_decay, mask), *links]
-    if not is_zero(momentum):
+    if weight_decay is not None:
+        links = [add_decay(weight_decay, mask), *links]
+    if momentum is not None:
         links.append(_mean(check, momentum))
     return descent(check, links, learning_rate)
 
@@ -203,5 +204,5 @@ def _mean(check: Check, momentum: Any) -> optax.GradientTransformationExtraArgs:
         v = β * s.mean + (1 - β) * u
         return v, s._replace(mean=v)
 
-    moments, hyper = {"mean": WIDE}, (momentum,)
-    return leafwise(check, rule, MeanState, moments=moments, hyper=hyper)
+    moments, decays = {"mean": WIDE}, (momentum,)
+    return leafwise(check, rule, MeanState, moments=moments, decays=decays)

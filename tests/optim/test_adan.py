@@ -211,7 +211,7 @@ def test_an_eager_state_does_not_share_the_gradient_s_buffer():
             lambda: ok.optim.proximal_weight_decay(0.1, -1.0),
             r"`ok.optim.proximal_weight_decay`",
         ),
-        (lambda: ok.optim.adan("0.1"), r"`ok.optim.adan`.*number.*'0.1'"),
+        (lambda: ok.optim.adan(0.1, b1="0.1"), r"`ok.optim.adan`.*number.*'0.1'"),
         (lambda: ok.optim.adan(0.1, b1=True), r"`ok.optim.adan`.*number.*True"),
         (
             lambda: ok.optim.adan(0.1, state_dtype=jnp.int8),

@@ -43,7 +43,7 @@ def test_state_of_other_shapes_than_the_leaf(key):
         "a": lambda p: jnp.zeros(p.shape[0], jnp.float32),
         "b": lambda p: jnp.zeros(p.shape[1], jnp.float32),
     }
-    tx = leafwise(CHECK, rule, State, moments=moments, hyper=(0.9,))
+    tx = leafwise(CHECK, rule, State, moments=moments, decays=(0.9,))
     grads = of_shapes(key)
     with jax.numpy_dtype_promotion("standard"):
         updates, state = tx.update(grads, tx.init(grads))
