@@ -5,7 +5,6 @@ Checks read static facts only (structure, shape, dtype, Python numbers), so they
 nothing inside `jax.jit` and never wait for a device.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,11 +61,11 @@ class Check(NamedTuple):
 
     def non_negative(self, **values: Any) -> None:
         """Finite numbers >= 0."""
-        self._numbers(values, lambda x: 0 <= x < math.inf, "a finite {name} >= 0")
+        self._numbers(values, lambda x: 0 <= x < np.inf, "a finite {name} >= 0")
 
     def positive(self, **values: Any) -> None:
         """Finite numbers > 0."""
-        self._numbers(values, lambda x: 0 < x < math.inf, "a finite {name} > 0")
+        self._numbers(values, lambda x: 0 < x < np.inf, "a finite {name} > 0")
 
     def at_most(self, limit: Any, reason: str, **values: Any) -> None:
         """Numbers <= `limit`; `reason` says what the limit is."""

@@ -139,14 +139,12 @@ def leafwise(
         data = [required(check, name, given.get(name), updates) for name in reads]
         t = jnp.asarray(optax.safe_increment(state.count))
         now = [x(state.count) if callable(x) else x for x in decays + hyper]
-        for decay in now[: len(decays)]:
-            check.wide(decay=decay)
+        n = 1 + len(decays)
+        check.wide(**{f"decay {i}": b for i, b in enumerate(now[: n - 1], 1)})
 
         def one(g: Any, *leaves: Any) -> tuple[Any, ...]:
             numbers = [jnp.asarray(x).astype(real_dtype(g)) for x in (t, *now)]
-            # A traced decay may have been rounded to 1. Then 1 - b is 0: say so.
-            for i in range(1, 1 + len(decays)):
-                numbers[i] = jnp.where(numbers[i] < 1, numbers[i], jnp.nan)
+            numbers[1:n] = map(_below_one, numbers[1:n])
             g, *x = jax.tree.map(_widen, (g, *leaves[: len(reads)]))
             old = dict(zip(moments, leaves[len(reads) :], strict=True))
             s = state._replace(**jax.tree.map(_widen, old))
@@ -281,6 +279,11 @@ def is_masked(node: PyTree) -> bool:
 
 def _widen(leaf: Any) -> Array:
     return jnp.asarray(leaf).astype(accumulation_dtype(leaf))
+
+
+def _below_one(decay: Array) -> Array:
+    """The decay, or NaN if it was rounded to 1, so that nothing would decay."""
+    return jnp.where(decay < 1, decay, jnp.nan)
 
 
 def _store(t: Array, old: PyTree, new: PyTree, is_copy: bool) -> PyTree:
