@@ -1,8 +1,16 @@
 """How a solve ended, and what to do if it failed."""
 
+import os
+from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import lineax as lx
+from jaxtyping import Array, Bool, PyTree
+
+# As Equinox does, so that both agree: it does not publish what it read.
+_ON_ERROR = os.environ.get("EQX_ON_ERROR", "raise")
 
 
 class RESULTS(lx.RESULTS):  # pyright: ignore  # Equinox can extend an enumeration
@@ -115,3 +123,23 @@ def first_failure(*cases: tuple[Any, Any]) -> Any:
     for holds, result in reversed(cases):
         outcome = RESULTS.where(holds, result, outcome)
     return outcome
+
+
+def raise_if(
+    failed: Bool[Array, ""], value: PyTree, error_if: Callable[..., PyTree]
+) -> PyTree:
+    """Returns `value`; if it `failed`, calls `error_if(value, failed)`.
+
+    Under `jax.vmap`, Equinox raises if any member of the batch has failed, which is all
+    that a program can do. With `EQX_ON_ERROR=nan` in the environment, it would also
+    replace all members by NaN. Here only the failed ones and their derivatives are NaN.
+    """
+    if _ON_ERROR != "nan":
+        return error_if(value, failed)
+    one = jnp.where(failed, jnp.nan, 1.0)
+    return jax.tree.map(lambda x: x * one.astype(x.dtype), value)
+
+
+def raise_failure(outcome: Any, value: PyTree) -> PyTree:
+    """Returns `value`, or raises the text of an outcome that is a failure."""
+    return raise_if(outcome != RESULTS.successful, value, outcome.error_if)

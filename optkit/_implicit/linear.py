@@ -14,7 +14,7 @@ from .._inverse.adapter import as_method
 from .._inverse.base import AbstractInverse
 from .._inverse.gmres import GMRES
 from .._inverse.neumann import Neumann
-from .._results import RESULTS, first_failure
+from .._results import RESULTS, first_failure, raise_failure
 from .._types import Params
 from .._vector import all_finite, axpy
 
@@ -80,10 +80,8 @@ def solve_or_raise(
                 (~is_valid, RESULTS.nonfinite_solution),
                 (outcome != RESULTS.successful, outcome),
             )
-            # The check is on a scalar, because a conditional on x compiles slowly. With
-            # `EQX_ON_ERROR=nan`, `error_if` returns NaN.
-            one = jnp.ones((), jnp.float32)
-            one = outcome.error_if(one, outcome != RESULTS.successful)
+            # The check is on a scalar, because a conditional on x compiles slowly.
+            one = raise_failure(outcome, jnp.ones((), jnp.float32))
             return jax.tree.map(lambda a: jnp.where(one == 1, a, jnp.nan), x)
 
         return solve

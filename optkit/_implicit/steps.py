@@ -9,6 +9,7 @@ import lineax as lx
 from jaxtyping import ArrayLike, PyTree
 
 from .._check import Check
+from .._results import raise_if
 from .._vector import axpy
 from .pieces import Map, Objective, Prox, checked_like, gradient_of
 
@@ -149,7 +150,10 @@ def newton(
             return checked_like(check, "residual(y, args)", residual(y, args), y)
 
         jacobian = lx.JacobianLinearOperator(at, y, None)
-        step = lx.linear_solve(jacobian, at(y, None), solver).value
+        solution = lx.linear_solve(jacobian, at(y, None), solver, throw=False)
+        result = solution.result
+        failed = result != lx.RESULTS.successful
+        step = raise_if(failed, solution.value, result.error_if)
         return axpy(-jnp.asarray(step_size), step, y)
 
     return mapping

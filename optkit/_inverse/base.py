@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from .._check import Check
 from .._curvature.damped import split_damping
-from .._results import RESULTS, first_failure, nearest_in_lineax
+from .._results import RESULTS, first_failure, nearest_in_lineax, raise_failure
 from .._types import Params
 from .._vector import (
     all_finite,
@@ -179,7 +179,7 @@ def raise_if_failed(value: PyTree, operator: Operator, factor: PyTree) -> PyTree
         (~all_finite(factor), RESULTS.nonfinite_operator),
         (getattr(factor, "is_indefinite", jnp.zeros((), bool)), RESULTS.indefinite),
     )
-    return outcome.error_if(value, outcome != RESULTS.successful)
+    return raise_failure(outcome, value)
 
 
 @eqx.filter_custom_jvp

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PyTree
 from .._check import Check
 from .._curvature.base import AbstractCurvature
 from .._curvature.damped import split_damping
-from .._results import RESULTS, first_failure
+from .._results import RESULTS, first_failure, raise_failure
 from .._types import Params
 from .._vector import all_finite, structure_of
 from .inverse import WANTED, Inverse
@@ -74,5 +74,4 @@ def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:
         (factor.is_indefinite, RESULTS.indefinite),
     )
     weights = values[0] / values - 1
-    weights = outcome.error_if(weights, outcome != RESULTS.successful)
-    return NystromPreconditioner(factor.vectors, weights)
+    return NystromPreconditioner(factor.vectors, raise_failure(outcome, weights))

@@ -5,6 +5,7 @@ curvature, if the others move by -P e_i w_i / P_ii.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from .._check import Check
+from .._results import raise_if
 from .._types import Params
 from .._vector import all_finite, smallest
 from .base import check_inverse, obs_saliency, only
@@ -91,12 +93,11 @@ def _round(
     update: UpdateRule,
 ) -> Pruned:
     """One round, compiled once for all rounds."""
-    params = eqx.error_if(
-        params,
-        ~all_finite(params),
+    text = (
         f"`{check.call}` got weights that are NaN or infinite, so they have no "
-        f"saliency. Check the training that produced them.",
+        f"saliency. Check the training that produced them."
     )
+    params = raise_if(~all_finite(params), params, partial(eqx.error_if, msg=text))
     saliency = only(kept, obs_saliency(params, inverse))
     removed = smallest(count, saliency, may)
     kept = jax.tree.map(lambda k, r: k & ~r, kept, removed)
