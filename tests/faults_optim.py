@@ -221,7 +221,7 @@ TRANSFORMS = Kind("Optimizers", OF_TRANSFORMS, [
         partial(ok.optim.mfac, learning_rate=0.1, window=4, damping=0.1, momentum=0.9,
             weight_decay=0.1), STEPS | MFAC | {"momentum": opt.DECAY},
         # optax's weight decay, before M-FAC, sees the gradients first.
-        differs=DECAYS | OVERFLOWS | PROMOTES | OPTAX_ASKS | {
+        differs=DECAYS | OVERFLOWS | ONE_DTYPE | OPTAX_ASKS | {
             "gradients that lack a leaf": Foreign(ValueError, "pytree"),
             "gradients of another shape": Foreign(TypeError, "shapes")}),
     Transform("optim.proximal_weight_decay",
@@ -282,7 +282,7 @@ WRAPPERS = Kind("Wrappers", OF_TRANSFORMS, [
     ]),
 ])
 AVERAGES = Kind("Averages of a Hessian diagonal", [
-    Fault("nan", "NaN", Shows(), lambda f: f.make()(jnp.full((2, 2, 1, 1), NAN))),
+    Fault("nan", "NaN", Shows(), lambda f: f.make()(jnp.full((2, 2, 1, 2), NAN))),
     Fault("empty", "an empty array", Right(lambda x: x.shape == (0, 2, 1, 1)),
         lambda f: f.make()(jnp.zeros((0, 2, 1, 1)))),
     Fault("shape", "a leaf of one axis", Right(lambda x: x.shape == (3,)),

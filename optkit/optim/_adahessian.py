@@ -50,13 +50,15 @@ def scale_by_adahessian(
     E[h_i^2] = sum_j H_ij^2: √v tends to the norm of a row of H, unless averages or more
     probes remove that noise.
 
-    Departs from the authors' code: (1) averages follow JAX's layouts of kernels, so
-    they are over the same weights; (2) 3-D leaves, for which one of their versions
-    reuses the diagonal of the previous leaf, are averaged by `ok.optim.average_rows`
-    and `ok.optim.average_blocks`, not by `ok.optim.average_conv_kernels`; (3) across
-    devices, average the diagonal where you average the gradient, with the same probes
-    on each: theirs does not average it, and its probes are biased; (4) an entry whose
-    h^2 overflows is NaN, for `optax.apply_if_finite` to reject, not zero.
+    Departs from the authors' code: (1) averages follow the layout of Flax or, with
+    `axes=`, that of Equinox, so they are over the same weights; (2) 3-D leaves, for
+    which one of their versions reuses the diagonal of the previous leaf, are averaged
+    by `ok.optim.average_rows` and `ok.optim.average_blocks`, not by
+    `ok.optim.average_conv_kernels`; (3) across devices, average the diagonal where you
+    average the gradient, with the same probes on each: theirs does not average it, and
+    its probes are biased; (4) an entry whose h^2 overflows is NaN, for
+    `optax.apply_if_finite` to reject, not zero; (5) nothing is averaged unless you pass
+    `average=`: their image code averages all leaves with four axes.
 
     Args:
         b1: decay of the mean gradient, in [0, 1).

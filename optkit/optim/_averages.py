@@ -5,7 +5,7 @@ shape. Like the authors' code, each averages |h|, so curvatures of both signs ad
 With `signed=True`, as in the paper, it averages h, so they cancel.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import jax.numpy as jnp
@@ -18,32 +18,66 @@ Average: TypeAlias = Callable[[Array], Array]
 
 Leaf = Float[Array, "..."]
 
+_WIDTHS = {1, 3, 5, 7, 9, 11}  # of kernels
 
-def average_conv_kernels(diag: Leaf, *, signed: bool = False) -> Leaf:
+
+def average_conv_kernels(
+    diag: Leaf, *, axes: tuple[int, ...] | None = None, signed: bool = False
+) -> Leaf:
     """Returns averages over the kernel positions of a 2-D convolution, not channels.
 
     This follows `image_classification/optim_adahessian.py` of the authors' code. A leaf
-    with four axes is a kernel in JAX's layout (height, width, inputs, outputs): the
-    mean is over axes 0 and 1. Other leaves are returned unchanged.
+    with four axes is a kernel, by default in the layout of Flax and Haiku (height,
+    width, inputs, outputs). Other leaves are returned unchanged. In Equinox and PyTorch
+    it is (outputs, inputs, height, width): pass `axes=(2, 3)`, by `functools.partial`.
+
+    Args:
+        diag: one leaf.
+        axes: the kernel positions. Default: (0, 1).
+        signed: whether to average h, not |h|.
+
+    Raises:
+        ValueError: without `axes`, if the last two axes look like kernel positions.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
         >>> kernel = jnp.array([-1.0, 3.0]).reshape(2, 1, 1, 1)
         >>> for signed in (False, True):
-        ...     print(ok.optim.average_conv_kernels(kernel, signed=signed).ravel())
+        ...     average = ok.optim.average_conv_kernels(
+        ...         kernel, axes=(0, 1), signed=signed
+        ...     )
+        ...     print(average.ravel())
         [2. 2.]
         [1. 1.]
     """
-    return _mean(diag, (0, 1), signed) if diag.ndim == 4 else diag
+    check = Check("ok.optim.average_conv_kernels")
+    return _mean_by_ndim(check, diag, None if axes is None else {4: axes}, signed)
 
 
-def average_rows(diag: Leaf, *, signed: bool = False) -> Leaf:
-    """Returns averages over all inputs of one output, a row in the authors' layout.
+def average_rows(
+    diag: Leaf,
+    *,
+    axes: Mapping[int, tuple[int, ...]] | None = None,
+    signed: bool = False,
+) -> Leaf:
+    """Returns averages over the inputs of a matrix, or the positions of a kernel.
 
     This follows `instruction/adahessian.py` of the authors' code. Their weights are
-    (outputs, inputs), JAX's are (inputs, outputs), so their row is our column. The mean
-    is over axis 0 of a leaf with two or three axes, and over axes 0 and 1 of a kernel
-    with four. Other leaves are returned unchanged.
+    (outputs, inputs), those of Flax and Haiku (inputs, outputs), so their row is a
+    column here. The mean is over axis 0 of a leaf with two or three axes, and over axes
+    0 and 1 of one with four: over all inputs of an output in a matrix, but only over
+    the positions in a kernel, for each pair of input and output. Other leaves are
+    returned unchanged.
+
+    Args:
+        diag: one leaf.
+        axes: the axes to average, by the number of axes of the leaf. Default: {2: (0,),
+            3: (0,), 4: (0, 1)}. In Equinox, as in PyTorch, outputs come first:
+            `partial(average_rows, axes={2: (1,), 3: (2,), 4: (2, 3)})`.
+        signed: whether to average h, not |h|.
+
+    Raises:
+        ValueError: without `axes`, if the last axes look like kernel positions.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -51,9 +85,9 @@ def average_rows(diag: Leaf, *, signed: bool = False) -> Leaf:
         [[2. 3.]
          [2. 3.]]
     """
-    if diag.ndim == 4:
-        return average_conv_kernels(diag, signed=signed)
-    return _mean(diag, (0,), signed) if diag.ndim in {2, 3} else diag
+    return _mean_by_ndim(
+        Check("ok.optim.average_rows"), diag, axes, signed, matrices=True
+    )
 
 
 def average_blocks(size: int, *, signed: bool = False) -> Average:
@@ -61,9 +95,10 @@ def average_blocks(size: int, *, signed: bool = False) -> Average:
 
     This follows `transformer/fairseq/optim/adahessian.py` of the authors' code, which
     uses a `size` of 32 for transformers. A leaf with two or more axes is split,
-    row-major, into blocks of `size` entries; vectors are returned unchanged. In JAX's
-    layout neighbours share an input, in the authors' an output: where that matters,
-    transpose the leaf in a function of your own.
+    row-major, into blocks of `size` entries; vectors are returned unchanged. Where
+    outputs come last, as in Flax, neighbours share an input; in Equinox and the
+    authors' code, an output. Where that matters, transpose the leaf in a function of
+    your own.
 
     Raises:
         ValueError: if `size` is not an integer >= 1, or does not divide a leaf's size.
@@ -86,6 +121,43 @@ def average_blocks(size: int, *, signed: bool = False) -> Average:
         return _mean(blocks, (-1,), signed).reshape(diag.shape)
 
     return average
+
+
+def _mean_by_ndim(
+    check: Check,
+    diag: Leaf,
+    axes: Mapping[int, tuple[int, ...]] | None,
+    signed: bool,
+    *,
+    matrices: bool = False,
+) -> Leaf:
+    """The mean over the axes for leaves of this number of axes; without, the leaf."""
+    if axes is None:
+        axes = {2: (0,), 3: (0,), 4: (0, 1)} if matrices else {4: (0, 1)}
+        text = (
+            "needs kernels with positions first, such as (height, width, inputs, "
+            f"outputs); got shape {diag.shape}, whose last axes look like positions. "
+            "Name the axes to average: for (outputs, inputs, height, width), pass "
+        )
+        text += (
+            "`axes={2: (1,), 3: (2,), 4: (2, 3)}`." if matrices else "`axes=(2, 3)`."
+        )
+        is_reversed = (
+            diag.ndim in axes and diag.size and _has_positions_last(diag.shape)
+        )
+        check.that(not is_reversed, text)
+    return _mean(diag, axes[diag.ndim], signed) if diag.ndim in axes else diag
+
+
+def _has_positions_last(shape: tuple[int, ...]) -> bool:
+    """Whether these axes look like (outputs, inputs, positions)."""
+    *_, last = shape
+    if len(shape) == 3:
+        return last in _WIDTHS and shape[0] > last
+    if len(shape) != 4:
+        return False
+    (a, b), (c, d) = shape[:2], shape[2:]
+    return max(a, b) > max(c, d) or (a != b and c == d and c in _WIDTHS)
 
 
 def _mean(diag: Array, axes: tuple[int, ...], signed: bool) -> Array:

@@ -121,7 +121,7 @@ def leafwise(
         >>> print(updates.dtype, state.m)
         bfloat16 [0.5 0.5]
     """
-    statistics = statistics or {}
+    statistics, n = statistics or {}, 1 + len(decays)
     zeros = [(name, make) for name, make in moments.items() if isinstance(make, Zeros)]
 
     def init(params: Params) -> Any:
@@ -139,7 +139,6 @@ def leafwise(
         data = [required(check, name, given.get(name), updates) for name in reads]
         t = jnp.asarray(optax.safe_increment(state.count))
         now = [x(state.count) if callable(x) else x for x in decays + hyper]
-        n = 1 + len(decays)
         check.wide(**{f"decay {i}": b for i, b in enumerate(now[: n - 1], 1)})
 
         def one(g: Any, *leaves: Any) -> tuple[Any, ...]:
