@@ -325,6 +325,12 @@ OF_REMOVED = [
 ]
 # fmt: on
 NOT_FINITE = Raises(RuntimeError, "NaN or infinite")
+NOT_POSITIVE = Fault(
+    "singular",
+    "a diagonal of P that is not positive",
+    Raises(RuntimeError, "not positive"),
+    lambda use: use.make(inverse=lx.DiagonalLinearOperator(like(0.0))),
+)
 
 
 def gradually(inverse: Any = None, make_inverse: Any = None, **options: Any) -> Any:
@@ -372,10 +378,11 @@ USES = Kind("Uses of an inverse", [
         for name in ("obs_summed", "obs_joint")
     ),
     Row("obs_prune",
-        calls(partial(ok.obs_prune, sparsity=0.3), params=params, inverse=of_rows),
+        calls(partial(ok.obs_prune, sparsity=0.4), params=params, inverse=of_rows),
         {"inverse": opt.OPERATOR, "sparsity": opt.FRACTION, "update": opt.FUNCTION},
         differs={"params of NaN": NOT_FINITE}, faults=[
         *OF_PARAMS,
+        NOT_POSITIVE,
         Fault("tree", "a mask of another structure", Raises(ValueError, "prefix"),
             lambda use: use.make(mask={"w": True})),
         Fault("shape", "one boolean for each leaf in `kept`",
@@ -389,6 +396,7 @@ USES = Kind("Uses of an inverse", [
             "num_rounds": opt.COUNT, "update": opt.FUNCTION},
         differs={"params of NaN": NOT_FINITE}, faults=[
         *OF_PARAMS,
+        NOT_POSITIVE,
         Fault("dtype", "numbers in `kept`", Raises(TypeError, "boolean"),
             lambda use: use.make(kept=like(1.0))),
         Fault("zero", "nothing kept", Right(lambda x: all_zero(x.params)),

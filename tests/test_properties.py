@@ -334,14 +334,16 @@ def test_a_solve_does_not_see_the_scale_of_its_right_hand_side(name, like, seed,
 
 @property_test(like=trees(WIDE), seed=seeds(), sparsity=st.floats(0, 0.9))
 def test_pruned_weights_are_zero_and_as_many_as_asked(like, seed, sparsity):
-    """Removed weights are zero, and there are as many as requested, up to ties."""
+    """Removed weights are zero, and there are as many as requested."""
     p = fill(like, seed)
     inverse = ok.invert(ok.LowRank(stacked(like, seed)), ok.Woodbury(), damping=1.0)
     pruned = ok.obs_prune(p, inverse, sparsity=sparsity)
     assert same_kind(pruned.params, p)
     kept = np.concatenate([np.ravel(k) for k in jax.tree.leaves(pruned.kept)])
     assert not np.any(flat(pruned.params)[~kept])
-    assert np.sum(~kept) == round(sparsity * kept.size)
+    removed = np.sum(~kept)
+    assert removed <= sparsity * kept.size + 1e-9
+    assert removed > sparsity * kept.size - 1
 
 
 # --- proximal operators and projections

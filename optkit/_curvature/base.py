@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
 from .._types import Params
-from .._vector import add, common_dtype, from_vector, scale, to_vector
+from .._vector import add, common_dtype, from_vector, scale, to_vector, widen
 
 
 class AbstractCurvature(lx.AbstractLinearOperator):
@@ -43,8 +43,9 @@ class AbstractCurvature(lx.AbstractLinearOperator):
 
     @abc.abstractmethod
     def diagonal(self) -> Params:
-        """The exact diagonal as a pytree like the params.
+        """The exact diagonal: a pytree like the params, in float32 or wider.
 
+        The entries of an inverse may lie out of the range of float16 params.
         Raises a `NotImplementedError` if it is not known: see `ok.hutchinson_diag`.
         """
 
@@ -176,10 +177,11 @@ class Scaled(AbstractCurvature):
 
 
 def diagonal_of(operator: lx.AbstractLinearOperator) -> Params:
-    """The diagonal of any square Lineax operator, as a pytree like the params."""
+    """The diagonal of any square Lineax operator, in float32 or wider."""
     if isinstance(operator, AbstractCurvature):
-        return operator.diagonal()
-    return from_vector(lx.diagonal(operator), operator.in_structure())
+        return widen(operator.diagonal())
+    structure = jax.eval_shape(widen, operator.in_structure())
+    return from_vector(lx.diagonal(operator), structure)
 
 
 def unknown_diagonal(what: str, name: str) -> NotImplementedError:

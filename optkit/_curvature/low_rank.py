@@ -197,6 +197,6 @@ def _check_rows(check: Check, rows: PyTree) -> None:
 
 def _column_squares(rows: PyTree) -> Params:
     def squares(u: Array) -> Any:
-        return jnp.sum(u.astype(wide_dtype(u)) ** 2, axis=0).astype(u.dtype)
+        return jnp.sum(u.astype(wide_dtype(u)) ** 2, axis=0)
 
     return jax.tree.map(squares, rows)

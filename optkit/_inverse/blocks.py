@@ -15,7 +15,7 @@ from jax.scipy.linalg import cho_solve, solve_triangular
 from jaxtyping import Array, Float
 
 from .._curvature.low_rank import BlockLowRank
-from .._types import Params
+from .._types import Params, wide_dtype
 from .._vector import common_dtype
 from .base import Index
 from .columns import places, small_dtype
@@ -73,7 +73,7 @@ def block_diagonal(
         squares = jnp.sum(w**2, axis=0)
         if not _is_dense(u):
             squares = (1 - squares) / damping.astype(squares.dtype)
-        return squares.astype(like.dtype)
+        return squares.astype(wide_dtype(like))
 
     likes = jax.tree.map(lambda u: u[0], curvature.rows)
     return _per_block(diagonal, curvature, factor, likes)

@@ -109,10 +109,11 @@ class Nystrom(AbstractExplicitInverse):
         return value, outcome, {"rank": rank, "smallest_value": factor.values[0]}
 
     def diagonal(self, operator: Operator, factor: NystromFactor) -> Params:
-        """1/λ + Σ_i w_i U_ij²."""
+        """Σ_i U_ij² / (Λ_i + λ) + (1 - Σ_i U_ij²) / λ."""
         _, damping = split_damping(operator)
-        inputs = (factor.vectors, _weights(factor.values, damping), 1 / damping)
-        return diagonal_of_update(*_without_derivative(inputs, operator))
+        leading = 1 / (factor.values + damping.astype(factor.values.dtype))
+        inputs = (factor.vectors, leading, 1 / damping)
+        return diagonal_of_sketch(*_without_derivative(inputs, operator))
 
     def entry(
         self, operator: Operator, factor: NystromFactor, a: Index, b: Index
@@ -180,13 +181,15 @@ def update(vectors: PyTree, weights: Array, scale: Array, x: Params) -> Params:
     return axpy(scale, x, combine(weights.astype(c.dtype) * c, vectors))
 
 
-def diagonal_of_update(vectors: PyTree, weights: Array, scale: Array) -> Params:
-    """The diagonal of sI + Uᵀ diag(w) U."""
+def diagonal_of_sketch(vectors: PyTree, values: Array, scale: Array) -> Params:
+    """The diagonal of Uᵀ diag(v) U + s(I - UᵀU), with terms >= 0 if v and s are."""
 
     def leaf_diagonal(u: Array) -> Array:
         wide = wide_dtype(u)
-        squares = jnp.tensordot(weights.astype(wide), u.astype(wide) ** 2, 1)
-        return (scale.astype(wide) + squares).astype(u.dtype)
+        squares = u.astype(wide) ** 2
+        v = values.astype(wide).reshape(-1, *[1] * (u.ndim - 1))
+        rest = jnp.maximum(1 - jnp.sum(squares, axis=0), 0)
+        return jnp.sum(v * squares, axis=0) + scale.astype(wide) * rest
 
     return jax.tree.map(leaf_diagonal, vectors)
 

@@ -13,7 +13,7 @@ from .._results import RESULTS, first_failure, raise_failure
 from .._types import Params
 from .._vector import all_finite, structure_of
 from .inverse import WANTED, Inverse
-from .nystrom import Nystrom, diagonal_of_update, update
+from .nystrom import Nystrom, diagonal_of_sketch, update
 
 
 class NystromPreconditioner(AbstractCurvature):
@@ -34,9 +34,9 @@ class NystromPreconditioner(AbstractCurvature):
         return structure_of(self.vectors, drop=1)
 
     def diagonal(self) -> Params:
-        """1 + Σ_i w_i U_ij²."""
+        """Σ_i (1 + w_i) U_ij² + 1 - Σ_i U_ij²."""
         one = jnp.ones((), self.weights.dtype)
-        return diagonal_of_update(self.vectors, self.weights, one)
+        return diagonal_of_sketch(self.vectors, 1 + self.weights, one)
 
 
 def nystrom_preconditioner(inverse: Inverse) -> NystromPreconditioner:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
+from .._curvature.base import diagonal_of
 from .._curvature.damped import split_damping
 from .._curvature.low_rank import BlockLowRank, LowRank
 from .._results import RESULTS, first_failure
@@ -110,13 +111,16 @@ class Woodbury(AbstractExplicitInverse):
         return value, outcome, {"rank": rank}
 
     def diagonal(self, operator: Operator, factor: GramFactor | BlockFactor) -> Params:
-        """(1 - Σ_i W_ij²) / λ."""
+        """(1 - Σ_i W_ij²) / λ, in which rounding leaves at least 1 / (λ + C_jj)."""
         curvature, damping = split_damping(operator)
         if isinstance(factor, BlockFactor):
             known = block_diagonal(curvature, factor, damping)
         else:
             root = _root(factor.vectors, factor.values, damping)
             known = _low_rank_diagonal(root, curvature.rows, damping)
+        # Jensen: (A⁻¹)_jj >= 1 / A_jj. The difference may round to zero or below.
+        floors = jax.tree.map(jnp.reciprocal, diagonal_of(operator))
+        known = jax.tree.map(jnp.maximum, known, floors)
         return with_derivative_of(_diagonal_anew, operator, known)
 
     def entry(
@@ -164,7 +168,7 @@ def _root(vectors: Array, values: Array, damping: Array) -> Array:
 def _low_rank_diagonal(root: Array, rows: PyTree, damping: Array) -> Params:
     def finish(squares: Array, u: Array) -> Array:
         rest = (1 - squares) / damping.astype(squares.dtype)
-        return rest.astype(u.dtype)
+        return rest.astype(wide_dtype(u))
 
     return jax.tree.map(finish, column_squares(root, rows), rows)
 

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import PyTree
+import optax
+from jaxtyping import Array, PyTree
 
 from .._check import Check
 from .._curvature.base import diagonal_of
 from .._types import Params
-from .._vector import zeros_like
+from .._vector import common_dtype, over_peak, zeros_like
 
 
 def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
@@ -16,10 +17,11 @@ def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
 
     With P the inverse of the curvature of the mean loss,
 
-        s_i = w_i² / (2 P_ii)
+        s_i = (w_i / √(2 P_ii))²
 
     is the second-order increase of the loss if weight i is set to zero and all others
-    take their best step. It is in units of the loss.
+    take their best step. It is in units of the loss, and in float32 or wider. It is NaN
+    where P_ii < 0, so that P is not positive definite.
 
     Args:
         params: the weights w of a trained model.
@@ -37,7 +39,23 @@ def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
         Hassibi and Stork 1992; Frantar et al. 2021, arXiv:2107.03356 (M-FAC).
     """
     check_inverse(Check("ok.obs_saliency"), params, inverse)
-    return jax.tree.map(lambda w, p: w**2 / (2 * p), params, diagonal_of(inverse))
+
+    def saliency(w: Array, p: Array) -> Array:
+        return (w.astype(p.dtype) / jnp.sqrt(2 * p)) ** 2
+
+    return jax.tree.map(saliency, params, diagonal_of(inverse))
+
+
+def ranks(params: Params, diagonal: Params) -> Params:
+    """Returns |w_i| / √P_ii, times a power of two: the order of the saliencies.
+
+    The saliency of a weight of 1e20 or 1e-25 itself leaves the range of float32.
+    """
+    dtype = common_dtype((params, diagonal))
+    w, p = (optax.tree.cast(x, dtype) for x in (params, diagonal))
+    w, _ = over_peak(w)
+    root, _ = over_peak(jax.tree.map(jnp.sqrt, p))
+    return jax.tree.map(lambda w, r: jnp.abs(w) / r, w, root)
 
 
 def check_inverse(

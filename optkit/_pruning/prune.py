@@ -4,7 +4,9 @@ To second order, setting weight i to zero costs w_i² / (2 P_ii), with P the inv
 curvature, if the others move by -P e_i w_i / P_ii.
 """
 
+import math
 from collections.abc import Callable
+from fractions import Fraction
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,10 +18,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from .._check import Check
+from .._curvature.base import diagonal_of
 from .._results import raise_if
 from .._types import Params
 from .._vector import all_finite, smallest
-from .base import check_inverse, obs_saliency, only
+from .base import check_inverse, only, ranks
 from .update import obs_summed
 
 
@@ -38,7 +41,7 @@ def obs_prune(
     params: Params,
     inverse: lx.AbstractLinearOperator,
     *,
-    sparsity: float,
+    sparsity: float | np.number,
     kept: PyTree | None = None,
     mask: PyTree = True,
     update: UpdateRule = obs_summed,
@@ -50,9 +53,10 @@ def obs_prune(
         inverse: P, with a known diagonal, as in `ok.obs_saliency`. In a later round,
             use the curvature of the loss as a function of the kept weights, so that the
             gradients of the removed ones are zero.
-        sparsity: the fraction, in [0, 1), of the weights in `mask` that are zero
-            afterwards, including those already removed. Weights that tie at the
-            threshold are all removed.
+        sparsity: the fraction, in [0, 1), of the n weights in `mask` that are zero
+            afterwards, including those already removed. Their number is `sparsity` n
+            without its decimals, as in the authors' code: 0.29 of 100 are 29, and 0.99
+            of 10 are 9. Of equal saliencies, the first ones are removed.
         kept: what the last round kept; its zeros stay zero. Default: all.
         mask: a pytree prefix of booleans that marks the weights that may be removed.
             The others, such as biases, move but are never removed.
@@ -61,6 +65,10 @@ def obs_prune(
 
     Returns:
         The new params, and the boolean pytree of what is kept.
+
+    Raises:
+        RuntimeError: if the weights are not finite, or P_ii is not positive for a
+            weight that may be removed.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -78,7 +86,7 @@ def obs_prune(
     check.function(update=update)
     check_inverse(check, params, inverse)
     kept, may = _masks(check, params, kept, mask)
-    count = np.asarray(round(sparsity * _num_true(may)))
+    count = np.asarray(_share(sparsity, int(_num_true(may))))
     return _round(check, params, inverse, count, kept, may, update)
 
 
@@ -93,14 +101,21 @@ def _round(
     update: UpdateRule,
 ) -> Pruned:
     """One round, compiled once for all rounds."""
-    text = (
-        f"`{check.call}` got weights that are NaN or infinite, so they have no "
-        f"saliency. Check the training that produced them."
-    )
+    diagonal = diagonal_of(inverse)
+    candidates = jax.tree.map(jnp.logical_and, kept, may)
+    is_bad = jax.tree.map(lambda c, p: jnp.any(c & ~(p > 0)), candidates, diagonal)
+    text = f"`{check.call}` got weights that are NaN or infinite, so they have no "
+    text = f"{text}saliency. Check the training that produced them."
     params = raise_if(~all_finite(params), params, partial(eqx.error_if, msg=text))
-    saliency = only(kept, obs_saliency(params, inverse))
-    removed = smallest(count, saliency, may)
+    text = f"`{check.call}` got an inverse with a diagonal that is not positive, so "
+    text = f"{text}weights have no saliency. Raise `damping` in `ok.invert`."
+    is_bad = jax.tree.reduce(jnp.logical_or, is_bad, jnp.zeros((), bool))
+    params = raise_if(is_bad, params, partial(eqx.error_if, msg=text))
+    gone = jax.tree.map(lambda k, m: m & ~k, kept, may)
+    newly = count - _num_true(gone)
+    removed = smallest(newly, ranks(params, diagonal), candidates)
     kept = jax.tree.map(lambda k, r: k & ~r, kept, removed)
+    removed = jax.tree.map(jnp.logical_or, gone, removed)
     return Pruned(only(kept, update(params, inverse, removed)), kept)
 
 
@@ -108,7 +123,7 @@ def obs_prune_gradually(
     params: Params,
     make_inverse: Callable[[Params, PyTree], lx.AbstractLinearOperator],
     *,
-    sparsity: float,
+    sparsity: float | np.number,
     num_rounds: int = 16,
     kept: PyTree | None = None,
     mask: PyTree = True,
@@ -120,7 +135,8 @@ def obs_prune_gradually(
 
         1 - s_i = (1 - s_0) ((1 - s) / (1 - s_0))^(i / n)
 
-    so every round removes the same fraction of what is left.
+    so every round removes the same fraction of what is left. Numbers of weights are
+    rounded, and the last one is that of `ok.obs_prune`.
 
     Args:
         params: the weights of a trained model.
@@ -152,6 +168,9 @@ def obs_prune_gradually(
 
     Reference:
         Frantar et al. 2021, arXiv:2107.03356, whose code takes 16 rounds a step.
+        Departs: (1) with `C.block_diagonal(B)`, blocks hold the same positions in all
+        rounds. The authors' code makes new blocks of the kept weights in each round,
+        so that theirs hold B kept weights and ours fewer and fewer.
     """
     check = Check("ok.obs_prune_gradually")
     _check_sparsity(check, sparsity)
@@ -159,21 +178,21 @@ def obs_prune_gradually(
     check.count(num_rounds=num_rounds)
     kept, may = _masks(check, params, kept, mask)
     kept = jax.tree.map(jnp.asarray, kept)
-    pruned, size = Pruned(only(kept, params), kept), _num_true(may)
-    alive = _num_true(jax.tree.map(jnp.logical_and, kept, may))
-    start = 1 - alive / max(size, 1)
-    if start >= sparsity or not size:
+    pruned, size = Pruned(only(kept, params), kept), int(_num_true(may))
+    alive = int(_num_true(jax.tree.map(jnp.logical_and, kept, may)))
+    target = _share(sparsity, size)
+    if size - alive >= target:
         return pruned
     for i in range(1, num_rounds + 1):
-        left = (1 - start) * ((1 - sparsity) / (1 - start)) ** (i / num_rounds)
-        count = np.asarray(round(max(1 - left, 0.0) * size))
+        left = alive * ((size - target) / alive) ** (i / num_rounds)
         inverse = make_inverse(pruned.params, pruned.kept)
         check_inverse(check, pruned.params, inverse)
+        count = np.asarray(size - round(left))
         pruned = _round(check, pruned.params, inverse, count, pruned.kept, may, update)
     return pruned
 
 
-def _check_sparsity(check: Check, sparsity: float) -> None:
+def _check_sparsity(check: Check, sparsity: Any) -> None:
     is_number = isinstance(sparsity, int | float | np.number)
     text = f"needs 0 <= sparsity < 1, the fraction of zeros, got {sparsity!r}."
     check.that(is_number and 0.0 <= sparsity < 1.0, text)
@@ -193,5 +212,13 @@ def _masks(
     return jax.tree.map(one, kept, params), jax.tree.map(one, mask, params)
 
 
-def _num_true(mask: PyTree) -> int:
-    return sum(int(m.sum()) for m in jax.tree.leaves(mask))
+def _num_true(mask: PyTree) -> Any:
+    return sum(m.sum() for m in jax.tree.leaves(mask))
+
+
+def _share(sparsity: Any, size: int) -> int:
+    """The product without decimals; k if `sparsity` is k / size to its precision."""
+    nearest = round(float(sparsity) * size)
+    if size and type(sparsity)(nearest / size) == sparsity:
+        return nearest
+    return math.floor(Fraction(float(sparsity)) * size)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from .._check import Check
 from .._curvature.base import diagonal_of
@@ -11,7 +11,7 @@ from .._curvature.masked import Masked
 from .._inverse.cg import CG
 from .._inverse.inverse import invert
 from .._types import Params
-from .._vector import narrowest_eps, subtract
+from .._vector import cast_like, narrowest_eps, over_peak, scale, subtract
 from .base import check_inverse, only
 
 
@@ -32,8 +32,17 @@ def obs_summed(
     check = Check("ok.obs_summed")
     check_inverse(check, params, inverse)
     removed = check.booleans("removed", removed, params, "the params")
-    ratio = jax.tree.map(jnp.divide, params, diagonal_of(inverse))
-    return _stepped(params, inverse.mv(only(removed, ratio)), removed)
+
+    def ratio(w: Array, p: Array) -> Array:
+        return w.astype(p.dtype) / p
+
+    x = only(removed, jax.tree.map(ratio, params, diagonal_of(inverse)))
+    # x has the size of w / P and P x that of w. Divided by their geometric mean, both
+    # fit float16 where P alone does not.
+    peaks = [over_peak(v)[1] for v in (x, only(removed, params))]
+    _, size = over_peak(jnp.sqrt(peaks[0]) * jnp.sqrt(peaks[1]))
+    step = inverse.mv(cast_like(scale(1 / size, x), params))
+    return _stepped(params, scale(size, step), removed)
 
 
 def obs_joint(

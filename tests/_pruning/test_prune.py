@@ -3,10 +3,11 @@
 import jax
 import jax.numpy as jnp
 import jax.random as jr
+import lineax as lx
 import numpy as np
 import pytest
 from numpy.testing import assert_array_equal
-from precision import assert_allclose
+from precision import X64, assert_allclose
 
 import optkit as ok
 from optkit._vector import to_vector
@@ -96,7 +97,7 @@ def test_the_least_salient_weights_are_removed(weights, inverse, sparsity, jit):
     prune = lambda w, P: ok.obs_prune(w, P, sparsity=sparsity)  # noqa: E731
     pruned = (jax.jit(prune) if jit else prune)(weights, inverse)
     order = np.argsort(to_vector(ok.obs_saliency(weights, inverse)))
-    gone = order[: round(8 * sparsity)]
+    gone = order[: int(8 * sparsity)]
     kept = np.concatenate([np.ravel(k) for k in jax.tree.leaves(pruned.kept)])
     assert_array_equal(np.flatnonzero(~kept), np.sort(gone))
     assert_array_equal(to_vector(pruned.params) != 0, kept)
@@ -174,6 +175,134 @@ def test_rounds_beat_one_shot_on_a_correlated_problem(key):
     once = ok.obs_prune(w, make_inverse(w, jnp.ones(20, bool)), sparsity=0.6)
     rounds = ok.obs_prune_gradually(w, make_inverse, sparsity=0.6, num_rounds=12)
     assert loss(rounds.params) < 0.5 * loss(once.params)
+
+
+def count(kept):
+    """The number of kept weights in each leaf."""
+    return [int(k.sum()) for k in jax.tree.leaves(kept)]
+
+
+def no_curvature(params, damping=1e-3):
+    rows = jax.tree.map(lambda w: jnp.zeros((2, *w.shape), w.dtype), params)
+    return ok.invert(ok.LowRank(rows), ok.Woodbury(), damping=damping)
+
+
+@pytest.mark.parametrize("update", [ok.obs_summed, ok.obs_joint])
+def test_equal_saliencies_are_removed_by_index(update):
+    """Oracle: closed form; the first leaves, and the first entries of a leaf."""
+    ones = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
+    prune = lambda s: ok.obs_prune(ones, no_curvature(ones), sparsity=s, update=update)  # noqa: E731
+    assert_array_equal(prune(0.4).kept["a"], [[0, 0, 0], [0, 1, 1]])
+    for tenths in range(10):
+        kept = np.concatenate([np.ravel(k) for k in prune(tenths / 10).kept.values()])
+        assert_array_equal(kept, np.arange(10) >= tenths)
+
+
+def test_equal_scales_beside_spread_weights_leave_half(key):
+    """Oracle: a stable sort; 64 scales of 1, 100 weights, 61 below 1."""
+    params = {"scale": jnp.ones(64), "w": jnp.arange(1.0, 101.0) / 62}
+    pruned = ok.obs_prune(params, no_curvature(params), sparsity=0.5)
+    assert count(pruned.kept) == [64 - (82 - 61), 100 - 61]
+    assert_array_equal(pruned.kept["scale"], np.arange(64) >= 21)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "size", "want"),
+    [
+        (0.29, 100, 29),  # 0.29 * 100 is 28.999999999999996
+        (0.57, 100, 57),
+        (1 / 3, 3, 1),
+        (0.3, 5, 1),
+        (0.99, 10, 9),
+        (np.nextafter(1, 0), 10, 9),
+        (np.nextafter(0.5, 0), 10, 4),
+        (np.float32(0.29), 100, 29),
+        (np.float16(0.29), 1000, 290),
+        (0.0, 4, 0),
+    ],
+)
+def test_the_number_of_removed_weights_has_no_decimals(sparsity, size, want):
+    """Oracle: the fraction that the literal stands for, truncated."""
+    params = jnp.ones(size)
+    P, target = no_curvature(params), size - want
+    assert count(ok.obs_prune(params, P, sparsity=sparsity).kept) == [target]
+    rounds = ok.obs_prune_gradually(
+        params, lambda w, kept: P, sparsity=sparsity, num_rounds=3
+    )
+    assert count(rounds.kept) == [target]
+
+
+def test_weights_of_zero_go_after_those_already_removed():
+    """Oracle: identity; a removed weight does not take the place of another."""
+    w, kept = jnp.array([0.0, 1.0, 0.0, 2.0]), jnp.array([True, True, False, True])
+    pruned = ok.obs_prune(w, no_curvature(w), sparsity=0.5, kept=kept)
+    assert_array_equal(pruned.kept, [False, True, False, True])
+
+
+@pytest.mark.parametrize("size", [1e-37, 1e-25, 1e-10, 1e10, 1e20, 1e30])
+@pytest.mark.parametrize("damping", [1e-8, 1e8])
+def test_weights_of_any_size_are_ranked(size, damping):
+    """Oracle: closed form; the saliency is λ w²/2, out of float32's range."""
+    w = size * jnp.array([4.0, -1.0, 3.0, 2.0], jnp.float32)
+    pruned = ok.obs_prune(w, no_curvature(w, damping), sparsity=0.5)
+    assert_array_equal(pruned.kept, [True, False, True, False])
+    assert_allclose(pruned.params / jnp.float32(size), [4, 0, 3, 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_an_inverse_out_of_the_range_of_the_params_prunes_as_in_float64(key, dtype):
+    """Oracle: dense, in NumPy; P_ii is 1e5 and float16 ends at 65504."""
+    w = jr.normal(key, (1000,)).astype(dtype)
+    rows = jnp.full((2, 1000), 1e-3, dtype)
+    P = ok.invert(ok.LowRank(rows), ok.Woodbury(), damping=1e-5)
+    wide, U = np.asarray(w, float), np.asarray(rows, float)
+    dense = np.linalg.inv(U.T @ U + float(jnp.float32(1e-5)) * np.eye(1000))
+    saliency = ok.obs_saliency(w, P)
+    assert saliency.dtype == P.diagonal().dtype == jnp.float32
+    want = wide**2 / (2 * np.diag(dense))
+    assert_allclose(saliency, want, rtol=1e-5)
+    pruned = ok.obs_prune(w, P, sparsity=0.5)
+    gone = np.sort(np.argsort(want, kind="stable")[:500])
+    assert_array_equal(np.flatnonzero(~pruned.kept), gone)
+    moved = wide - dense[:, gone] @ (wide / np.diag(dense))[gone]
+    eps = float(jnp.finfo(dtype).eps)
+    found = np.asarray(pruned.params, float)
+    assert np.max(np.abs(found - moved)[pruned.kept]) < 4 * eps
+
+
+def test_mixed_dtypes_are_ranked_together():
+    """Oracle: closed form; float16 beside float32 of 1e-20 and, with x64, of 1e60."""
+    wide = [1e60, 1e-200] if X64 else [1e18, 1e-37]
+    params = {
+        "a": jnp.array([1, 3], jnp.float16),
+        "b": jnp.array([2e-15, 1e-15], jnp.float32),
+        "c": jnp.array(wide),
+    }
+    kept = ok.obs_prune(params, no_curvature(params), sparsity=1 / 3).kept
+    assert_array_equal(np.ravel(list(kept.values())), [1, 1, 1, 0, 1, 0])
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap])
+def test_ties_are_broken_under_transforms(transform):
+    """Oracle: closed form; four copies."""
+    w = jnp.ones((4, 10))
+    prune = lambda w: ok.obs_prune(w, no_curvature(w), sparsity=0.3).kept  # noqa: E731
+    kept = (
+        jax.jit(jax.vmap(prune))(w) if transform is jax.vmap else [jax.jit(prune)(w[0])]
+    )
+    for one in kept:
+        assert_array_equal(one, np.arange(10) >= 3)
+
+
+@pytest.mark.parametrize("entry", [0.0, -1.0, jnp.nan])
+def test_an_inverse_that_is_not_positive_is_refused_where_it_matters(entry):
+    """Oracle: the message; no word where the mask excludes the weight."""
+    P, w = lx.DiagonalLinearOperator(jnp.array([1.0, entry])), jnp.ones(2)
+    with pytest.raises(RuntimeError, match=r"`ok.obs_prune` got .* not positive"):
+        ok.obs_prune(w, P, sparsity=0.5)
+    mask = np.array([True, False])
+    pruned = ok.obs_prune(w, P, sparsity=0.5, mask=mask, update=lambda w, P, gone: w)
+    assert count(pruned.kept) == [2]
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
