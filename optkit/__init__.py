@@ -44,7 +44,7 @@ from ._implicit.host import host_solver as host_solver
 from ._implicit.minimum import implicit_minimum as implicit_minimum
 from ._implicit.root import implicit_root as implicit_root
 from ._implicit.unroll import unroll as unroll
-from ._influence import influence as influence
+from ._influence import influence as influence, self_influence as self_influence
 from ._inverse.base import (
     AbstractExplicitInverse as AbstractExplicitInverse,
     AbstractInverse as AbstractInverse,

@@ -100,6 +100,62 @@ def test_scores_rank_as_leave_one_out_retraining_does(problem, inverse):
     )
 
 
+def without_penalty(w, example):
+    x, y = example
+    return 0.5 * (x @ w - y) ** 2
+
+
+def ridge_loss(w, example):
+    return without_penalty(w, example) + 0.5 * w @ w
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_of_a_regularised_model_the_test_loss_has_no_penalty(seed):
+    """Oracle: retraining without each example in turn, in NumPy; ridge with λ = 1.
+
+    The slope is near 1 / (1 - leverage), which first order leaves out.
+    """
+    rng = np.random.default_rng(seed)
+    x, truth = rng.normal(size=(NUM_TRAIN + NUM_TEST, 5)), rng.normal(size=5)
+    y = x @ truth + 0.5 * rng.normal(size=len(x))
+    (X, test_x), (Y, test_y) = np.split(x, [NUM_TRAIN]), np.split(y, [NUM_TRAIN])
+
+    def test_losses(X, Y):
+        w = np.linalg.solve(X.T @ X / len(X) + np.eye(5), X.T @ Y / len(X))
+        return w, 0.5 * (test_x @ w - test_y) ** 2
+
+    w, losses = test_losses(X, Y)
+    refits = [np.delete(X, j, 0) for j in range(NUM_TRAIN)]
+    refits = [test_losses(x, np.delete(Y, j))[1] for j, x in enumerate(refits)]
+    actual = np.ravel(np.stack(refits, 1) - losses[:, None])
+
+    C = ok.LowRank(jnp.asarray(X / np.sqrt(NUM_TRAIN)))
+    P = ok.invert(C, ok.Woodbury(), damping=1.0)
+    data = jax.tree.map(jnp.asarray, ((X, Y), (test_x, test_y)))
+    scores = [
+        np.ravel(ok.influence(ridge_loss, jnp.asarray(w), *data, P, test_loss=loss))
+        for loss in (None, without_penalty)
+    ]
+    with_penalty, right = (np.corrcoef(s, actual)[0, 1] for s in scores)
+    assert right > 0.99
+    assert with_penalty < 0.98
+    assert_allclose(np.polyfit(scores[1] / NUM_TRAIN, actual, 1)[0], 1.15, atol=0.05)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_the_score_of_an_example_with_itself_is_on_the_diagonal(
+    problem, inverse, chunk
+):
+    """Oracle: the matrix of all pairs; 7 does not divide 40."""
+    train, _, params = problem
+    pairs = ok.influence(example_loss, params, train, train, inverse)
+    own = jax.jit(
+        lambda P: ok.self_influence(example_loss, params, train, P, chunk=chunk)
+    )(inverse)
+    assert own.shape == (NUM_TRAIN,)
+    assert_allclose(own, np.diagonal(pairs), rtol=1e-9)
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 64])
 def test_chunks_change_nothing_and_it_jits(problem, inverse, chunk):
     """Oracle: the default chunk; 7 does not divide 40."""
@@ -117,11 +173,13 @@ def test_memory_is_bounded_by_the_chunk():
     examples = (jnp.ones((n, 1000), jnp.float32), jnp.ones(n, jnp.float32))
     loss = lambda w, e: (e[0] @ w - e[1]) ** 2  # noqa: E731
     identity = lx.IdentityLinearOperator(jax.ShapeDtypeStruct((1000,), jnp.float32))
-    run = jax.jit(lambda e: ok.influence(loss, params, e, e, identity, chunk=chunk))
-    memory = run.lower(examples).compile().memory_analysis()
-    assert (
-        memory.temp_size_in_bytes < memory.output_size_in_bytes + 4 * 4 * 1000 * chunk
-    )
+    for use in (
+        lambda e: ok.influence(loss, params, e, e, identity, chunk=chunk),
+        lambda e: ok.self_influence(loss, params, e, identity, chunk=chunk),
+    ):
+        memory = jax.jit(use).lower(examples).compile().memory_analysis()
+        bound = memory.output_size_in_bytes + 4 * 4 * 1000 * chunk
+        assert memory.temp_size_in_bytes < bound
 
 
 BAD = {
