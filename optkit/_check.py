@@ -200,10 +200,10 @@ class Check(NamedTuple):
             return jax.tree.broadcast(prefix, tree)
         except ValueError as error:
             got, want = jax.tree.structure(prefix), jax.tree.structure(tree)
-            raise ValueError(
-                f"`{self.call}` needs {name} as one value, or as a prefix of {owner}.\n"
-                f"  {name}: {got}\n  {owner}: {want}"
-            ) from error
+            text = (
+                f"`{self.call}` needs {name} as one value, or as a prefix of {owner}."
+            )
+            raise ValueError(f"{text}\n  {name}: {got}\n  {owner}: {want}") from error
 
     def booleans(self, name: str, mask: PyTree, tree: PyTree, owner: str) -> PyTree:
         """Broadcasts a mask: one boolean per leaf of the tree, or one per entry."""
@@ -229,12 +229,13 @@ class Check(NamedTuple):
             self.that(is_within, text, IndexError)
         return jnp.asarray(index)
 
-    def scalar(self, loss: Any, name: str = "loss") -> Callable[..., Any]:
-        """Wraps a loss so that it raises unless it returns one real scalar."""
+    def scalar(self, loss: Any, name: str = "loss", has_aux: Any = False) -> Any:
+        """Wraps a loss so that it raises unless it returns a real scalar, or a pair."""
         self.function(**{name: loss})
 
         def checked(*args: Any, **kwargs: Any) -> Any:
-            value = loss(*args, **kwargs)
+            out = loss(*args, **kwargs)
+            value = out[0] if has_aux and isinstance(out, tuple) else out
             is_array = isinstance(value, jax.Array | np.ndarray | np.generic | float)
             got = f"shape {jnp.shape(value)}" if is_array else type(value).__name__
             advice = "Reduce it, for example with `jnp.mean`, and return nothing else."
@@ -243,7 +244,7 @@ class Check(NamedTuple):
             dtype = jnp.result_type(value)
             text = f"needs {name} to return a real floating scalar, got {dtype}."
             self.that(is_floating(dtype), text, TypeError)
-            return value
+            return out
 
         return checked
 
@@ -289,9 +290,8 @@ class Check(NamedTuple):
 
 
 def _is_number(value: Any) -> bool:
-    is_scalar = isinstance(value, np.ndarray) and value.ndim == 0
-    is_number = isinstance(value, int | float | np.number)
-    return (is_number or is_scalar) and not isinstance(value, bool)
+    is_number = isinstance(value, int | float | np.number | np.ndarray)
+    return is_number and np.ndim(value) == 0 and not isinstance(value, bool)
 
 
 def _short(value: Any) -> str:

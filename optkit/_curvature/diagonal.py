@@ -9,19 +9,22 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._check import Check
 from .._types import Params, wide_dtype
-from .._vector import multiply, signs
+from .._vector import dot, multiply, scale, signs
 from .estimate import Estimate, average, over_probes
 from .head import AbstractLikelihoodHead
 
-ValueGradDiag = tuple[Array, Params, Params]
+ValueGradDiag = tuple[Any, Params, Params]
 
 
-def value_grad_and_diag(loss: Callable[..., Any]) -> Callable[..., ValueGradDiag]:
+def value_grad_and_diag(
+    loss: Callable[..., Any], *, has_aux: bool = False
+) -> Callable[..., ValueGradDiag]:
     """Makes a function that returns loss, gradient and an estimated Hessian diagonal.
 
     With random signs z, one forward-over-reverse pass gives all three:
@@ -34,6 +37,8 @@ def value_grad_and_diag(loss: Callable[..., Any]) -> Callable[..., ValueGradDiag
 
     Args:
         loss: loss(params, *args) -> a real scalar.
+        has_aux: whether it returns a pair (scalar, aux), as in `jax.value_and_grad`. So
+            does the new function, in place of the value.
 
     Returns:
         A function (params, *args, key=, num_probes=1) -> (value, gradient, diagonal).
@@ -51,7 +56,7 @@ def value_grad_and_diag(loss: Callable[..., Any]) -> Callable[..., ValueGradDiag
         Bekas, Kokiopoulou and Saad 2007, An estimator for the diagonal of a matrix.
     """
     check = Check("ok.value_grad_and_diag")
-    value_fn = check.scalar(loss)
+    value_fn = check.scalar(loss, has_aux=has_aux)
 
     def value_grad_diag(
         params: Params, *args: PyTree, key: Array, num_probes: int = 1
@@ -59,17 +64,21 @@ def value_grad_and_diag(loss: Callable[..., Any]) -> Callable[..., ValueGradDiag
         check.real(params=params)
         check.count(num_probes=num_probes)
         check.key(key)
-        value_and_grad = jax.value_and_grad(lambda p: value_fn(p, *args))
+
+        def gradient(params: Params) -> tuple[Params, Any]:
+            value, grads = jax.value_and_grad(value_fn, has_aux=has_aux)(params, *args)
+            return grads, value
+
         if num_probes == 1:
             z = signs(key, params)
-            (value, grads), (_, hz) = jax.jvp(value_and_grad, (params,), (z,))
+            grads, hz, value = jax.jvp(gradient, (params,), (z,), has_aux=True)
             return value, grads, multiply(z, hz)
 
-        (value, grads), tangents = jax.linearize(value_and_grad, params)
+        grads, tangents, value = jax.linearize(gradient, params, has_aux=True)
 
         def draw(key: Array) -> Params:
             z = signs(key, params)
-            return multiply(z, tangents(z)[1])
+            return multiply(z, tangents(z))
 
         return value, grads, average(draw, key, num_probes).mean
 
@@ -77,7 +86,11 @@ def value_grad_and_diag(loss: Callable[..., Any]) -> Callable[..., ValueGradDiag
 
 
 def value_grad_and_gauss_newton_diag(
-    model_fn: Callable[..., Any], head: Any
+    model_fn: Callable[..., Any],
+    head: Any,
+    *,
+    has_aux: bool = False,
+    max_norm: float | None = None,
 ) -> Callable[..., ValueGradDiag]:
     """Makes a function that returns loss, gradient and Gauss-Newton diagonal.
 
@@ -99,6 +112,10 @@ def value_grad_and_gauss_newton_diag(
         head: the loss of the outputs, `ok.SquaredError()` or
             `ok.SoftmaxCrossEntropy()`. The latter averages over all labels: tokens
             rather than sequences.
+        has_aux: whether `model_fn` returns a pair (outputs, aux). Then the new function
+            returns (value, aux) in place of the value.
+        max_norm: the largest norm of ĝ over all leaves; a longer one is scaled down, so
+            the diagonal is no longer that of JᵀHJ. Sophia's authors clip ĝ at 1.
 
     Returns:
         A function (params, inputs, *targets, key=, num_probes=1) -> (value, gradient,
@@ -122,6 +139,7 @@ def value_grad_and_gauss_newton_diag(
         "(else `ok.hutchinson_diag(ok.gauss_newton(...), ...)`),"
     )
     check.instance(AbstractLikelihoodHead, wanted, head=head)
+    check.optional.positive(max_norm=max_norm)
 
     def value_grad_diag(
         params: Params,
@@ -133,14 +151,22 @@ def value_grad_and_gauss_newton_diag(
         check.real(params=params)
         check.count(num_probes=num_probes)
         check.key(key)
-        outputs, pullback = jax.vjp(lambda p: model_fn(p, inputs), params)
+        outputs, pullback, *aux = jax.vjp(
+            lambda p: model_fn(p, inputs), params, has_aux=has_aux
+        )
         value, cotangent = jax.value_and_grad(head)(outputs, *targets)
 
         def draw(key: Array) -> Params:
-            (g,) = pullback(head.sample(outputs, *targets, key=key))
-            return jax.tree.map(_square, g)
+            (g,) = pullback(head.sample(outputs, *targets, key=key))  # √B ĝ
+            diag = jax.tree.map(_square, g)
+            if max_norm is None:
+                return diag
+            square, limit = dot(g, g), max_norm**2 * head.num_terms(outputs, *targets)
+            is_long = square > limit
+            return scale(jnp.where(is_long, limit / square, 1), diag)
 
         (grads,) = pullback(cotangent)
+        value = (value, *aux) if has_aux else value
         return value, grads, average(draw, key, num_probes).mean
 
     return value_grad_diag

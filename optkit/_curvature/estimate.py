@@ -50,7 +50,7 @@ def average(draw: Callable[[Array], PyTree], key: Array, num_draws: int) -> Esti
 
     counts = jnp.arange(1, num_draws + 1, dtype=jnp.int32)
     (mean, squares), _ = lax.scan(add, (zeros, zeros), (counts, keys))
-    freedom = (num_draws - 1) * num_draws
+    freedom = float(num_draws - 1) * num_draws  # as an integer it may exceed int32
     error = jax.tree.map(lambda s: jnp.sqrt(s / freedom), squares)
     return Estimate(*(cast_like(tree, shapes) for tree in (mean, error)))
 

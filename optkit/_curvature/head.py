@@ -44,6 +44,10 @@ class AbstractLikelihoodHead(AbstractHead):
         It reads the mask among the targets, if any, but not their values.
         """
 
+    @abc.abstractmethod
+    def num_terms(self, outputs: Array, *targets: PyTree) -> Float[Array, ""]:
+        """B, the number of targets that the mean is over."""
+
 
 class SquaredError(AbstractLikelihoodHead):
     """Half the squared error, averaged over the first axis only.
@@ -85,6 +89,13 @@ class SquaredError(AbstractLikelihoodHead):
         weight = self._weight(outputs, where)
         z = jr.rademacher(key, outputs.shape, weight.dtype)
         return (jnp.sqrt(weight) * z).astype(outputs.dtype)
+
+    def num_terms(
+        self, outputs: Array, targets: Any = None, where: Any = None
+    ) -> Float[Array, ""]:
+        """The length of the first axis, or the number of true entries of `where`."""
+        del targets
+        return 1 / jnp.max(self._weight(outputs, where))
 
     def _weight(self, outputs: Array, where: Any) -> Array:
         return _weight(Check("ok.SquaredError"), outputs, outputs.ndim - 1, where)
@@ -146,6 +157,13 @@ class SoftmaxCrossEntropy(AbstractLikelihoodHead):
         onehot = jax.nn.one_hot(drawn, logits.shape[-1], dtype=weight.dtype)
         score = jnp.sqrt(weight) * (jax.nn.softmax(logits) - onehot)
         return score.astype(outputs.dtype)
+
+    def num_terms(
+        self, outputs: Array, labels: Any = None, where: Any = None
+    ) -> Float[Array, ""]:
+        """The number of labels, or of true entries of `where`."""
+        del labels
+        return 1 / jnp.max(_weight(Check("ok.SoftmaxCrossEntropy"), outputs, 1, where))
 
     def _prepared(self, outputs: Array, where: Any) -> tuple[Array, Array]:
         """Returns 1/B for each label, and the logits in the same dtype."""

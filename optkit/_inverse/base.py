@@ -134,8 +134,8 @@ class System(NamedTuple):
         return max(optax.tree.size(self.b), 1)
 
     def max_steps(self, given: int | None) -> int:
-        """By default ten times the number of coordinates."""
-        return given or 10 * self.num_coordinates
+        """By default ten times the number of coordinates; a number that int32 holds."""
+        return min(given or 10 * self.num_coordinates, 2**31 - 1)
 
 
 class Goals(NamedTuple):

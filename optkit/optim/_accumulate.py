@@ -92,10 +92,12 @@ def accumulate(
         if every == 1:
             updates, inner_state = emit()
             return updates, state._replace(inner_state=inner_state)
+        # Made here, zeros have explicit shardings; in the branch, only under `jax.jit`.
         shapes, _ = jax.eval_shape(emit)
+        zeros = cast_like(optax.tree.zeros_like(updates), shapes)
 
         def wait() -> tuple[Params, Any]:
-            return cast_like(optax.tree.zeros_like(updates), shapes), state.inner_state
+            return zeros, state.inner_state
 
         is_last = state.count == every - 1
         updates, inner_state = lax.cond(is_last, emit, wait)

@@ -41,6 +41,8 @@ def with_hutchinson(
     key: Array,
     update_interval: int = 1,
     num_probes: int = 1,
+    has_aux: bool = False,
+    axis_name: str | tuple[str, ...] = (),
 ) -> optax.GradientTransformationExtraArgs:
     """Estimates the Hessian diagonal inside `update` and passes it to `tx`.
 
@@ -59,8 +61,12 @@ def with_hutchinson(
 
     The key of a run is `key` folded with the bits of the params given to `init`: only
     runs from the same params need different keys, even under `jax.vmap`. Probes and
-    diagonal do not depend on how params and batch are sharded. Inside `jax.shard_map`,
-    let `value_fn` return the mean over devices.
+    diagonal do not depend on how params and batch are sharded.
+
+    Inside `jax.shard_map` or `jax.pmap`, name the axes of the batch as `axis_name`. The
+    diagonal is then that of the mean loss, whether `value_fn` returns this mean, by
+    `jax.lax.pmean`, or the loss of the device's own examples. Without `axis_name`, only
+    the mean is right, and only with `check_vma=True` and params that do not vary.
 
     Args:
         tx: an optimizer that reads `hessian_diag=`, such as `ok.optim.adahessian(0.1)`.
@@ -68,6 +74,8 @@ def with_hutchinson(
         update_interval: K >= 1. Steps in between make no curvature pass. For K > 1 the
             state holds one more pytree like the params.
         num_probes: how many probes to average in each estimate, >= 1.
+        has_aux: whether `value_fn` returns a pair (scalar, aux); aux is not used.
+        axis_name: the mapped axes over which to average the diagonal.
 
     Returns:
         A transform with an `ok.optim.HutchinsonState`. Its `update` needs params and
@@ -107,6 +115,7 @@ def with_hutchinson(
     # A copy: the caller may donate the key.
     impl, root = jr.key_impl(typed), jnp.array(jr.key_data(typed), copy=True)
     inner = optax.with_extra_args_support(tx)
+    axes = (axis_name,) if isinstance(axis_name, str) else axis_name
 
     def init(params: Params) -> HutchinsonState:
         is_hidden = any(map(is_masked, jax.tree.leaves(params, is_leaf=is_masked)))
@@ -122,12 +131,15 @@ def with_hutchinson(
         updates: Params, state: Any, params: Params | None = None, **extra: Any
     ) -> tuple[Params, HutchinsonState]:
         required(check, "params", params, updates)
-        objective = _objective(check, extra)
+        f = value_grad_and_diag(_objective(check, extra, has_aux), has_aux=has_aux)
 
         def estimate() -> Params:
             run_key = jr.wrap_key_data(state.key_data, impl=impl)
-            key, f = jr.fold_in(run_key, state.count), value_grad_and_diag(objective)
-            return f(params, key=key, num_probes=num_probes)[2]
+            key, here = jr.fold_in(run_key, state.count), _varying(params, axes)
+            value, _, diag = f(here, key=key, num_probes=num_probes)
+            for axis in axes:
+                diag = _mean(diag, axis, value[0] if has_aux else value)
+            return diag
 
         if update_interval == 1:
             diag, kept = estimate(), None
@@ -146,6 +158,8 @@ def _bits(params: Params) -> Array:
     """The sum of the bit patterns of all entries, exact on any number of devices."""
     total = jnp.zeros([], jnp.uint32)
     for leaf in jax.tree.leaves(params):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            continue
         wide = jnp.asarray(leaf, wide_dtype(leaf))
         words = lax.bitcast_convert_type(wide, f"uint{8 * wide.dtype.itemsize}")
         if wide.dtype.itemsize > 4:
@@ -154,7 +168,43 @@ def _bits(params: Params) -> Array:
     return total
 
 
-def _objective(check: Check, extra: dict[str, Any]) -> Callable[[Params], Array]:
+# With `jax.shard_map(check_vma=True)`, the default, JAX tracks which values vary over
+# devices. For params that do not vary, it returns the sum of the devices' derivatives;
+# so they are made to vary. Then the derivative of a mean over n devices is 1/n of the
+# derivative on this device. With `check_vma=False`, it is all of it.
+
+
+def _varying(tree: Params, axes: tuple[str, ...]) -> Params:
+    """The tree as one that varies over mapped axes, where JAX tracks that."""
+    manual = jax.sharding.get_abstract_mesh().manual_axes
+
+    def one(leaf: Any) -> Any:
+        new = tuple(a for a in axes if a in manual and not _varies(leaf, a))
+        return lax.pcast(leaf, new, to="varying") if new else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def _mean(diag: Params, axis: str, value: Array) -> Params:
+    """The mean over an axis: the sum, if the value is a mean, so the diagonal 1/n."""
+    is_manual = axis in jax.sharding.get_abstract_mesh().manual_axes
+    is_tracked = is_manual and any(_varies(x, axis) for x in jax.tree.leaves(diag))
+    is_mean = is_tracked and not _varies(value, axis)
+    return lax.psum(diag, axis) if is_mean else lax.pmean(diag, axis)
+
+
+def _varies(x: Array, axis: str) -> bool:
+    """Whether x is known to vary over an axis, by JAX' refusal to make it so."""
+    try:
+        lax.pcast(x, axis, to="varying")
+    except ValueError:
+        return True
+    return False
+
+
+def _objective(
+    check: Check, extra: dict[str, Any], has_aux: bool
+) -> Callable[[Params], Any]:
     """The objective as a function of the params alone."""
     fns = [extra[k] for k in ("value_fn", "obj_fn") if extra.get(k) is not None]
     got = f"got {'both' if fns else 'neither'}. Pass it to `update`."
@@ -162,7 +212,7 @@ def _objective(check: Check, extra: dict[str, Any]) -> Callable[[Params], Array]
     check.that(len(fns) == 1, text)
     text = "estimates hessian_diag, and got one. Omit the argument or the wrapper."
     check.that("hessian_diag" not in extra, text)
-    fn = check.scalar(fns[0], "value_fn")
+    fn = check.scalar(fns[0], "value_fn", has_aux)
     names = list(inspect.signature(fns[0]).parameters)[1:]
     kwargs = {name: x for name, x in extra.items() if name in names}
     return lambda params: fn(params, **kwargs)

@@ -225,3 +225,70 @@ def test_estimates_of_explicitly_sharded_params_stay_sharded():
             for diag in diags:
                 assert_allclose(diag, 6 * w, rtol=1e-12)
                 assert jax.typeof(diag).sharding == jax.typeof(split).sharding
+
+
+@pytest.mark.parametrize("estimate", ["trace", "diag", "value_grad_and_diag"])
+def test_many_probes_do_not_overflow_an_integer(estimate):
+    """Oracle: closed form, the standard error of ±2b; k (k - 1) exceeds int32."""
+    k, b = 46_342, 0.5
+    H = jnp.array([[2.0, b], [b, 1.0]], "f4")
+    C = lx.MatrixLinearOperator(H, lx.symmetric_tag)
+    with jax.enable_x64(False):
+        if estimate == "value_grad_and_diag":
+            f = ok.value_grad_and_diag(lambda x: 0.5 * x @ H @ x)
+            _, _, diag = f(jnp.ones(2, "f4"), key=KEY, num_probes=k)
+            assert_allclose(diag, jnp.diagonal(H), atol=4 * b / k**0.5)
+            return
+        make = getattr(ok, f"hutchinson_{estimate}")
+        found = make(C, key=KEY, num_probes=k)
+    spread, want = (2 * b, 3.0) if estimate == "trace" else (b, jnp.diagonal(H))
+    assert_allclose(found.mean, want, atol=4 * spread / k**0.5)
+    assert_allclose(found.standard_error, spread / k**0.5, rtol=0.01)
+
+
+def with_count(x):
+    """A loss of one argument, with aux of two dtypes, one an integer."""
+    return jnp.sum(x**4), {"mean": jnp.mean(x), "count": jnp.asarray(x.size)}
+
+
+@pytest.mark.parametrize("num_probes", [1, 3])
+def test_aux_comes_back_beside_the_value(num_probes):
+    """Oracle: `jax.value_and_grad(has_aux=True)`, and the diagonal in closed form."""
+    x = jnp.array([1.0, -2.0, 0.5])
+    f = jax.jit(
+        partial(ok.value_grad_and_diag(with_count, has_aux=True), num_probes=num_probes)
+    )
+    (value, aux), grads, diag = f(x, key=KEY)
+    (want, want_aux), want_grads = jax.value_and_grad(with_count, has_aux=True)(x)
+    assert_allclose(value, want, rtol=1e-12)
+    assert_allclose(grads, want_grads, rtol=1e-12)
+    assert_allclose(diag, 12 * x**2, rtol=1e-12)
+    assert aux["count"] == want_aux["count"]
+    assert_allclose(aux["mean"], want_aux["mean"], rtol=1e-12)
+
+
+@pytest.mark.parametrize("num_probes", [1, 3])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("head", [ok.SquaredError(), ok.SoftmaxCrossEntropy()])
+def test_a_sampled_gradient_is_clipped_by_its_norm(head, masked, num_probes):
+    """Oracle: d = B ĝ∘ĝ, so each draw's d is scaled by min(1, c²B / Σd); aux too."""
+
+    def model(w, x):
+        return x @ w, jnp.sum(x)
+
+    w, x = jr.normal(KEY, (3, 4)), jr.normal(jr.key(7), (6, 3))
+    y = jnp.zeros((6, 4)) if isinstance(head, ok.SquaredError) else jnp.arange(6) % 4
+    where = (jnp.arange(6) < 4,) if masked else ()
+    make = partial(ok.value_grad_and_gauss_newton_diag, model, head, has_aux=True)
+    keys = [KEY] if num_probes == 1 else jr.split(KEY, num_probes)
+    draws = [make()(w, x, y, *where, key=key)[2] for key in keys]
+    B, c = (
+        (4 if masked else 6),
+        0.9 * float(jnp.sum(draws[0]) / (4 if masked else 6)) ** 0.5,
+    )
+    want = sum(d * jnp.minimum(1, c**2 * B / jnp.sum(d)) for d in draws) / num_probes
+    found = make(max_norm=c)(w, x, y, *where, key=KEY, num_probes=num_probes)
+    assert_allclose(found[2], want, rtol=1e-12)
+    assert_allclose(found[0][1], jnp.sum(x), rtol=1e-12)
+    free = make(max_norm=1e6)(w, x, y, *where, key=KEY, num_probes=num_probes)
+    assert_allclose(free[2], sum(draws) / num_probes, rtol=1e-12)

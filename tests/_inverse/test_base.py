@@ -450,3 +450,16 @@ def test_lineax_least_squares_solvers_invert_singular_curvatures():
     solution = ok.invert(C, lx.SVD()).solve(jnp.array([2.0, 1.0]))
     assert solution.result == ok.RESULTS.successful
     assert_allclose(solution.value, [1.0, 0.0], atol=1e-12)
+
+
+@pytest.mark.parametrize("method", [ok.CG(), ok.GMRES()], ids=["cg", "gmres"])
+def test_the_default_number_of_steps_fits_an_integer(method):
+    """Oracle: the shape; ten times 3e8 parameters exceeds int32."""
+    params = jax.ShapeDtypeStruct((300_000_000,), jnp.float32)
+
+    def solve(params):
+        C = ok.hessian(lambda x: jnp.sum(x**2), params)
+        return ok.invert(C, method, damping=1.0).mv(params)
+
+    with jax.enable_x64(False):
+        assert jax.eval_shape(solve, params).shape == params.shape

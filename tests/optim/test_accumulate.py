@@ -140,6 +140,21 @@ def test_it_keeps_shardings_and_survives_donation(rng):
         assert not leaf.ndim or leaf.sharding.is_equivalent_to(sharding, 1)
 
 
+@pytest.mark.parametrize("jit", [jax.jit, lambda f: f], ids=["jit", "eager"])
+def test_on_an_explicit_mesh_it_runs_outside_of_jit_too(jit):
+    """Oracle: closed form, with the sharding of the gradient."""
+    mesh = jax.make_mesh((4,), ("x",), (AxisType.Explicit,), devices=jax.devices()[:4])
+    tx = ok.optim.accumulate(optax.sgd(1.0), every=2)
+    with jax.set_mesh(mesh):
+        grads = jax.device_put(jnp.arange(8.0), NamedSharding(mesh, PartitionSpec("x")))
+        state, step = tx.init(grads), jit(tx.update)
+        zeros, state = step(grads, state)
+        updates, _ = step(3 * grads, state)
+    for found, factor in ((zeros, 0.0), (updates, -2.0)):
+        assert found.sharding.spec == PartitionSpec("x")
+        assert_array_equal(found, factor * np.arange(8.0))
+
+
 @pytest.mark.usefixtures("standard_promotion")
 def test_under_a_mask_the_diagonal_is_hidden_like_the_gradient():
     """Oracle: closed form; `hessian_diag` is of the whole params."""

@@ -264,6 +264,81 @@ def test_the_diagonal_is_averaged_over_devices_with_the_same_probes_on_each():
     )
 
 
+@pytest.mark.parametrize("interval", [1, 2])
+@pytest.mark.parametrize("of", ["mean", "own"])
+@pytest.mark.parametrize("mapping", ["tracked", "varying", "untracked", "pmap", "vmap"])
+def test_a_named_axis_is_averaged_for_any_mapping_and_loss(mapping, of, interval):
+    """Oracle: one device with the whole batch.
+
+    Without the name, "own" gives n times as much where JAX tracks what varies, and
+    what the device's own examples give where it does not, even for "mean".
+    """
+    options = {"key": jr.key(0), "update_interval": interval}
+    plain = ok.optim.with_hutchinson(reads_diag(), **options)
+    tx = ok.optim.with_hutchinson(reads_diag(), axis_name="x", **options)
+    batch = jnp.tile(BATCH, (4, 1)) * jnp.linspace(0.5, 2.0, 16)[:, None]
+    state = tx.init(PARAMS)
+    step = jax.jit(
+        lambda: plain.update(PARAMS, state, PARAMS, value_fn=spread, batch=batch)
+    )
+    expected, _ = step()
+
+    def loss(params, batch):
+        own = spread(params, batch)
+        return jax.lax.pmean(own, "x") if of == "mean" else own
+
+    def mapped(params, state, batch):
+        if mapping == "varying":
+            params = jax.tree.map(lambda p: jax.lax.pcast(p, "x", to="varying"), params)
+        return tx.update(params, state, params, value_fn=loss, batch=batch)[0]
+
+    if mapping in {"pmap", "vmap"}:
+        f = getattr(jax, mapping)(mapped, axis_name="x", in_axes=(None, None, 0))
+        found = jax.tree.map(lambda x: x[3], f(PARAMS, state, batch.reshape(8, 2, 2)))
+    else:
+        mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+        split, whole = PartitionSpec("x"), PartitionSpec()
+        specs, tracked = (whole, whole, split), mapping != "untracked"
+        f = jax.shard_map(
+            mapped, mesh=mesh, in_specs=specs, out_specs=whole, check_vma=tracked
+        )
+        found = jax.jit(f)(PARAMS, state, batch)
+    for name in PARAMS:
+        assert_allclose(found[name], expected[name], rtol=1e-10)
+
+
+@pytest.mark.parametrize("interval", [1, 2])
+def test_aux_of_the_objective_is_left_out(interval):
+    """Oracle: identity with the objective without aux."""
+    options = {"key": jr.key(0), "update_interval": interval}
+
+    def with_aux(params, batch):
+        return spread(params, batch), {"seen": jnp.asarray(3), "batch": batch}
+
+    plain = ok.optim.with_hutchinson(reads_diag(), **options)
+    tx = ok.optim.with_hutchinson(reads_diag(), has_aux=True, **options)
+    state = tx.init(PARAMS)
+    found, expected = (
+        tx.update(PARAMS, state, PARAMS, value_fn=f, batch=BATCH)[0]
+        for tx, f in ((tx, with_aux), (plain, spread))
+    )
+    assert_array_equal(found["w"], expected["w"])
+    with pytest.raises(
+        ValueError, match=r"with_hutchinson`.*one real scalar, got tuple"
+    ):
+        plain.update(PARAMS, state, PARAMS, value_fn=with_aux, batch=BATCH)
+
+
+def test_a_state_of_shapes_alone():
+    """Oracle: the shapes of the state for params; there are no bits to fold in."""
+    tx = ok.optim.with_hutchinson(ok.optim.adahessian(0.1), key=jr.key(0))
+    shapes = jax.eval_shape(lambda: PARAMS)
+    found, expected = tx.init(shapes), tx.init(PARAMS)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for leaf, want in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        assert (leaf.shape, leaf.dtype) == (want.shape, want.dtype)
+
+
 @pytest.mark.parametrize(
     "tx",
     [
