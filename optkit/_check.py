@@ -10,13 +10,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import jax.tree_util as jtu
 import lineax as lx
 import numpy as np
 from jaxtyping import PyTree
 
 from ._types import is_floating, is_wide
-from ._vector import first_difference
+from ._vector import SPLIT, call_rebuilt, first_difference, first_leaf_unlike
 
 _REAL = (
     "Pass integers as data (in `args`, in the batch, or closed over), or exclude them "
@@ -234,7 +233,7 @@ class Check(NamedTuple):
         self.function(**{name: loss})
 
         def checked(*args: Any, **kwargs: Any) -> Any:
-            out = loss(*args, **kwargs)
+            out = call_rebuilt(loss, f"`{self.call}` called {name}", *args, **kwargs)
             value = out[0] if has_aux and isinstance(out, tuple) else out
             is_array = isinstance(value, jax.Array | np.ndarray | np.generic | float)
             got = f"shape {jnp.shape(value)}" if is_array else type(value).__name__
@@ -282,11 +281,11 @@ class Check(NamedTuple):
         self, trees: dict[str, PyTree], kind: Any, wanted: str, advice: str
     ) -> None:
         for name, tree in trees.items():
-            for path, leaf in jtu.tree_leaves_with_path(tree):
-                if not jnp.issubdtype(dtype := jnp.result_type(leaf), kind):
-                    got = f"{dtype} at {name}{jtu.keystr(path)}"
-                    text = f"needs {wanted} leaves, got {got}. {advice}"
-                    self.that(False, text, TypeError)
+            if (leaf := first_leaf_unlike(tree, kind)) is not None:
+                advice = SPLIT if leaf.is_of_a_model else advice
+                got = f"{leaf.dtype} at {name}{leaf.where}"
+                text = f"needs {wanted} leaves, got {got}. {advice}"
+                self.that(False, text, TypeError)
 
 
 def _is_number(value: Any) -> bool:

@@ -96,6 +96,7 @@ BAD = [
     ),
     (lambda c: c.dtype(state_dtype=int), TypeError, "floating state_dtype, got"),
     (lambda c: c.inexact(params={"w": 1}), TypeError, r"got int.* at params\['w'\]"),
+    (lambda c: c.inexact(params=jnp.tanh), TypeError, "at params. Pass the arrays"),
     (lambda c: c.real(params=1j), TypeError, "real floating leaves, got complex.*imag"),
     (
         lambda c: c.like("updates", [1.0], [1.0, 2.0], "the params", "Zip them."),

@@ -100,8 +100,8 @@ class ImplicitSolve(eqx.Module):
             text = f"needs a solver that returns (y, aux), got {type(out).__name__}."
             check.that(isinstance(out, tuple) and len(out) == 2, text)
         y, aux = constant(out if self.has_aux else (out, None))
-        y = jax.tree.map(jnp.asarray, y)
         check.real(y=y)
+        y = jax.tree.map(jnp.asarray, y)
         if jax.tree.leaves(y):
             y = _solution(y, (self._captured(y, args), args), self.solver)
         return (y, aux) if self.has_aux else y

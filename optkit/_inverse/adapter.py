@@ -1,15 +1,11 @@
 """Lineax solvers as methods that do not depend on scale and report failure."""
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import lineax as lx
-import numpy as np
 import optax
-from jaxtyping import Array, PyTree
 
 from .._results import RESULTS, first_failure
 from .._types import Params
@@ -24,6 +20,7 @@ from .._vector import (
     widen,
 )
 from .base import AbstractInverse, Operator, Solved
+from .portable import Portable
 
 _ITERATIVE = (lx.CG, lx.BiCGStab, lx.GMRES, lx.LSMR)
 
@@ -36,18 +33,18 @@ class Adapted(AbstractInverse):
     may return a least-squares solution.
     """
 
-    solver: "Portable"
+    solver: Portable
     is_exact: bool = eqx.field(static=True)
     needs_symmetric: ClassVar[bool] = False
 
     def __init__(self, solver: lx.AbstractLinearSolver, is_exact: bool) -> None:
         self.solver, self.is_exact = Portable(solver), is_exact
 
-    def factorise(self, operator: Operator) -> "Portable":
+    def factorise(self, operator: Operator) -> Portable:
         """The solver's state."""
         return Portable(self.solver.value.init(operator, {}))
 
-    def apply(self, operator: Operator, factor: "Portable", vector: Params) -> Solved:
+    def apply(self, operator: Operator, factor: Portable, vector: Params) -> Solved:
         """Solves, and checks the residual."""
         solver = self.solver.value
         b, size = normalised(vector)
@@ -69,41 +66,6 @@ def as_method(
 ) -> AbstractInverse:
     """Wraps a Lineax solver, unless it is a method already."""
     return solver if isinstance(solver, AbstractInverse) else Adapted(solver, is_exact)
-
-
-class Portable(eqx.Module):
-    """Any pytree in a form that `jax.jit` accepts: static, except for its arrays.
-
-    Lineax keeps lists, which cannot be hashed, in static fields of its states.
-    """
-
-    arrays: list[Array]
-    rest: "_Static" = eqx.field(static=True)
-
-    def __init__(self, value: PyTree) -> None:
-        leaves, treedef = jax.tree.flatten(value)
-        is_array = [isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves]
-        pairs = list(zip(leaves, is_array, strict=True))
-        self.arrays = [jnp.asarray(leaf) for leaf, yes in pairs if yes]
-        self.rest = _Static([None if yes else (leaf,) for leaf, yes in pairs], treedef)
-
-    @property
-    def value(self) -> Any:
-        """The pytree."""
-        arrays = iter(self.arrays)
-        leaves = [next(arrays) if x is None else x[0] for x in self.rest.leaves]
-        return self.rest.treedef.unflatten(leaves)
-
-
-@dataclass(frozen=True)
-class _Static:
-    """A pytree without its arrays, compared by value."""
-
-    leaves: list[Any]
-    treedef: Any
-
-    def __hash__(self) -> int:
-        return hash(self.treedef.num_leaves)
 
 
 def _allowed(solver: lx.AbstractLinearSolver, vector: Params) -> float:

@@ -27,6 +27,7 @@ from .base import (
     raise_if_failed,
     with_derivative_of,
 )
+from .portable import Leaves, OnLeaves, Portable
 
 WANTED = "what `ok.invert(C, method, damping=...)` returns"
 
@@ -83,18 +84,20 @@ class Inverse(AbstractCurvature):
         self.check_vector("solve", vector)
         if not jax.tree.leaves(vector):
             return lx.Solution(vector, RESULTS.successful, {}, self.factor)
+        leaves, treedef = jax.tree.flatten(vector)
         solution = lx.linear_solve(
-            self.operator,
-            vector,
-            constant(self.solver),
-            state=(self.operator, self.factor),
+            Leaves(self.operator),
+            leaves,
+            OnLeaves(constant(self.solver)),
+            state=Portable((self.operator, self.factor)),
             throw=False,
         )
         stats = dict(solution.stats)
         outcome = stats.pop("outcome")
         is_fine = outcome == RESULTS.successful
         result = RESULTS.where(is_fine, RESULTS.promote(solution.result), outcome)
-        return lx.Solution(solution.value, result, stats, solution.state)
+        value = treedef.unflatten(solution.value)
+        return lx.Solution(value, result, stats, solution.state.value)
 
     def diagonal(self) -> Params:
         """The diagonal of P, if the method knows it."""

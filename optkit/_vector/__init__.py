@@ -17,6 +17,11 @@ from .arithmetic import (
     zeros_like as zeros_like,
 )
 from .blocks import combine_blocks as combine_blocks, project_blocks as project_blocks
+from .models import (
+    SPLIT as SPLIT,
+    call_rebuilt as call_rebuilt,
+    first_leaf_unlike as first_leaf_unlike,
+)
 from .random import normals as normals, signs as signs
 from .rows import (
     combine as combine,
