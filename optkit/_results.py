@@ -56,9 +56,9 @@ class RESULTS(lx.RESULTS):  # pyright: ignore  # Equinox can extend an enumerati
         "its starting point `y0`, and `args`."
     )
     singular_matrix = (
-        "A linear solve returned NaN or infinity: its matrix is singular or not "
-        "finite. Add damping or a small regulariser to the problem. In the derivative "
-        "of a solution, the matrix is the Jacobian of the optimality conditions there: "
+        "The matrix of a linear solve is singular to rounding, or not finite. Add "
+        "damping or a small regulariser to the problem. In the derivative of a "
+        "solution, the matrix is the Jacobian of the optimality conditions there: "
         "check its conditioning with `ok.check_implicit`."
     )
     inexact_solve = (
@@ -125,6 +125,11 @@ def first_failure(*cases: tuple[Any, Any]) -> Any:
     return outcome
 
 
+def gives_nan() -> bool:
+    """Whether failures give NaN instead of raising an error."""
+    return _ON_ERROR == "nan"
+
+
 def raise_if(
     failed: Bool[Array, ""], value: PyTree, error_if: Callable[..., PyTree]
 ) -> PyTree:
@@ -134,7 +139,7 @@ def raise_if(
     that a program can do. With `EQX_ON_ERROR=nan` in the environment, it would also
     replace all members by NaN. Here only the failed ones and their derivatives are NaN.
     """
-    if _ON_ERROR != "nan":
+    if not gives_nan():
         return error_if(value, failed)
     one = jnp.where(failed, jnp.nan, 1.0)
     return jax.tree.map(lambda x: x * one.astype(x.dtype), value)

@@ -41,10 +41,10 @@ def implicit_fixed_point(
     Args:
         mapping: T(y, args) -> a pytree like y, a pure function as in
             `ok.implicit_root`.
-        solver: the method for A; default `ok.GMRES()`. `ok.Neumann(K)` sums
-            Σ_{j<K} (∂T)ʲ, as backpropagation through the last K steps at the solution
-            does. If T contracts by ρ, its error relative to the exact solution of the
-            linear system is ρᴷ. `ok.OneStep()` is its first term.
+        solver: the method for A; default as for `ok.implicit_root`. `ok.Neumann(K)`
+            sums Σ_{j<K} (∂T)ʲ, as backpropagation through the last K steps at the
+            solution does. If T contracts by ρ, its error relative to the exact solution
+            of the linear system is ρᴷ. `ok.OneStep()` is its first term.
         has_aux: whether the solver returns (y, aux). Derivatives of aux are zero.
 
     Returns:

@@ -12,8 +12,8 @@ from jaxtyping import Array, PyTree
 from .._check import Check
 from .._inverse.adapter import as_method
 from .._inverse.base import AbstractInverse
-from .._inverse.gmres import GMRES
 from .._inverse.neumann import Neumann
+from .._inverse.small import LUOrGMRES
 from .._results import RESULTS, first_failure, raise_failure
 from .._types import Params
 from .._vector import all_finite, axpy
@@ -28,7 +28,7 @@ _NOT_SYMMETRIC = (
 
 def method_for_general(check: Check, solver: Any, step_size: float | None) -> Any:
     """The user's method for a general A, with a step size for a Neumann series."""
-    solver = GMRES() if solver is None else solver
+    solver = LUOrGMRES() if solver is None else solver
     check.method(solver=solver)
     if isinstance(solver, Neumann) and solver.step_size is None:
         text = f"needs a step size: `ok.Neumann({solver.num_terms}, step_size=...)`."

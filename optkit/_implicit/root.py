@@ -44,10 +44,10 @@ def implicit_root(
     Args:
         optimality: F(y, args) -> a pytree like y. It must be a pure function of y,
             args and what it closes over, which may be traced and is differentiated.
-        solver: the method for A; default `ok.GMRES()`. Any Lineax solver works, such
-            as `lx.LU()` for small y, and so do `ok.OneStep()` and
-            `ok.Neumann(K, step_size=α)`. Methods that need a symmetric A do not: if F
-            is a gradient, use `ok.implicit_minimum`.
+        solver: the method for A; default LU for up to 100 numbers in float32 or wider,
+            `ok.GMRES()` for others. Any Lineax solver works, and so do `ok.OneStep()`
+            and `ok.Neumann(K, step_size=α)`. Methods that need a symmetric A do not: if
+            F is a gradient, use `ok.implicit_minimum`.
         has_aux: whether the solver returns (y, aux). Derivatives of aux are zero.
 
     Returns:

@@ -122,7 +122,8 @@ class System(NamedTuple):
     def goals(self, rtol: Any) -> "Goals":
         """The residuals to aim at, from a relative tolerance or None."""
         eps = narrowest_eps(self.like)
-        wanted = jnp.asarray(1e-5 if rtol is None else rtol, self.size.dtype)
+        default = 1e-10 if eps <= jnp.finfo(jnp.float64).eps else 1e-5
+        wanted = jnp.asarray(default if rtol is None else rtol, self.size.dtype)
         wanted = jnp.maximum(wanted, 4 * eps)
         aim = jnp.maximum(wanted - 8 * eps, wanted / 2)
         accepted = jnp.maximum(wanted, eps**0.5) if rtol is None else wanted

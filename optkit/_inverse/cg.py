@@ -66,9 +66,9 @@ class CG(AbstractIterative):
 
     Args:
         rtol: the relative residual to reach, > 0, or 4 eps of the narrowest leaf if
-            that is larger; a solve that misses it has failed. Default 1e-5; up to √eps
-            (3e-4 in float32) is accepted where rounding prevents it, as in float32 at
-            condition numbers in the hundreds.
+            that is larger; a solve that misses it has failed. Default 1e-5, or 1e-10
+            if all leaves are float64; up to √eps (3e-4 and 1.5e-8) is accepted where
+            rounding prevents it, as in float32 at condition numbers in the hundreds.
         max_steps: default ten times the number of coordinates.
         preconditioner: M ≈ A⁻¹, a symmetric positive definite operator on the params,
             such as `ok.nystrom_preconditioner(P)` or an `ok.Inverse`. It changes the

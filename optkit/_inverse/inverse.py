@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from .._check import Check
 from .._curvature.base import AbstractCurvature, unknown_diagonal
 from .._curvature.damped import Damped
-from .._results import RESULTS, raise_failure
+from .._results import RESULTS, gives_nan, raise_failure
 from .._types import Params
 from .._vector import common_dtype, constant, from_vector, to_vector
 from .adapter import as_method
@@ -60,9 +60,13 @@ class Inverse(AbstractCurvature):
 
     def product(self, vector: Params) -> Params:
         """P x; a failed solve raises the text of its `ok.RESULTS`. See `solve`."""
-        solver = constant(self.solver)
         if not jax.tree.leaves(vector):
             return vector  # no array to carry an error
+        if not gives_nan():
+            solution = self.solve(vector)
+            return raise_failure(solution.result, solution.value)
+        # Lineax's rule would check each derivative for the whole batch.
+        solver = constant(self.solver)
 
         def solve(_: Any, b: Params) -> Params:
             x, outcome, _ = solver.apply(self.operator, self.factor, b)
@@ -71,7 +75,6 @@ class Inverse(AbstractCurvature):
         def product(v: Params) -> Params:
             return _tied(self.operator.mv(v))
 
-        # Unlike Lineax's rule, this one has no check of its own in derivatives.
         b = _tied(vector)
         return lax.custom_linear_solve(product, b, solve, symmetric=True)
 

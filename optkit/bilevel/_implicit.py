@@ -158,8 +158,8 @@ class ImplicitProjected(AbstractHypergradient):
         project_y: onto the constraint set, a function as in `optax.projections`.
         step_size: η > 0. The system is best conditioned near 1/λ_max(H).
         solver: a method for systems that are not symmetric, as for
-            `ok.implicit_fixed_point`; default `ok.GMRES()`. Use `lx.LU()` for small
-            y; `ok.Neumann(K)` gives the derivative of the last K projected steps.
+            `ok.implicit_fixed_point`, with the same default. `ok.Neumann(K)` gives the
+            derivative of the last K projected steps.
 
     Raises:
         ValueError: if the method is for symmetric systems.

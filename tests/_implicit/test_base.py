@@ -221,7 +221,7 @@ def test_a_badly_conditioned_solve_is_right_or_reported(dtype, rtol):
     assert_allclose(gradient_at_condition_1e6(dtype), want, rtol=rtol)
 
 
-@pytest.mark.parametrize("solver", [ok.GMRES(), lx.LU()], ids=["GMRES", "LU"])
+@pytest.mark.parametrize("solver", [None, ok.GMRES(), lx.LU()], ids=repr)
 def test_a_singular_jacobian_raises_in_both_modes(solver):
     """Oracle: ∂_yF = [[1, 1], [1, 1]]."""
     fit = ok.implicit_root(lambda y, a: jnp.sum(y) - a, solver=solver)(

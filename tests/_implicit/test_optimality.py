@@ -250,6 +250,34 @@ def program(c, a, radius):
     return opt.ConicProgram(c, A, b)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [pytest.param(float, 1e-8, marks=pytest.mark.x64), (jnp.float32, 5e-6)],
+)
+@pytest.mark.parametrize("derivative", [jax.jacfwd, jax.jacrev])
+def test_kkt_equations_at_probabilities_of_very_different_sizes(
+    dtype, rtol, derivative
+):
+    """Oracle: the Jacobian of softmax(a / t), each entry, with x down to 5e-12."""
+    t, a = 0.05, jnp.array([0.3, -0.2, 1.1], dtype)
+
+    def negative(x, a):
+        return t * jnp.sum(x * jnp.log(x)) - jnp.dot(a, x)
+
+    residual = opt.kkt(negative, lambda x, a: jnp.sum(x) - 1, lambda x, a: -x)
+
+    @ok.implicit_root(residual)
+    def solve(y0, a):
+        x = jax.nn.softmax(a / t)
+        return KKT(x, jnp.mean(a - t * (jnp.log(x) + 1)), jnp.zeros_like(x))
+
+    x = np.exp(np.float64(a) / t - np.max(np.float64(a)) / t)
+    x /= x.sum()
+    got = jax.jit(derivative(lambda a: solve(None, a).primal))(a)
+    want = (np.diag(x) - np.outer(x, x)) / t
+    np.testing.assert_allclose(got, want, rtol=rtol)
+
+
 def test_the_equations_of_a_second_order_cone_program():
     """Oracle: closed form, x = -radius Pc / |Pc| with P the projector on a⊥."""
     args = (jnp.array([1.0, -2.0, 0.5]), jnp.array([0.3, 1.0, -1.0]), jnp.asarray(1.7))

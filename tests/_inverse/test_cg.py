@@ -207,6 +207,30 @@ def test_what_rounding_leaves_will_do_unless_a_tolerance_is_asked_for(key, condi
     assert np.any(is_(ok.RESULTS.inaccurate, strict))
 
 
+@pytest.mark.x64
+@pytest.mark.parametrize("method", [ok.CG(), ok.GMRES()], ids=repr)
+@pytest.mark.parametrize(
+    ("dtypes", "aim"),
+    [
+        (("float64", "float64"), 1e-10),
+        (("float64", "float32"), 1e-5),
+        (("float32", "float32"), 1e-5),
+    ],
+)
+def test_the_default_aim_follows_the_narrowest_dtype(key, method, dtypes, aim):
+    """Oracle: the true residual, which plain steps lower slowly at κ = 100."""
+    values = [jnp.linspace(1.0, 100.0, 150).astype(dtype) for dtype in dtypes]
+
+    def loss(params):
+        terms = [0.5 * jnp.vdot(v, p**2) for v, p in zip(values, params, strict=True)]
+        return sum(term.astype(float) for term in terms)
+
+    C = ok.hessian(loss, values)
+    b = [jr.normal(key, v.shape, v.dtype) for v in values]
+    residual = ok.invert(C, method).solve(b).stats["residual"]
+    assert aim / 30 < residual <= aim
+
+
 def test_a_nan_curvature_and_a_bad_preconditioner_are_reported():
     b = jnp.ones(2)
     C = lx.DiagonalLinearOperator(jnp.array([1.0, jnp.nan]))
