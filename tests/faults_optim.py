@@ -272,6 +272,12 @@ WRAPPERS = Kind("Wrappers", OF_TRANSFORMS, [
             "num_probes": opt.COUNT}, extra=lambda p: {"value_fn": loss},
         differs=named("ok.optim.scale_by_adahessian", [OLD_STATE]),
         covers=("optim.HutchinsonState",), faults=OBJECTIVES),
+    Transform("optim.split_real_and_imaginary",
+        partial(ok.optim.split_real_and_imaginary, tx=ok.optim.scale_by_adan()),
+        {"tx": opt.TRANSFORM},
+        differs=named("ok.optim.scale_by_adan", OF_TRANSFORMS) | NO_DECAY | OVERFLOWS
+        | TAKES_COMPLEX | {"gradients in float16": replace(
+            ONE_DTYPE["gradients in float16"], call="ok.optim.scale_by_adan")}),
     Transform("optim.accumulate",
         partial(ok.optim.accumulate, tx=optax.sgd(0.1), every=1),
         {"tx": opt.TRANSFORM, "every": opt.COUNT}, differs=NO_DECAY | TAKES_COMPLEX,

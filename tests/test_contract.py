@@ -90,6 +90,12 @@ def mfac(learning_rate: Any) -> optax.GradientTransformation:
     return ok.optim.mfac(learning_rate, 4, 0.5, momentum=0.5, weight_decay=0.1)
 
 
+def split_sophia(learning_rate: Any) -> optax.GradientTransformation:
+    """Sophia, made to take complex leaves."""
+    tx = ok.optim.sophia(learning_rate, gamma=0.1, weight_decay=0.1)
+    return ok.optim.split_real_and_imaginary(tx)
+
+
 ROWS = {
     "scale_by_adan": Row(ok.optim.scale_by_adan, moments=("m", "v", "n")),
     "adan": Row(ok.optim.adan, {"learning_rate": 0.1}, moments=("m", "v", "n")),
@@ -111,6 +117,9 @@ ROWS = {
         given_diag,
         complex_leaves=False,
         moments=("m", "h"),
+    ),
+    "split_sophia": Row(
+        split_sophia, {"learning_rate": 0.1}, given_diag, moments=("m", "h")
     ),
     "accumulate": Row(
         accumulated, {"learning_rate": 0.1}, given_diag, complex_leaves=False
@@ -511,7 +520,8 @@ def test_leaves_of_any_dtype_step_under_strict_promotion(name, dtype):
     """Oracle: JAX's standard promotion, bit for bit; the dtypes are those of leaves."""
     row, params = ROWS[name], {"z": jnp.array([1.0, -2.0], dtype), "x": jnp.ones(2)}
     grads = jax.tree.map(lambda p: p / 2, params)
-    step = jax.jit(lambda tx, s: tx.update(grads, s, params), static_argnums=0)
+    extra = row.extra(loss, params)
+    step = jax.jit(lambda tx, s: tx.update(grads, s, params, **extra), static_argnums=0)
     found = {}
     for promotion in ("strict", "standard"):
         with jax.numpy_dtype_promotion(promotion):

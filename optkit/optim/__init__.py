@@ -17,6 +17,7 @@ from ._averages import (
     average_conv_kernels as average_conv_kernels,
     average_rows as average_rows,
 )
+from ._complex import split_real_and_imaginary as split_real_and_imaginary
 from ._decay import (
     ProximalDecayState as ProximalDecayState,
     proximal_weight_decay as proximal_weight_decay,
