@@ -65,9 +65,10 @@ def scale_by_adan(
     3. the code can clip the global norm first; here `optax.clip_by_global_norm` does so
        earlier in the chain. In both, g_prev is the clipped gradient.
 
-    Beyond the code: (4) a complex leaf is scaled by its modulus, with |g + b2 d|^2 in
-    n, so n is real; (5) arithmetic and state are in float32 or wider; (6) an entry
-    whose square overflows is NaN, for `optax.apply_if_finite` to reject, not zero.
+    Departs from the code: (4) a complex leaf is scaled by its modulus, with
+    |g + b2 d|^2 in n, so n is real; (5) arithmetic and state are in float32 or wider;
+    (6) an entry whose square overflows is NaN, for `optax.apply_if_finite` to reject,
+    not zero; (7) the code clips by c / (|g| + eps), optax by c / |g|.
 
     Args:
         b1: decay of the mean gradient, in [0, 1).
