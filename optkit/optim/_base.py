@@ -21,7 +21,8 @@ _ADVICE = {
     "params": "Pass them: `tx.update(grads, state, params)`.",
     "hessian_diag": "Compute it with the gradient, `value, grads, diag = "
     "ok.value_grad_and_diag(loss)(params, batch, key=key)`, or let "
-    "`ok.optim.with_hutchinson(tx, key=key)` estimate it, and pass `value_fn=loss`.",
+    "`ok.optim.with_hutchinson(tx, key=key)` estimate it, and pass `value_fn=loss`. "
+    "`TrainState.apply_gradients` of Flax drops both: call `state.tx.update`.",
 }
 
 

@@ -207,7 +207,7 @@ def _objective(
 ) -> Callable[[Params], Any]:
     """The objective as a function of the params alone."""
     fns = [extra[k] for k in ("value_fn", "obj_fn") if extra.get(k) is not None]
-    got = f"got {'both' if fns else 'neither'}. Pass it to `update`."
+    got = f"got {'both' if fns else 'neither'}. Pass it to `tx.update`."
     text = f"needs the objective as one of `value_fn=` and `obj_fn=`, {got}"
     check.that(len(fns) == 1, text)
     text = "estimates hessian_diag, and got one. Omit the argument or the wrapper."
