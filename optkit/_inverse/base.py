@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import lineax as lx
 import optax
@@ -25,12 +26,14 @@ from .._results import RESULTS, first_failure, nearest_in_lineax, raise_failure
 from .._types import Params
 from .._vector import (
     all_finite,
+    axpy,
     cast_like,
     constant,
     narrowest_eps,
     norm,
     over_peak,
     scale,
+    subtract,
     widen,
 )
 
@@ -40,6 +43,13 @@ Solved: TypeAlias = tuple[Params, Any, dict[str, Any]]
 """x, an item of `ok.RESULTS`, and statistics."""
 
 
+_COMPLEX = (
+    "needs real leaves, got complex ones. Solve for the pair (u, v) of x = u + iv, "
+    "with (Re A x, Im A x) as the product and (Re b, Im b) on the right; it is "
+    "symmetric if A is Hermitian. Or use `lx.GMRES(rtol, atol)`."
+)
+
+
 class AbstractInverse(lx.AbstractLinearSolver):
     """A method for (C + λI)⁻¹: `factorise` takes the operator, `apply` a vector.
 
@@ -47,6 +57,7 @@ class AbstractInverse(lx.AbstractLinearSolver):
     """
 
     needs_symmetric: ClassVar[bool]
+    options: ClassVar[frozenset[str]] = frozenset()  # of `lx.linear_solve`
 
     @abc.abstractmethod
     def factorise(self, operator: Operator) -> PyTree:
@@ -64,27 +75,40 @@ class AbstractInverse(lx.AbstractLinearSolver):
     ) -> tuple[Operator, PyTree]:
         """Lineax's name for `factorise`, with checks."""
         check = Check(f"ok.{type(self).__name__}")
-        text = f"takes its options in its constructor, got {sorted(options)}."
-        check.that(not options, text)
+        known, got = sorted(self.options), sorted(options)
+        text = f"takes the options {known}, got {got}. Others are in its constructor."
+        check.that(self.options >= set(options), text)
+        dtypes = map(jnp.result_type, jax.tree.leaves(operator.in_structure()))
+        is_complex = any(jnp.issubdtype(d, jnp.complexfloating) for d in dtypes)
+        check.that(not is_complex, _COMPLEX, TypeError)
         if self.needs_symmetric:
             check.symmetric(operator)
         else:
             pair = operator.out_structure(), operator.in_structure()
             advice = "For a least-squares problem, use a method such as `lx.LSMR`."
             check.like("the operator's output", *pair, "its input", advice)
+        if (m := options.get("preconditioner")) is not None:
+            pair = m.in_structure(), operator.in_structure()
+            check.like("the preconditioner's params", *pair, "the operator's")
         return operator, self.factorise(operator)
 
     def compute(
         self, state: tuple[Operator, PyTree], vector: Params, options: dict[str, Any]
     ) -> Solved:
         """Lineax's name for `apply`, with the nearest of Lineax's own results."""
-        del options
-        value, outcome, stats = self.apply(*state, vector)
+        operator, factor = state
+        factor = options.get("preconditioner", factor)
+        start = {"y0": options["y0"]} if "y0" in options else {}
+        check = Check(f"ok.{type(self).__name__}")
+        check.like("y0", start.get("y0", vector), vector, "the right-hand side")
+        value, outcome, stats = self.apply(operator, factor, vector, **start)
         return value, nearest_in_lineax(outcome), {**stats, "outcome": outcome}
 
     def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
-        """The transposed operator, with the same factor."""
+        """The transposed operator and preconditioner, with the same factor."""
         operator, factor = state
+        m = options.get("preconditioner")
+        options = {} if m is None else {"preconditioner": m.transpose()}
         return (operator.transpose(), factor), options
 
     def conj(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -116,6 +140,7 @@ class System(NamedTuple):
     product: Callable[[Params], Params]  # v ↦ A v, in float32 or wider
     b: Params  # its largest entry is in [1, 4), unless all are 0
     size: Array  # |b|
+    target: Array  # what residuals are relative to: |b|, or larger with a `y0`
     like: Params  # the b that was passed, for its dtypes
     is_symmetric: bool  # whether A is known to be symmetric
 
@@ -127,7 +152,7 @@ class System(NamedTuple):
         wanted = jnp.maximum(wanted, 4 * eps)
         aim = jnp.maximum(wanted - 8 * eps, wanted / 2)
         accepted = jnp.maximum(wanted, eps**0.5) if rtol is None else wanted
-        return Goals(*(x * self.size for x in (aim, wanted, accepted)))
+        return Goals(*(x * self.target for x in (aim, wanted, accepted)))
 
     @property
     def num_coordinates(self) -> int:
@@ -154,22 +179,36 @@ class AbstractIterative(AbstractInverse):
     def iterate(self, system: System, factor: PyTree) -> Solved:
         """Solves A x = b from x = 0; the statistic `residual` is |b - A x|."""
 
-    def apply(self, operator: Operator, factor: PyTree, vector: Params) -> Solved:
-        """Scales, iterates, and scales back."""
+    def apply(
+        self,
+        operator: Operator,
+        factor: PyTree,
+        vector: Params,
+        y0: Params | None = None,
+    ) -> Solved:
+        """Scales, iterates, and scales back. From y0, it solves A d = b - A y0."""
+        symmetric = lx.is_symmetric(operator)
+        right = widen(vector)
+        if self.needs_symmetric and lx.is_negative_semidefinite(operator):
+            operator, right = -operator, jax.tree.map(jnp.negative, right)
         linear = lx.linearise(operator)
 
         def product(v: Params) -> Params:
             return widen(linear.mv(cast_like(v, vector)))
 
-        b, power = over_peak(vector)
-        size = norm(b)
-        system = System(product, b, size, vector, lx.is_symmetric(operator))
+        b, power = over_peak(right)
+        size = target = norm(b)
+        if y0 is not None:
+            old_power = power
+            b, power = over_peak(subtract(right, product(y0)))
+            size, target = norm(b), target * (old_power / power)
+        system = System(product, b, size, target, vector, symmetric)
         x, outcome, stats = self.iterate(system, factor)
         is_bad = ~jnp.isfinite(size)
         outcome = first_failure((is_bad, RESULTS.nonfinite_input), (~is_bad, outcome))
-        residual = stats["residual"] / jnp.where(size > 0, size, 1)
-        x = cast_like(scale(power, x), vector)
-        return x, outcome, {**stats, "residual": residual}
+        residual = stats["residual"] / jnp.where(target > 0, target, 1)
+        x = scale(power, x) if y0 is None else axpy(power, x, widen(y0))
+        return cast_like(x, vector), outcome, {**stats, "residual": residual}
 
 
 def raise_if_failed(value: PyTree, operator: Operator, factor: PyTree) -> PyTree:

@@ -13,7 +13,7 @@ from .._results import RESULTS, first_failure
 from .._types import Params
 from .._vector import axpy, cast_like, constant, dot, widen, zeros_like
 from .base import AbstractIterative, Goals, Operator, Solved, System
-from .inverse import Inverse
+from .inverse import precondition
 
 
 class _Iterate(NamedTuple):
@@ -57,7 +57,11 @@ class CG(AbstractIterative):
        relative error is the same for a loss times 1e-9 and times 1e9;
     2. leaves may have different dtypes; x, r and all scalars are in float32 or wider;
     3. if a direction has negative curvature, or zero curvature to rounding, the method
-       stops and reports it. The operator need not be tagged positive definite.
+       stops and reports it. The operator need not be tagged positive definite; one
+       that is tagged negative semidefinite is negated.
+
+    `options` of `lx.linear_solve` may hold a starting point `y0`, which saves steps but
+    does not change the tolerance, and a `preconditioner`.
 
     It costs one product per step and per residual, about ½ √κ ln(2/rtol) in all, with
     κ = (λ_max + λ) / (λ_min + λ). Damping is the cheapest way to reduce κ.
@@ -89,6 +93,7 @@ class CG(AbstractIterative):
     max_steps: int | None = eqx.field(static=True)
     preconditioner: Operator | None
     needs_symmetric: ClassVar[bool] = True
+    options: ClassVar[frozenset[str]] = frozenset({"y0", "preconditioner"})
 
     def __init__(
         self,
@@ -109,20 +114,20 @@ class CG(AbstractIterative):
         if (m := self.preconditioner) is not None:
             pair = m.in_structure(), operator.in_structure()
             Check("ok.CG").like("the preconditioner's params", *pair, "the curvature's")
-        return ()
+        return None
 
     def iterate(self, system: System, factor: PyTree) -> Solved:
-        """Iterates from x = 0."""
-        del factor
+        """Iterates from x = 0; the factor is a preconditioner or None."""
         b, bb = system.b, system.size**2
         max_steps = system.max_steps(self.max_steps)
         goals = Goals(*(x**2 for x in system.goals(self.rtol)))
-        z, rho = self._precondition(b, bb, system.like)
+        m = self.preconditioner if factor is None else factor
+        z, rho = _precondition(m, b, bb, system.like)
         zero, is_bad = jnp.zeros_like(bb), _is_bad(bb, rho)
         start = _Scalars(bb, rho, rho, bb, zero, zero, is_bad, bb <= goals.wanted)
         end = lax.while_loop(
             _goes_on,
-            lambda now: self._step(system, goals, max_steps, now),
+            lambda now: _step(m, system, goals, max_steps, now),
             _Iterate(
                 x=zeros_like(b),
                 r=b,
@@ -149,66 +154,69 @@ class CG(AbstractIterative):
         }
         return end.x, outcome, stats
 
-    def _precondition(self, r: Params, rr: Array, like: Params) -> tuple[Params, Array]:
-        """Returns z = M r and rᵀz."""
-        m = self.preconditioner
-        if m is None:
-            return r, rr
-        r = cast_like(r, like)
-        z = m.solve(r).value if isinstance(m, Inverse) else m.mv(r)
-        return z, dot(r, z)
 
-    def _step(
-        self, system: System, goals: Goals, max_steps: int, now: _Iterate
-    ) -> _Iterate:
-        """One step, or r = b - A x if the recurrence for r has ended."""
-        # Both are in one body, with α = β = 0 for the latter, so that only one product
-        # is compiled.
-        b, like = system.b, system.like
-        old = _Scalars(*now.scalars)
-        is_check = (old.is_last > 0) | (old.rr <= goals.aim)
-        q = system.product(
-            jax.tree.map(
-                lambda x, p: lax.select(is_check, x.astype(p.dtype), p), now.x, now.p
-            )
-        )
-        pq = dot(now.p, q)
-        # A curvature this small, relative to the largest, is rounding.
-        is_flat = pq <= jnp.finfo(pq.dtype).eps * old.top * old.pp
-        is_step = ~is_check & ~is_flat & jnp.isfinite(pq)
-        zero, one = jnp.zeros_like(pq), jnp.ones_like(pq)
-        alpha = lax.select(is_step, old.rho / lax.select(is_step, pq, one), zero)
-        weight = lax.select(is_check, one, alpha)
-        r = jax.tree.map(lambda b, r: lax.select(is_check, b, r), b, now.r)
-        r = axpy(-weight, q, r)
+def _precondition(
+    m: Operator | None, r: Params, rr: Array, like: Params
+) -> tuple[Params, Array]:
+    """Returns z = M r and rᵀz."""
+    if m is None:
+        return r, rr
+    r = cast_like(r, like)
+    z = precondition(m, r)
+    return z, dot(r, z)
 
-        rr = dot(r, r)
-        z, rho = self._precondition(r, rr, like)
-        beta = lax.select(is_step, rho / lax.select(old.rho > 0, old.rho, one), zero)
-        top = jnp.maximum(old.top, jnp.abs(pq / old.pp))
-        steps = now.steps + (~is_check).astype(now.steps.dtype)
-        is_indefinite = (old.is_indefinite > 0) | (~is_check & is_flat)
-        is_last = is_indefinite | (steps >= max_steps) | _is_bad(rr, rho)
-        # If a check does not halve the true residual, no later one will.
-        is_stalled = rr > 0.25 * old.checked
-        is_enough = (old.is_last > 0) | (rr <= goals.accepted)
-        scalars = _Scalars(
-            rr=rr,
-            rho=rho,
-            pp=rho + beta**2 * old.pp,  # as zᵀM⁻¹p = rᵀp = 0
-            checked=lax.select(is_check, rr, old.checked),
-            top=lax.select(is_check, old.top, top),
-            is_indefinite=is_indefinite,
-            is_last=is_last,
-            is_done=is_check & (is_stalled | is_enough),
+
+def _step(
+    m: Operator | None, system: System, goals: Goals, max_steps: int, now: _Iterate
+) -> _Iterate:
+    """One step, or r = b - A x if the recurrence for r has ended."""
+    # Both are in one body, with α = β = 0 for the latter, so that only one product
+    # is compiled.
+    b, like = system.b, system.like
+    old = _Scalars(*now.scalars)
+    is_check = (old.is_last > 0) | (old.rr <= goals.aim)
+    q = system.product(
+        jax.tree.map(
+            lambda x, p: lax.select(is_check, x.astype(p.dtype), p), now.x, now.p
         )
-        return _Iterate(
-            x=axpy(alpha, now.p, now.x),
-            r=r,
-            p=cast_like(axpy(beta, now.p, widen(z)), like),
-            scalars=scalars.stacked(),
-            steps=steps,
-        )
+    )
+    pq = dot(now.p, q)
+    # A curvature this small, relative to the largest, is rounding.
+    is_flat = pq <= jnp.finfo(pq.dtype).eps * old.top * old.pp
+    is_step = ~is_check & ~is_flat & jnp.isfinite(pq)
+    zero, one = jnp.zeros_like(pq), jnp.ones_like(pq)
+    alpha = lax.select(is_step, old.rho / lax.select(is_step, pq, one), zero)
+    weight = lax.select(is_check, one, alpha)
+    r = jax.tree.map(lambda b, r: lax.select(is_check, b, r), b, now.r)
+    r = axpy(-weight, q, r)
+
+    rr = dot(r, r)
+    z, rho = _precondition(m, r, rr, like)
+    beta = lax.select(is_step, rho / lax.select(old.rho > 0, old.rho, one), zero)
+    top = jnp.maximum(old.top, jnp.abs(pq / old.pp))
+    steps = now.steps + (~is_check).astype(now.steps.dtype)
+    is_indefinite = (old.is_indefinite > 0) | (~is_check & is_flat)
+    is_last = is_indefinite | (steps >= max_steps) | _is_bad(rr, rho)
+    # If a check does not halve the true residual, no later one will.
+    is_stalled = rr > 0.25 * old.checked
+    is_enough = (old.is_last > 0) | (rr <= goals.accepted)
+    scalars = _Scalars(
+        rr=rr,
+        rho=rho,
+        pp=rho + beta**2 * old.pp,  # as zᵀM⁻¹p = rᵀp = 0
+        checked=lax.select(is_check, rr, old.checked),
+        top=lax.select(is_check, old.top, top),
+        is_indefinite=is_indefinite,
+        is_last=is_last,
+        is_done=is_check & (is_stalled | is_enough),
+    )
+    return _Iterate(
+        x=axpy(alpha, now.p, now.x),
+        r=r,
+        p=cast_like(axpy(beta, now.p, widen(z)), like),
+        scalars=scalars.stacked(),
+        steps=steps,
+    )
 
 
 def _goes_on(now: _Iterate) -> Array:

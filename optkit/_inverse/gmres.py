@@ -14,16 +14,19 @@ from .._results import RESULTS, first_failure
 from .._types import Params
 from .._vector import (
     add,
+    cast_like,
     combine,
     norm,
     project,
     scale,
     subtract,
     where,
+    widen,
     zero_rows,
     zeros_like,
 )
 from .base import AbstractIterative, Operator, Solved, System
+from .inverse import precondition
 
 _SMALL = 100  # coordinates
 
@@ -57,6 +60,9 @@ class GMRES(AbstractIterative):
     surround the origin. It is small if they cluster, as those of I - ∂T do for a
     contraction T.
 
+    `options` of `lx.linear_solve` may hold a starting point `y0`, which saves steps but
+    does not change the tolerance, and a `preconditioner` M ≈ A⁻¹: A M u = b, x = M u.
+
     `stats` has `num_steps`, `max_steps`, and `residual`, the true |b - A x| / |b|.
 
     Args:
@@ -81,6 +87,7 @@ class GMRES(AbstractIterative):
     restart: int | None = eqx.field(static=True)
     max_steps: int | None = eqx.field(static=True)
     needs_symmetric: ClassVar[bool] = False
+    options: ClassVar[frozenset[str]] = frozenset({"y0", "preconditioner"})
 
     def __init__(
         self, rtol: Any = None, restart: int | None = None, max_steps: int | None = None
@@ -93,11 +100,19 @@ class GMRES(AbstractIterative):
     def factorise(self, operator: Operator) -> PyTree:
         """Nothing to do."""
         del operator
-        return ()
+        return None
 
     def iterate(self, system: System, factor: PyTree) -> Solved:
-        """Cycles from x = 0."""
-        del factor
+        """Cycles from x = 0; the factor is a preconditioner M or None: x = M u."""
+        if factor is not None:
+            product = system.product
+
+            def preconditioned(u: Params) -> Params:
+                return widen(precondition(factor, cast_like(u, system.like)))
+
+            system = system._replace(product=lambda u: product(preconditioned(u)))
+            u, outcome, stats = self.iterate(system, None)
+            return preconditioned(u), outcome, stats
         b, (aim, wanted, accepted) = system.b, system.goals(self.rtol)
         max_steps, n = system.max_steps(self.max_steps), system.num_coordinates
         restart = min(self.restart or (30 if n > _SMALL else n), n)

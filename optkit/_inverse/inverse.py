@@ -170,6 +170,11 @@ def invert(
     return Inverse(operator, method, factor)
 
 
+def precondition(m: lx.AbstractLinearOperator, r: Params) -> Params:
+    """M r; an inverse that fails does not raise, as an approximation is enough."""
+    return m.solve(r).value if isinstance(m, Inverse) else m.mv(r)
+
+
 # JAX transposes a solve only if every leaf of its right-hand side is linear in what is
 # perturbed.
 def _tied(tree: Params) -> Params:

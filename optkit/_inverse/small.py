@@ -52,7 +52,7 @@ class LUOrGMRES(AbstractIterative):
     def iterate(self, system: System, factor: PyTree) -> Solved:
         """One solve, and one step of refinement."""
         if factor is None:
-            return GMRES().iterate(system, ())
+            return GMRES().iterate(system, None)
         lu, b = _factorised(factor), to_vector(system.b).astype(factor.dtype)
         x = lu.solve(b)
         x = x + lu.solve(b - _times(factor, x))

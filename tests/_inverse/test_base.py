@@ -424,8 +424,12 @@ def test_bad_calls_say_what_to_do():
         ok.invert(C, ok.CG(), damping=-1.0)
     with pytest.raises(ValueError, match="known to be symmetric, got `MatrixLinear"):
         ok.invert(lx.MatrixLinearOperator(jnp.eye(2) + jnp.eye(2, k=1)), ok.CG())
-    with pytest.raises(ValueError, match=r"`ok.CG` takes its options in its .*'y0'"):
-        lx.linear_solve(matrix(PARAMS), jnp.ones(4), ok.CG(), options={"y0": 1})
+    refused, method = (
+        r"`ok.Nystrom` takes the options \[\], .*'y0'",
+        ok.Nystrom(1, key=KEY),
+    )
+    with pytest.raises(ValueError, match=refused):
+        lx.linear_solve(matrix(PARAMS), jnp.ones(4), method, options={"y0": 1})
     P = ok.invert(C, ok.CG(), damping=1.0)
     with pytest.raises(ValueError, match=r"`ok.invert\(...\).mv` .* structure"):
         P.mv({"w": PARAMS["w"]})

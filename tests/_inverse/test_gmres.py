@@ -158,5 +158,5 @@ def test_bad_arguments_say_what_to_do():
     with pytest.raises(ValueError, match=r"lx\.LSMR"):
         lx.linear_solve(tall, jnp.ones(3), ok.GMRES())
     square = lx.MatrixLinearOperator(jnp.eye(2))
-    with pytest.raises(ValueError, match=r"`ok.GMRES` takes its options in its .*'y0'"):
-        lx.linear_solve(square, jnp.ones(2), ok.GMRES(), options={"y0": jnp.ones(2)})
+    with pytest.raises(ValueError, match=r"`ok.GMRES` takes the options .*\['x0'\]"):
+        lx.linear_solve(square, jnp.ones(2), ok.GMRES(), options={"x0": jnp.ones(2)})
