@@ -297,7 +297,10 @@ AVERAGES = Kind("Averages of a Hessian diagonal", [
         lambda f: f.make()(jnp.ones(()))),
 ], [
     Row("optim.average_conv_kernels", lambda: ok.optim.average_conv_kernels),
-    Row("optim.average_rows", lambda: ok.optim.average_rows),
+    Row("optim.average_rows", lambda: ok.optim.average_rows, faults=[
+        Fault("object", "axes that are a tuple", Raises(TypeError, "a dict such as"),
+            lambda f: f.make()(jnp.ones((2, 3)), axes=(1,))),
+    ]),
     Row("optim.average_blocks", partial(ok.optim.average_blocks, size=2),
         {"size": opt.COUNT}, faults=[
         Fault("shape", "a size that divides no axis", Raises(ValueError, "divides"),

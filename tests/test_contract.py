@@ -600,6 +600,16 @@ def test_sharded_params_stay_sharded_in_every_state(row, axis_type):
 
 
 @every_row
+def test_a_state_can_be_made_from_shapes_alone(row):
+    """Oracle: the shapes, dtypes and structure of the state of the params."""
+    params, tx = make_params(), row()
+    expected = jax.eval_shape(lambda: tx.init(params))
+    shapes = jax.eval_shape(lambda: params)
+    for found in (jax.eval_shape(tx.init, shapes), tx.init(shapes)):
+        chex.assert_trees_all_equal_shapes_and_dtypes(found, expected)
+
+
+@every_row
 def test_the_step_compiles_once(row):
     """Oracle: a trace counter; weakly typed params must not retrace."""
     params = {"w": jnp.ones(3), "weak": jnp.asarray(1.0)}

@@ -56,9 +56,9 @@ def scale_by_adahessian(
     by `ok.optim.average_rows` and `ok.optim.average_blocks`, not by
     `ok.optim.average_conv_kernels`; (3) across devices, average the diagonal where you
     average the gradient, with the same probes on each: theirs does not average it, and
-    its probes are biased; (4) an entry whose h^2 overflows is NaN, for
-    `optax.apply_if_finite` to reject, not zero; (5) nothing is averaged unless you pass
-    `average=`: their image code averages all leaves with four axes.
+    its probes are biased; (4) an entry whose h^2 overflows is NaN, not zero; (5)
+    nothing is averaged unless you pass `average=`: their image code averages all leaves
+    with four axes.
 
     Args:
         b1: decay of the mean gradient, in [0, 1).

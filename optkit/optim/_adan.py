@@ -67,8 +67,8 @@ def scale_by_adan(
 
     Departs from the code: (4) a complex leaf is scaled by its modulus, with
     |g + b2 d|^2 in n, so n is real; (5) arithmetic and state are in float32 or wider;
-    (6) an entry whose square overflows is NaN, for `optax.apply_if_finite` to reject,
-    not zero; (7) the code clips by c / (|g| + eps), optax by c / |g|.
+    (6) an entry whose square overflows is NaN, not zero; (7) the code clips by
+    c / (|g| + eps), optax by c / |g|.
 
     Args:
         b1: decay of the mean gradient, in [0, 1).

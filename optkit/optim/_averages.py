@@ -85,9 +85,9 @@ def average_rows(
         [[2. 3.]
          [2. 3.]]
     """
-    return _mean_by_ndim(
-        Check("ok.optim.average_rows"), diag, axes, signed, matrices=True
-    )
+    check = Check("ok.optim.average_rows")
+    check.optional.instance(Mapping, "a dict such as {{2: (1,)}}", axes=axes)
+    return _mean_by_ndim(check, diag, axes, signed, matrices=True)
 
 
 def average_blocks(size: int, *, signed: bool = False) -> Average:

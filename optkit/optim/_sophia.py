@@ -60,8 +60,8 @@ def scale_by_sophia(
     the batch size in each step, which `ok.value_grad_and_gauss_newton_diag` has already
     done; refreshes after the step; corrects the bias of m in Sophia-H; and clips the
     sampled gradient of Sophia-G, which `max_norm=` of that function does. Departs: (1)
-    arithmetic is in float32 or wider; (2) an entry whose m or h is infinite is NaN, for
-    `optax.apply_if_finite` to reject, not a sign step.
+    arithmetic is in float32 or wider; (2) an entry whose m or h is infinite is NaN, not
+    a sign step.
 
     Args:
         b1: decay of the mean gradient, in [0, 1).
