@@ -52,14 +52,7 @@ def schedule(inner_steps: int = 1) -> ok.bilevel.PenaltySchedule:
 
 def solver(steps: ok.bilevel.PenaltySchedule, blocks: Problem) -> ok.Solver:
     """F2SA with all step sizes from a schedule."""
-    return ok.bilevel.f2sa(
-        *objectives(blocks),
-        outer=steps.outer(),
-        inner=steps.inner(),
-        inner_y=steps.inner_y(),
-        penalty=steps,
-        inner_steps=steps.inner_steps,
-    )
+    return ok.bilevel.f2sa(*objectives(blocks), schedule=steps)
 
 
 def batches(i: Array, j: Array) -> ok.bilevel.Batches:

@@ -99,11 +99,29 @@ OF_SOLVERS = [
 ]
 BAD_PENALTY = Fault("option", "a penalty that becomes 0", Reports("bad_penalty"),
     lambda s: s.step(penalty=lambda k: 0.0 * k))
-OUTSIDE = Fault("option", "a schedule without guarantees", Reports("schedule_bounds"),
-    lambda s: s.step(
-        penalty=ok.bilevel.PenaltySchedule(0.0, 0.0, 1.0, 1.0, 1.0, 9.0, 1.0, 1.0)))
 AVERAGING = Fault("option", "an average of weight 2", Raises(ValueError, "averaging"),
     lambda s: s.step(averaging=2.0))
+
+
+def misused(made: Any, *others: str) -> list[Fault]:
+    """Faults of `schedule`, which stands for all `others`; `made` has no guarantees."""
+    alone = dict.fromkeys(("outer", "inner", *others))
+    return [
+        Fault("option", "a schedule without guarantees", Reports("schedule_bounds"),
+            lambda s: s.step(**alone, schedule=made)),
+        Fault("option", "a schedule and a step size", Raises(ValueError, "alone"),
+            lambda s: s.step(schedule=made)),
+        Fault("missing", "neither a schedule nor step sizes",
+            Raises(ValueError, "instead of all"), lambda s: s.step(**alone)),
+        Fault("object", "a number for the schedule", Raises(TypeError, "_schedule"),
+            lambda s: s.step(**alone, schedule=3.0)),
+    ]
+
+
+UNSAFE = {"a": 0.0, "c": 0.0, "c_alpha": 1.0, "c_gamma": 1.0, "k0": 1.0}
+OF_F2SA = ok.bilevel.PenaltySchedule(
+    **UNSAFE, initial_penalty=9.0, growth=1.0, target=1.0)
+OF_F3SA = ok.bilevel.MomentumSchedule(**UNSAFE, initial_penalty=9.0)
 # fmt: on
 OF_ALL = {
     "upper": opt.FUNCTION,
@@ -133,7 +151,7 @@ SOLVERS = Kind("Bilevel solvers", OF_SOLVERS, [
         OF_PENALTIES | {"penalty": opt.POSITIVE, "inner_steps": opt.COUNT},
         covers=("bilevel.PenaltyState", "bilevel.Batches"), faults=[
         BAD_PENALTY,
-        OUTSIDE,
+        *misused(OF_F2SA, "penalty"),
         Fault("shape", "batches of three steps for two",
             Raises(ValueError, "leading axis of 2", call="ok.bilevel.Batches"),
             lambda s: s.step(
@@ -142,13 +160,15 @@ SOLVERS = Kind("Bilevel solvers", OF_SOLVERS, [
     ]),
     Loop("bilevel.f3sa", partial(ok.bilevel.f3sa, inner=SGD, penalty=2.0, decay=0.5),
         OF_PENALTIES | {"penalty": opt.POSITIVE, "decay": opt.DECAY},
-        faults=[BAD_PENALTY, OUTSIDE]),
+        faults=[BAD_PENALTY, *misused(OF_F3SA, "penalty", "decay")]),
     Loop("bilevel.penalty",
         partial(ok.bilevel.penalty, inner=SGD, sigma=0.5, inner_steps=1),
-        OF_PROXIMAL | {"inner_steps": opt.COUNT}, faults=[AVERAGING]),
+        OF_PROXIMAL | {"inner_steps": opt.COUNT},
+        faults=[AVERAGING, *misused(OF_F2SA, "sigma", "inner_steps")]),
     Loop("bilevel.penalty_momentum",
         partial(ok.bilevel.penalty_momentum, inner=SGD, sigma=0.5, decay=0.5),
-        OF_PROXIMAL | {"decay": opt.DECAY}, faults=[AVERAGING]),
+        OF_PROXIMAL | {"decay": opt.DECAY},
+        faults=[AVERAGING, *misused(OF_F3SA, "sigma", "decay")]),
     Loop("bilevel.soba", partial(ok.bilevel.soba, inner=SGD), OF_ALL,
         differs=TAKES_HUGE, covers=("bilevel.SobaState",)),
     Loop("bilevel.saba", partial(ok.bilevel.saba, inner=SGD, num_upper=2, num_lower=2),
@@ -264,11 +284,17 @@ CONSTANTS = {
 SCHEDULES = Kind("Schedules", [], [
     Row("bilevel.f2sa_schedule", of_constants(ok.bilevel.f2sa_schedule),
         CONSTANTS | {"inner_steps": opt.COUNT}, covers=("bilevel.Constants",)),
-    Row("bilevel.f3sa_schedule", of_constants(ok.bilevel.f3sa_schedule), CONSTANTS),
+    Row("bilevel.f3sa_schedule", of_constants(ok.bilevel.f3sa_schedule),
+        CONSTANTS | {"c_eta": opt.POSITIVE}),
     Row("bilevel.PenaltySchedule",
         partial(ok.bilevel.PenaltySchedule, **ONES, growth=1.0, a=0.5, c=0.2),
         {"a": opt.NON_NEGATIVE, "c": opt.NON_NEGATIVE, "ratio": opt.POSITIVE,
                 "inner_steps": opt.COUNT} | dict.fromkeys(ONES, opt.POSITIVE)),
+    Row("bilevel.MomentumSchedule",
+        partial(ok.bilevel.MomentumSchedule, **UNSAFE, initial_penalty=1.0),
+        {"a": opt.NON_NEGATIVE, "c": opt.NON_NEGATIVE, "ratio": opt.POSITIVE}
+            | dict.fromkeys(("c_alpha", "c_gamma", "k0", "initial_penalty"),
+                opt.POSITIVE)),
     Row("bilevel.sigma_schedule", partial(ok.bilevel.sigma_schedule, initial=1.0),
         {"initial": opt.POSITIVE, "power": opt.NON_NEGATIVE,
             "floor": opt.NON_NEGATIVE}),

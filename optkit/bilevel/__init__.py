@@ -6,7 +6,15 @@ from ._descent import (
     hypergradient_descent as hypergradient_descent,
 )
 from ._f2sa import f2sa as f2sa
+from ._f2sa_schedule import (
+    PenaltySchedule as PenaltySchedule,
+    f2sa_schedule as f2sa_schedule,
+)
 from ._f3sa import f3sa as f3sa
+from ._f3sa_schedule import (
+    MomentumSchedule as MomentumSchedule,
+    f3sa_schedule as f3sa_schedule,
+)
 from ._forward_mode import ForwardMode as ForwardMode
 from ._hypergradient import (
     AbstractHypergradient as AbstractHypergradient,
@@ -24,14 +32,9 @@ from ._saba import (
     saba as saba,
 )
 from ._schedules import (
-    PenaltySchedule as PenaltySchedule,
+    Constants as Constants,
     scale_by_penalty as scale_by_penalty,
     sigma_schedule as sigma_schedule,
 )
 from ._soba import SobaState as SobaState, soba as soba
-from ._theory import (
-    Constants as Constants,
-    f2sa_schedule as f2sa_schedule,
-    f3sa_schedule as f3sa_schedule,
-)
 from ._unrolled import Unrolled as Unrolled

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from .._check import Check
 from .._results import RESULTS
@@ -111,6 +112,11 @@ class InnerBatches(NamedTuple):
         if self.is_shared:
             return self
         return self._replace(batch=jax.tree.map(part, self.batch))
+
+
+def next_count(count: Int[Array, ""]) -> Int[Array, ""]:
+    """The count of steps plus one; the largest integer stays where it is."""
+    return jnp.asarray(optax.safe_increment(count))
 
 
 def objectives_of(check: Check, upper: Any, lower: Any) -> tuple[Objective, Objective]:

@@ -21,6 +21,7 @@ from ._base import (
     Objective,
     batches_of,
     inner_step,
+    next_count,
     objectives_of,
 )
 from ._hypergradient import METHOD, AbstractHypergradient
@@ -125,7 +126,7 @@ def hypergradient_descent(
             objectives, state.x, y, (batches, is_shared), state.memory
         )
         x, opt_x = move_x(gradient, state.outer, state.x)
-        count = state.count + 1
+        count = next_count(state.count)
         after = DescentState(x, found.y, opt_x, opt_y, memory, count)
         size, linear = norm(gradient), found.linear_residual
         info = BilevelInfo(found.value, found.lower, size, found.residual_norm)

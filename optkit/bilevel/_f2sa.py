@@ -8,19 +8,21 @@ from .._check import Check
 from .._solver.move import Projection
 from .._solver.solver import Solver
 from ._base import Objective
+from ._f2sa_schedule import PenaltySchedule
 from ._penalized import movers, penalized
-from ._schedules import as_penalty
+from ._schedules import settled
 
 
 def f2sa(
     upper: Objective,
     lower: Objective,
     *,
-    outer: optax.GradientTransformation,
-    inner: optax.GradientTransformation,
-    penalty: Any,
+    outer: optax.GradientTransformation | None = None,
+    inner: optax.GradientTransformation | None = None,
+    penalty: Any = None,
     inner_y: optax.GradientTransformation | None = None,
-    inner_steps: int = 1,
+    inner_steps: int | None = None,
+    schedule: PenaltySchedule | None = None,
     project_x: Projection | None = None,
     project_y: Projection | None = None,
 ) -> Solver:
@@ -45,11 +47,16 @@ def f2sa(
 
     The fixed point is biased by O(1/λ), and rounding adds O(λ eps), so λ above
     1 / sqrt(eps) is useless (3e3 in float32, 11 in bfloat16). A constant λ converges
-    faster, to a point biased by 1/λ. `info.result` reports if the step sizes or the
-    penalty leave the bounds of an `ok.bilevel.f2sa_schedule`, if λ falls, if y and z
-    agree to rounding, and if a gradient is not finite: then x, y and z do not move.
+    faster, to a point biased by 1/λ. `info.result` reports if the step sizes, the
+    penalty or T leave the bounds of a schedule, if λ falls, if y and z agree to
+    rounding, and if a gradient is not finite: then x, y and z do not move.
 
-    Departs: (1) the gradient of y is divided by λ; (2) x and y may be constrained.
+    The step sizes, the penalty and T of the theory depend on each other. `schedule=`
+    sets them all at once; without it, pass `outer`, `inner` and `penalty`.
+
+    Departs: (1) the gradient of y is divided by λ; (2) x and y may be constrained; (3)
+    both ∇_x g share one batch, so that their common noise cancels: the paper, and the
+    implementation in benchmark_bilevel, draw one for each.
 
     Args:
         upper: f(x, y, batch), a scalar.
@@ -57,10 +64,11 @@ def f2sa(
         outer: the transform of x.
         inner: the transform of z, and of y unless `inner_y` is given. Each has its own
             state, and receives `penalty=` and `count=`.
-        penalty: λ, a number > 0, a function of the step, or an
-            `ok.bilevel.PenaltySchedule`.
+        penalty: λ, a number > 0 or a function of the step.
         inner_y: the transform of y, if it differs.
-        inner_steps: T, the steps of y and z before each step of x.
+        inner_steps: T, the steps of y and z before each step of x; default 1. To let it
+            grow, continue a state with a solver of more steps.
+        schedule: an `ok.bilevel.f2sa_schedule(...)`, instead of the five above.
         project_x: onto the constraint set of x, after each of its steps.
         project_y: onto that of y, after each step of y and z.
 
@@ -84,6 +92,8 @@ def f2sa(
         Kwon et al. 2023, arXiv:2301.10945, Algorithm F2SA.
     """
     check = Check("ok.bilevel.f2sa")
-    moves = movers(check, outer, inner, inner_y, project_x, project_y)
-    λ = as_penalty(check, penalty=penalty)
-    return penalized(check, upper, lower, moves, λ, inner_steps=inner_steps)
+    needed = {"outer": outer, "inner": inner, "penalty": penalty}
+    optional = {"inner_y": inner_y, "inner_steps": inner_steps}
+    settings = settled(check, PenaltySchedule, schedule, needed, **optional)
+    moves = movers(check, settings, project_x, project_y)
+    return penalized(check, upper, lower, moves, settings)

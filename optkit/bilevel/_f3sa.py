@@ -8,19 +8,21 @@ from .._check import Check
 from .._solver.move import Projection
 from .._solver.solver import Solver
 from ._base import Objective
+from ._f3sa_schedule import MomentumSchedule
 from ._penalized import movers, penalized
-from ._schedules import as_penalty
+from ._schedules import settled
 
 
 def f3sa(
     upper: Objective,
     lower: Objective,
     *,
-    outer: optax.GradientTransformation,
-    inner: optax.GradientTransformation,
-    penalty: Any,
-    decay: Any,
+    outer: optax.GradientTransformation | None = None,
+    inner: optax.GradientTransformation | None = None,
+    penalty: Any = None,
+    decay: Any = None,
     inner_y: optax.GradientTransformation | None = None,
+    schedule: MomentumSchedule | None = None,
     project_x: Projection | None = None,
     project_y: Projection | None = None,
 ) -> Solver:
@@ -44,12 +46,13 @@ def f3sa(
     A step costs twice one of `ok.bilevel.f2sa` with one inner step, and the state also
     holds five estimates and the last x, y and z. Momentum pays off if noise limits the
     step sizes. The remarks of `ok.bilevel.f2sa` on transforms, penalty and `info`
-    apply. `decay` is β, a number in [0, 1) or a function of the step such as
-    `ok.bilevel.f3sa_schedule(...).decay`; it is 0 in the first two steps. The other
-    arguments are as for `ok.bilevel.f2sa`.
+    apply. `decay` is β, a number in [0, 1) or a function of the step; it is 0 in the
+    first two steps. `schedule=ok.bilevel.f3sa_schedule(...)` stands for the other
+    settings. The other arguments are as for `ok.bilevel.f2sa`.
 
     Departs: (1) and (2) as in `ok.bilevel.f2sa`; (3) the two estimates of ∇_x g, which
-    share sample and weight, are kept as their difference, with less rounding.
+    share sample and weight in the paper too, are kept as their difference, with less
+    rounding.
 
     Returns:
         An `ok.Solver`, as from `ok.bilevel.f2sa`. Batches have no axis of inner steps.
@@ -68,6 +71,7 @@ def f3sa(
         Kwon et al. 2023, arXiv:2301.10945, Algorithm F3SA.
     """
     check = Check("ok.bilevel.f3sa")
-    moves = movers(check, outer, inner, inner_y, project_x, project_y)
-    λ = as_penalty(check, penalty=penalty)
-    return penalized(check, upper, lower, moves, λ, decay=decay)
+    needed = {"outer": outer, "inner": inner, "penalty": penalty, "decay": decay}
+    settings = settled(check, MomentumSchedule, schedule, needed, inner_y=inner_y)
+    moves = movers(check, settings, project_x, project_y)
+    return penalized(check, upper, lower, moves, settings)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .._check import Check
@@ -42,10 +41,11 @@ from ._base import (
     InnerBatches,
     Objective,
     batches_of,
+    next_count,
     objectives_of,
 )
 from ._proximal import Proximal
-from ._schedules import Penalty
+from ._schedules import Penalty, Settings
 from ._storm import Exact, Memory, Point, Storm, as_decay
 
 _RESOLVED = 8.0  # rounding errors by which y and z must differ, for an error of 1/8
@@ -76,17 +76,15 @@ class Moves(NamedTuple):
 
 def movers(
     check: Check,
-    outer: optax.GradientTransformation,
-    inner: optax.GradientTransformation,
-    inner_y: optax.GradientTransformation | None,
+    settings: Settings,
     project_x: Projection | None,
     project_y: Projection | None,
 ) -> Moves:
     """The moves, from the user's arguments."""
     return Moves(
-        mover(check, "x", project_x, outer=outer),
-        mover(check, "y", project_y, inner_y=inner if inner_y is None else inner_y),
-        mover(check, "y", project_y, inner=inner),
+        mover(check, "x", project_x, outer=settings.outer),
+        mover(check, "y", project_y, inner_y=settings.inner_y),
+        mover(check, "y", project_y, inner=settings.inner),
     )
 
 
@@ -95,13 +93,11 @@ def penalized(
     upper: Objective,
     lower: Objective,
     moves: Moves,
-    penalty: Penalty,
-    *,
-    inner_steps: int | None = None,
-    decay: Any = None,
+    settings: Settings,
     proximal: Proximal = Proximal(),  # noqa: B008  # immutable
 ) -> Solver:
     """Makes a solver: a double loop with `inner_steps`, a single one with `decay`."""
+    *_, penalty, inner_steps, decay = settings
     proximal.check(check)
     check.optional.count(inner_steps=inner_steps)
     exact = Exact(*objectives_of(check, upper, lower))
@@ -196,7 +192,7 @@ def _concluded(
             (_cancels(after.y, after.z, λ), RESULTS.cancellation),
             (~penalty.is_within(k, λ), RESULTS.schedule_bounds),
         ),
-        always={"count": k + 1, "penalty": penalty.next(k, λ)},
+        always={"count": next_count(k), "penalty": penalty.next(k, λ)},
     )
 
 

@@ -8,19 +8,21 @@ from .._check import Check
 from .._solver.move import Projection
 from .._solver.solver import Solver
 from ._base import Objective
+from ._f2sa_schedule import PenaltySchedule
 from ._penalized import movers, penalized
 from ._proximal import Proximal
-from ._schedules import as_sigma
+from ._schedules import settled
 
 
 def penalty(
     upper: Objective,
     lower: Objective,
     *,
-    outer: optax.GradientTransformation,
-    inner: optax.GradientTransformation,
-    sigma: Any,
-    inner_steps: int,
+    outer: optax.GradientTransformation | None = None,
+    inner: optax.GradientTransformation | None = None,
+    sigma: Any = None,
+    inner_steps: int | None = None,
+    schedule: PenaltySchedule | None = None,
     prox_step: Any = None,
     averaging: Any = 1.0,
     project_x: Projection | None = None,
@@ -60,7 +62,12 @@ def penalty(
             projection after a transform that scales entries, such as Adam, is not a
             projected gradient step.
         sigma: σ, a number > 0 or a function of the step: `ok.bilevel.sigma_schedule`.
-        inner_steps: T.
+        inner_steps: T. The source lets it grow: continue a state with a solver of more
+            steps.
+        schedule: an `ok.bilevel.f2sa_schedule(...)`, instead of the four above: σ =
+            1/λ then falls with the powers of `ok.bilevel.sigma_schedule`, u moves by
+            α_k λ_k and w by γ_k. `info.result` compares with the bounds of F2SA, which
+            know neither ρ nor β.
         prox_step: ρ, a number > 0, or None for no proximal term.
         averaging: β, a number in (0, 1].
         project_x: onto X, after each step of x.
@@ -84,8 +91,9 @@ def penalty(
         Kwon et al. 2023, arXiv:2309.01753, the double-loop algorithm.
     """
     check = Check("ok.bilevel.penalty")
-    moves = movers(check, outer, inner, None, project_x, project_y)
-    λ, proximal = as_sigma(check, sigma), Proximal(prox_step, averaging)
-    return penalized(
-        check, upper, lower, moves, λ, inner_steps=inner_steps, proximal=proximal
-    )
+    needed = {"outer": outer, "inner": inner, "sigma": sigma}
+    needed["inner_steps"] = inner_steps
+    settings = settled(check, PenaltySchedule, schedule, needed)
+    moves = movers(check, settings, project_x, project_y)
+    proximal = Proximal(prox_step, averaging)
+    return penalized(check, upper, lower, moves, settings, proximal)

@@ -8,19 +8,21 @@ from .._check import Check
 from .._solver.move import Projection
 from .._solver.solver import Solver
 from ._base import Objective
+from ._f3sa_schedule import MomentumSchedule
 from ._penalized import movers, penalized
 from ._proximal import Proximal
-from ._schedules import as_sigma
+from ._schedules import settled
 
 
 def penalty_momentum(
     upper: Objective,
     lower: Objective,
     *,
-    outer: optax.GradientTransformation,
-    inner: optax.GradientTransformation,
-    sigma: Any,
-    decay: Any,
+    outer: optax.GradientTransformation | None = None,
+    inner: optax.GradientTransformation | None = None,
+    sigma: Any = None,
+    decay: Any = None,
+    schedule: MomentumSchedule | None = None,
     prox_step: Any = None,
     averaging: Any = 1.0,
     project_x: Projection | None = None,
@@ -38,8 +40,8 @@ def penalty_momentum(
 
     There are three time scales: u and w move fastest, then the centers y and z, and x
     slowest by far, since 1/σ multiplies the lag of u and w. With the defaults of ρ and
-    β this is `ok.bilevel.f3sa` with λ = 1/σ. `decay` is as for `ok.bilevel.f3sa`, and
-    the other arguments are as for `ok.bilevel.penalty`.
+    β this is `ok.bilevel.f3sa` with λ = 1/σ. `decay` and `schedule` are as for
+    `ok.bilevel.f3sa`, and the other arguments are as for `ok.bilevel.penalty`.
 
     Choices where the source leaves room: (1) the old points are those of F3SA, so that
     an estimate of an exact gradient is exact; (2) x moves after u and w; (3) the
@@ -64,6 +66,8 @@ def penalty_momentum(
         Kwon et al. 2023, arXiv:2309.01753, the single-loop algorithm with momentum.
     """
     check = Check("ok.bilevel.penalty_momentum")
-    moves = movers(check, outer, inner, None, project_x, project_y)
-    λ, proximal = as_sigma(check, sigma), Proximal(prox_step, averaging)
-    return penalized(check, upper, lower, moves, λ, decay=decay, proximal=proximal)
+    needed = {"outer": outer, "inner": inner, "sigma": sigma, "decay": decay}
+    settings = settled(check, MomentumSchedule, schedule, needed)
+    moves = movers(check, settings, project_x, project_y)
+    proximal = Proximal(prox_step, averaging)
+    return penalized(check, upper, lower, moves, settings, proximal)

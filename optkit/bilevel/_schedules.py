@@ -4,8 +4,9 @@ The penalty λ may grow only as fast as the lower iterates can follow. A step si
 and a larger one γ of the lower iterates fall as powers of the step; λ rises as γ/α.
 """
 
+import abc
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -14,37 +15,48 @@ from jaxtyping import Array, Bool, Float, Int
 
 from .._check import Check
 from .._vector import scale
+from ._base import next_count
 
 _ROUNDING = 1e-5  # so that rounding does not break a bound that holds with equality
 
 
-class PenaltySchedule(eqx.Module):
-    """Step sizes and penalty of F2SA and F3SA, from their constants.
-
-    With k the number of steps so far,
-
-        α_k = c_α / (k + k_0)^a    γ_k = c_γ / (k + k_0)^c
-        δ_k = min(θ α_k λ_k², κ γ_k/α_k - λ_k)    λ_{k+1} = λ_k + δ_k
-
-    so λ_k approaches κ γ_k/α_k, which grows as k^(a-c). Pass it as `penalty=`, and its
-    transforms as `outer=`, `inner=` and `inner_y=`. Make one for a problem with
-    `ok.bilevel.f2sa_schedule` or `ok.bilevel.f3sa_schedule`, and tune it with
-    `dataclasses.replace(schedule, k0=5.0, ...)`.
+class Constants(NamedTuple):
+    """The constants of a problem in the theory of F2SA.
 
     Attributes:
-        a: the exponent of the step sizes of x.
-        c: the exponent of the step sizes of the lower iterates, at most a.
-        c_alpha: c_α.
-        c_gamma: c_γ.
-        k0: the shift of the count.
-        initial_penalty: λ_0.
-        growth: θ, which limits the growth of the penalty.
-        target: κ, the limit of α_k λ_k / γ_k.
-        ratio: ξ; the step size of x is ξ α_k.
-        max_alpha: the largest α_k with proven convergence.
-        max_gamma: the largest γ_k with proven convergence.
-        inner_steps: T, the inner steps per step of x.
+        convexity: μ, the strong convexity of g in y.
+        lower: l_g, the smoothness of g: the Lipschitz constant of its gradient.
+        upper: l_f, the smoothness of f.
+        total: l_F, the smoothness of x ↦ f(x, y*(x)); 0 leaves its bound out.
     """
+
+    convexity: float
+    lower: float
+    upper: float
+    total: float = 0.0
+
+
+class Penalty(NamedTuple):
+    """A penalty of any kind, as three functions of the step k and of λ_k."""
+
+    initial: Callable[[], Float[Array, ""]]
+    next: Callable[[Int[Array, ""], Float[Array, ""]], Float[Array, ""]]
+    is_within: Callable[[Int[Array, ""], Float[Array, ""]], Bool[Array, ""]]
+
+
+class Settings(NamedTuple):
+    """All that a penalty method needs to know about its steps."""
+
+    outer: optax.GradientTransformation  # of x
+    inner: optax.GradientTransformation  # of z
+    inner_y: optax.GradientTransformation
+    penalty: Penalty
+    inner_steps: int | None = None  # T of a double loop; None for a single one
+    decay: Any = None  # of the estimates; None for plain gradients
+
+
+class AbstractSchedule(eqx.Module):
+    """Step sizes that fall, and a penalty that grows with their ratio."""
 
     a: float
     c: float
@@ -52,20 +64,19 @@ class PenaltySchedule(eqx.Module):
     c_gamma: float
     k0: float
     initial_penalty: float
-    growth: float
-    target: float
-    ratio: float = 1.0
-    max_alpha: float = float("inf")
-    max_gamma: float = float("inf")
-    inner_steps: int = eqx.field(static=True, default=1)
+    ratio: eqx.AbstractVar[float]
+    constants: eqx.AbstractVar[Constants | None]
+    maker: ClassVar[str]
+    """The function that makes such a schedule for a problem."""
 
     def __check_init__(self) -> None:
-        """Raises unless the constants are positive."""
-        check = Check("ok.bilevel.PenaltySchedule")
-        names = "c_alpha", "c_gamma", "k0", "initial_penalty", "ratio", "target"
+        """Raises unless the numbers are positive."""
+        check = Check(f"ok.bilevel.{type(self).__name__}")
+        names = "c_alpha", "c_gamma", "k0", "initial_penalty", "ratio"
         check.positive(**{name: getattr(self, name) for name in names})
         check.non_negative(a=self.a, c=self.c)
-        check.count(inner_steps=self.inner_steps)
+        if self.constants is not None:
+            checked(check, self.constants)
 
     def alpha(self, count: Any) -> Float[Array, ""]:
         """α_k."""
@@ -75,40 +86,80 @@ class PenaltySchedule(eqx.Module):
         """γ_k."""
         return self.c_gamma / (_real(count) + self.k0) ** self.c
 
+    @abc.abstractmethod
     def delta(self, count: Any, penalty: Any) -> Float[Array, ""]:
         """δ_k, for the penalty λ_k."""
-        alpha = self.alpha(count)
-        catch_up = self.target * self.gamma(count) / alpha - penalty
-        return jnp.minimum(self.growth * alpha * penalty**2, catch_up)
 
-    def decay(self, count: Any) -> Float[Array, ""]:
-        """1 - η_k, the decay of F3SA's estimates: η_k = (k+1)^(-2c), η_1 = 1."""
-        eta = (_real(count) + 1) ** (-2.0 * self.c)
-        return jnp.where(jnp.asarray(count) <= 1, 0.0, 1.0 - eta)
-
+    @abc.abstractmethod
     def is_within(self, count: Any, penalty: Any) -> Bool[Array, ""]:
-        """Whether α_k λ_k <= γ_k <= max_gamma, α_k <= max_alpha and δ_k >= 0."""
-        slack = 1.0 + _ROUNDING
-        alpha, gamma = self.alpha(count), self.gamma(count)
-        delta = self.delta(count, penalty)
-        return (
-            (alpha * penalty <= slack * gamma)
-            & (gamma <= slack * self.max_gamma)
-            & (alpha <= slack * self.max_alpha)
-            & (delta >= -_ROUNDING * penalty)
+        """Whether step k meets the conditions of the theorem, for the penalty λ_k."""
+
+    def settings(self) -> Settings:
+        """What a solver takes from the schedule."""
+        penalty = Penalty(
+            lambda: _real(self.initial_penalty),
+            lambda k, penalty: penalty + self.delta(k, penalty),
+            self.is_within,
+        )
+        return Settings(
+            outer=_descent(lambda k, _: self.ratio * self.alpha(k)),
+            inner=_descent(lambda k, _: self.gamma(k)),
+            inner_y=_descent(lambda k, penalty: self.alpha(k) * penalty),
+            penalty=penalty,
         )
 
-    def outer(self) -> optax.GradientTransformationExtraArgs:
-        """Gradient descent of x with the step size ξ α_k."""
-        return _descent(lambda k, _: self.ratio * self.alpha(k))
 
-    def inner(self) -> optax.GradientTransformationExtraArgs:
-        """Gradient descent of z with the step size γ_k."""
-        return _descent(lambda k, _: self.gamma(k))
+def all_hold(*pairs: tuple[Any, Any]) -> Bool[Array, ""]:
+    """Whether left <= right, up to rounding, in all pairs of positive numbers."""
+    holds = jnp.asarray(True)
+    for left, right in pairs:
+        holds &= left <= (1.0 + _ROUNDING) * right
+    return holds
 
-    def inner_y(self) -> optax.GradientTransformationExtraArgs:
-        """Gradient descent of y with the step size α_k λ_k."""
-        return _descent(lambda k, penalty: self.alpha(k) * penalty)
+
+def above_rounding(delta: Any, penalty: Any) -> Float[Array, ""]:
+    """δ, less the rounding error of λ + δ."""
+    return delta - 4 * jnp.finfo(jnp.result_type(float)).eps * penalty
+
+
+def checked(check: Check, constants: Any, **numbers: Any) -> list[float]:
+    """The constants of a problem as floats; raises unless all are positive."""
+    check.instance(Constants, "an `ok.bilevel.Constants`", constants=constants)
+    mu, l_g, l_f, l_F = constants
+    check.positive(convexity=mu, lower=l_g, upper=l_f, **numbers)
+    check.non_negative(total=l_F)
+    return [float(number) for number in constants]
+
+
+def settled(
+    check: Check,
+    kind: type[AbstractSchedule],
+    schedule: Any,
+    needed: dict[str, Any],
+    **optional: Any,
+) -> Settings:
+    """The settings of a schedule, or those of single arguments: never of both."""
+    given = {k: v for k, v in (needed | optional).items() if v is not None}
+    made = f"`schedule=ok.bilevel.{kind.maker}(...)`"
+    if schedule is not None:
+        text = f"takes {made} alone, got {', '.join(given)} too. To change a number of"
+        check.that(
+            not given, f"{text} it, use `dataclasses.replace(schedule, k0=5.0)`."
+        )
+        check.instance(kind, made, schedule=schedule)
+        return schedule.settings()
+    missing = ", ".join(name for name in needed if name not in given)
+    check.that(not missing, f"needs {missing}, or {made} instead of all of them.")
+    text = "takes a schedule as `schedule=`, which brings its step sizes along."
+    is_one = any(isinstance(value, AbstractSchedule) for value in given.values())
+    check.that(not is_one, text, TypeError)
+    if "sigma" in given:
+        penalty = as_sigma(check, given["sigma"])
+    else:
+        penalty = as_penalty(check, penalty=given["penalty"])
+    outer, inner, decay = given["outer"], given["inner"], given.get("decay")
+    T = None if "decay" in given else given.get("inner_steps", 1)
+    return Settings(outer, inner, given.get("inner_y", inner), penalty, T, decay)
 
 
 def scale_by_penalty() -> optax.GradientTransformationExtraArgs:
@@ -152,28 +203,14 @@ def sigma_schedule(
     return sigma
 
 
-class Penalty(NamedTuple):
-    """A penalty of any kind, as three functions of the step k and of λ_k."""
-
-    initial: Callable[[], Float[Array, ""]]
-    next: Callable[[Int[Array, ""], Float[Array, ""]], Float[Array, ""]]
-    is_within: Callable[[Int[Array, ""], Float[Array, ""]], Bool[Array, ""]]
-
-
 def as_penalty(check: Check, **given: Any) -> Penalty:
-    """λ from a number > 0, a function of the step, or a `PenaltySchedule`."""
+    """λ from a number > 0, or a function of the step."""
     (value,) = given.values()
-    if isinstance(value, PenaltySchedule):
-        return Penalty(
-            lambda: _real(value.initial_penalty),
-            lambda k, penalty: penalty + value.delta(k, penalty),
-            value.is_within,
-        )
     if callable(value):
         return Penalty(
             lambda: _real(value(jnp.zeros([], jnp.int32))),
-            lambda k, _: _real(value(k + 1)),
-            lambda k, penalty: _real(value(k + 1)) >= (1 - _ROUNDING) * penalty,
+            lambda k, _: _real(value(next_count(k))),
+            lambda k, penalty: _real(value(next_count(k))) >= (1 - _ROUNDING) * penalty,
         )
     check.positive(**given)
     return Penalty(

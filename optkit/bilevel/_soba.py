@@ -24,6 +24,7 @@ from ._base import (
     Objective,
     batches_of,
     lower_gradient,
+    next_count,
     objectives_of,
     relative_residual,
     upper_gradients,
@@ -164,7 +165,7 @@ class Moves(NamedTuple):
         x, outer = self.x(D_x, state.outer, state.x)
         y, inner = self.y(D_y, state.inner, state.y)
         v, linear = self.v(D_v, state.linear, state.v)
-        after = SobaState(x, y, v, outer, inner, linear, state.count + 1)
+        after = SobaState(x, y, v, outer, inner, linear, next_count(state.count))
         return after, Directions(D_x, D_y, D_v)
 
     def info(

@@ -112,15 +112,7 @@ def test_twenty_steps_are_those_of_the_paper(rng):
     *expected, penalty = oracles.f2sa(
         oracles.NoisyQuadratic, x, y, y, samples, T, alpha, gamma, delta, 2.0, 0.8
     )
-    solver = ok.bilevel.f2sa(
-        noisy_upper,
-        noisy_lower,
-        outer=schedule.outer(),
-        inner=schedule.inner(),
-        inner_y=schedule.inner_y(),
-        penalty=schedule,
-        inner_steps=T,
-    )
+    solver = ok.bilevel.f2sa(noisy_upper, noisy_lower, schedule=schedule)
     state = solver.init(x, y)
     for sample in samples:
         state, _ = solver.step(state, sample)
@@ -131,15 +123,7 @@ def test_twenty_steps_are_those_of_the_paper(rng):
 
 def run_schedule(schedule, *num_steps):
     """|∇Φ|² and λ after the given numbers of steps, and all results."""
-    solver = ok.bilevel.f2sa(
-        q2_upper,
-        q2_lower,
-        outer=schedule.outer(),
-        inner=schedule.inner(),
-        inner_y=schedule.inner_y(),
-        penalty=schedule,
-        inner_steps=schedule.inner_steps,
-    )
+    solver = ok.bilevel.f2sa(q2_upper, q2_lower, schedule=schedule)
 
     @jax.jit
     def run(state):

@@ -10,9 +10,9 @@ import optkit as ok
 
 def test_twenty_steps_are_those_of_the_paper(rng):
     # Oracle: NumPy transcription with six estimators and a sample for every gradient.
-    schedule = ok.bilevel.PenaltySchedule(
+    schedule = ok.bilevel.MomentumSchedule(
         a=3 / 5, c=2 / 5, c_alpha=0.08, c_gamma=0.3, k0=4.0, initial_penalty=2.0,
-        growth=float("inf"), target=1.0, ratio=0.7,
+        ratio=0.7,
     )  # fmt: skip
     fields = ok.bilevel.Batches._fields
     samples = [
@@ -35,15 +35,7 @@ def test_twenty_steps_are_those_of_the_paper(rng):
     *expected, penalty = oracles.f3sa(
         oracles.NoisyQuadratic, x, y, y, samples, alpha, gamma, eta, delta, 2.0, 0.7
     )
-    solver = ok.bilevel.f3sa(
-        noisy_upper,
-        noisy_lower,
-        outer=schedule.outer(),
-        inner=schedule.inner(),
-        inner_y=schedule.inner_y(),
-        penalty=schedule,
-        decay=schedule.decay,
-    )
+    solver = ok.bilevel.f3sa(noisy_upper, noisy_lower, schedule=schedule)
     state = solver.init(x, y)
     for sample in samples:
         state, _ = solver.step(state, sample)

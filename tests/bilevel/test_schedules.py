@@ -22,10 +22,22 @@ def lower(x, y, batch):
     return jnp.sum((y - x) ** 2)
 
 
+# The conditions of the theorem hold in the first step, each with little to spare.
+TIGHT = dataclasses.replace(
+    SCHEDULE, growth=0.0187, constants=ok.bilevel.Constants(0.3, 0.32, 0.4, 7.0)
+)
+
+
+def by_penalty(penalty):
+    tx = {"outer": optax.sgd(1e-3), "inner": optax.sgd(0.3)}
+    return ok.bilevel.f2sa(upper, lower, **tx, penalty=penalty)
+
+
 def results(penalty, num_steps=2):
-    solver = ok.bilevel.f2sa(
-        upper, lower, outer=optax.sgd(1e-3), inner=optax.sgd(0.3), penalty=penalty
-    )
+    return steps_of(by_penalty(penalty), num_steps)
+
+
+def steps_of(solver, num_steps=2):
     state = solver.init(jnp.zeros(2), jnp.ones(2))
     found = []
     for _ in range(num_steps):
@@ -48,7 +60,8 @@ def test_penalty_grows_by_the_smaller_of_its_two_bounds():
 
 def test_decay_is_zero_in_the_first_two_steps():
     # Oracle: closed form, 1 - (k + 1)^(-2c).
-    decays = [float(SCHEDULE.decay(jnp.asarray(k))) for k in range(4)]
+    schedule = ok.bilevel.f3sa_schedule(ok.bilevel.Constants(1.0, 1.0, 1.0))
+    decays = [float(schedule.decay(jnp.asarray(k))) for k in range(4)]
     assert_allclose(decays, [0, 0, 1 - 3**-0.8, 1 - 4**-0.8], rtol=1e-14)
 
 
@@ -56,10 +69,11 @@ def test_transforms_take_the_step_sizes_of_the_solvers_own_step():
     # Oracle: closed form, -ξ α_k, -γ_k and -α_k λ_k.
     schedule = dataclasses.replace(SCHEDULE, ratio=0.5)
     one = jnp.ones(())
+    made = schedule.settings()
     for tx, step_size in (
-        (schedule.outer(), 0.5 * schedule.alpha(4)),
-        (schedule.inner(), schedule.gamma(4)),
-        (schedule.inner_y(), schedule.alpha(4) * 7.0),
+        (made.outer, 0.5 * schedule.alpha(4)),
+        (made.inner, schedule.gamma(4)),
+        (made.inner_y, schedule.alpha(4) * 7.0),
     ):
         update, _ = tx.update(one, tx.init(one), one, penalty=7.0, count=4)
         assert_allclose(update, -step_size, rtol=1e-15)
@@ -67,13 +81,96 @@ def test_transforms_take_the_step_sizes_of_the_solvers_own_step():
 
 @pytest.mark.parametrize(
     "changes",
-    [{"c_gamma": 0.1}, {"max_gamma": 0.5}, {"max_alpha": 0.01}, {"target": 0.1}],
+    [
+        {"c_alpha": 0.4, "c_gamma": 0.2, "constants": None},  # α λ <= γ
+        {"target": 0.1},  # δ >= 0
+        {"c_gamma": 1.05},  # γ <= 1/(4 l_g)
+        {"inner_steps": 2},  # γ <= 1/(4 T μ)
+        {"ratio": 1.2},  # α <= 1/(2 ξ l_F)
+        {"initial_penalty": 2.6},  # λ >= 2 l_f/μ
+        {"growth": 0.019},  # δ <= T μ α λ²/16
+    ],
 )
 def test_schedule_outside_its_bounds_warns_and_steps(changes):
     # Oracle: identity. Each change breaks one bound; unchanged it breaks none.
-    assert results(SCHEDULE)[0].result == ok.RESULTS.successful
-    broken = results(dataclasses.replace(SCHEDULE, **changes))
-    assert broken[0].result == ok.RESULTS.schedule_bounds
+    def first(schedule):
+        return steps_of(ok.bilevel.f2sa(upper, lower, schedule=schedule), 1)[0].result
+
+    assert first(SCHEDULE) == first(TIGHT) == ok.RESULTS.successful
+    broken = dataclasses.replace(TIGHT, **changes)
+    assert first(broken) == ok.RESULTS.schedule_bounds
+
+
+OF_F2SA = ok.bilevel.f2sa_schedule(ok.bilevel.Constants(1.0, 2.0, 1.0, 1.0))
+OF_F3SA = ok.bilevel.f3sa_schedule(ok.bilevel.Constants(1.0, 2.0, 1.0, 1.0))
+METHODS = pytest.mark.parametrize(
+    ("make", "schedule", "single"),
+    [
+        (ok.bilevel.f2sa, OF_F2SA, {"penalty": 2.0, "inner_steps": 3}),
+        (ok.bilevel.f3sa, OF_F3SA, {"penalty": 2.0, "decay": 0.5}),
+        (ok.bilevel.penalty, OF_F2SA, {"sigma": 0.5, "inner_steps": 3}),
+        (ok.bilevel.penalty_momentum, OF_F3SA, {"sigma": 0.5, "decay": 0.5}),
+    ],
+)
+
+
+@METHODS
+def test_a_schedule_brings_all_settings_so_they_cannot_disagree(make, schedule, single):
+    """Oracle: the message for each single argument beside it, and for too few."""
+    tx = {"outer": optax.sgd(0.1), "inner": optax.sgd(0.1)}
+    for name, value in (tx | single).items():
+        with pytest.raises(ValueError, match=rf"`schedule=.*alone, got {name} too"):
+            make(upper, lower, schedule=schedule, **{name: value})
+    for name in tx | single:
+        if (make, name) == (ok.bilevel.f2sa, "inner_steps"):  # has a default
+            continue
+        few = {k: v for k, v in (tx | single).items() if k != name}
+        with pytest.raises(ValueError, match=rf"needs {name}, or `schedule="):
+            make(upper, lower, **few)
+    other = OF_F3SA if schedule is OF_F2SA else OF_F2SA
+    with pytest.raises(TypeError, match="schedule"):
+        make(upper, lower, schedule=other)
+    name = "penalty" if "penalty" in single else "sigma"
+    with pytest.raises(TypeError, match="takes a schedule as `schedule=`"):
+        make(upper, lower, **tx | single | {name: schedule})
+
+
+def test_f2sa_takes_the_inner_steps_of_its_schedule():
+    """Oracle: the same transforms, penalty and T = 32, one by one."""
+    made = OF_F2SA.settings()
+    tx = {"outer": made.outer, "inner": made.inner, "inner_y": made.inner_y}
+    one = ok.bilevel.f2sa(upper, lower, schedule=OF_F2SA)
+    other = ok.bilevel.f2sa(upper, lower, **tx, penalty=2.0, inner_steps=32)
+    start = jnp.zeros(2), jnp.ones(2)
+    state, _ = one.step(one.init(*start), None)
+    want, _ = other.step(other.init(*start), None)
+    for name in ("x", "y", "z"):
+        assert_allclose(getattr(state, name), getattr(want, name), rtol=1e-15)
+    # z shrinks by 1 - 2γ in each of the 32 steps, from 1 towards x = 0.
+    shrink = (1 - 2 * float(OF_F2SA.gamma(0))) ** 32
+    assert_allclose(state.z, shrink, rtol=1e-13, float32=1e-5)
+
+
+def test_fewer_inner_steps_than_the_schedule_was_made_for_are_reported():
+    """Oracle: δ_k/λ_k <= T μ β_k/16 in NumPy: T = 1 breaks it in 199 of 200 steps."""
+    short = dataclasses.replace(OF_F2SA, inner_steps=1)
+    for schedule, count in ((OF_F2SA, 0), (short, 199)):
+        solver = ok.bilevel.f2sa(upper, lower, schedule=schedule)
+        state = solver.init(jnp.zeros(2), jnp.ones(2))
+        _, history = ok.run(solver, state, lambda k: None, 200)
+        assert (history.result == ok.RESULTS.schedule_bounds).sum() == count
+
+
+@METHODS
+def test_the_count_stays_at_the_largest_integer(make, schedule, single):
+    """Oracle: the range of int32; a negative count would make NaN step sizes."""
+    del single
+    solver = make(upper, lower, schedule=schedule)
+    state = solver.init(jnp.zeros(2), jnp.ones(2))
+    last = jnp.iinfo(jnp.int32).max
+    after, info = solver.step(state._replace(count=jnp.int32(last)), None)
+    assert after.count == last
+    assert info.result != ok.RESULTS.nonfinite_gradient
 
 
 def test_penalty_that_falls_or_is_not_positive_is_reported():
