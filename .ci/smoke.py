@@ -13,6 +13,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import venv
 from pathlib import Path
@@ -45,6 +46,7 @@ def main() -> None:
         run(python, *build, cwd=work)
         python = _environment(work / "clean")
         install = _install(python)
+        check_sdist(next((work / "dist").glob("*.tar.gz")))
         # What users of jax and optax have already.
         run(*install, "jax", "optax", cwd=work)
         before = _installed(python, work)
@@ -71,6 +73,15 @@ def main() -> None:
     assert not unknown, f"new packages come along: {sorted(unknown)}"
     assert rebuilt == after, "wheel and sdist install different files"
     assert seconds < MAX_IMPORT * jax_seconds, "the import is slow beside that of jax"
+
+
+def check_sdist(path: Path) -> None:
+    """Fails unless the sdist has all that the tests in it need."""
+    with tarfile.open(path) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    tracked = run("git", "ls-files", cwd=ROOT, quiet=True).splitlines()
+    missing = {name for name in tracked if not name.startswith(".")} - names
+    assert not missing, f"the sdist lacks {sorted(missing)}"
 
 
 def run(*command: object, cwd: Path, quiet: bool = False, **variables: str) -> str:
@@ -128,6 +139,7 @@ def inside() -> None:
     import optkit as ok
 
     assert ROOT not in Path(ok.__file__).resolve().parents, ok.__file__
+    assert ok.__version__ == importlib.metadata.version("optkit")
     key = jax.random.key(0)
     params = {"w": jnp.array([1.0, -2.0]), "b": jnp.array(0.5)}
 
@@ -187,7 +199,9 @@ def inside() -> None:
         ok.plot.curves(np.ones((3, 2)))
     except ModuleNotFoundError as error:
         message = str(error)
-    assert "optkit[plot]" in message, "matplotlib came along, or nothing is said"
+    assert "pip install matplotlib" in message, (
+        "matplotlib came along, or nothing is said"
+    )
     print(f"Python {sys.version.split()[0]}, jax {jax.__version__},", end=" ")
     print(f"x64 {jax.config.read('jax_enable_x64')}: works")
 

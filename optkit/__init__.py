@@ -5,7 +5,12 @@ curvature is built once and used four ways: to precondition an update, to
 differentiate a solution, to attribute a prediction to data, to prune weights.
 """
 
-from . import bilevel as bilevel, optim as optim, solvers as solvers
+from . import (
+    _interrupt as _interrupt,
+    bilevel as bilevel,
+    optim as optim,
+    solvers as solvers,
+)
 from ._curvature.base import AbstractCurvature as AbstractCurvature
 from ._curvature.damped import Damped as Damped
 from ._curvature.diagonal import (
@@ -71,3 +76,4 @@ from ._pruning.update import obs_joint as obs_joint, obs_summed as obs_summed
 from ._results import RESULTS as RESULTS
 from ._solver.run import Run as Run, run as run
 from ._solver.solver import Solver as Solver
+from ._version import __version__ as __version__

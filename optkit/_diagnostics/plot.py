@@ -1,4 +1,4 @@
-"""Figures of long runs (`pip install "optkit[plot]"`).
+"""Figures of long runs (`pip install matplotlib`).
 
 Each function draws one thing into Matplotlib Axes and returns them; `label` names it in
 the legend. Axes passed as `ax=` keep their colours and labels; `spectrum` and
@@ -25,7 +25,7 @@ from .style import style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_NO_MATPLOTLIB = '`ok.plot` needs Matplotlib: run `pip install "optkit[plot]"`.'
+_NO_MATPLOTLIB = "`ok.plot` needs Matplotlib: run `pip install matplotlib`."
 
 
 def curves(

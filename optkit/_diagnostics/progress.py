@@ -32,8 +32,8 @@ def scan_with_progress(
 ) -> tuple[PyTree, PyTree]:
     """Runs `jax.lax.scan` with a progress bar.
 
-    It uses rich if standard error is a terminal and rich is installed, for example by
-    `pip install "optkit[plot]"`; otherwise it prints a few lines.
+    It uses rich if standard error is a terminal and rich is installed (`pip install
+    rich`); otherwise it prints a few lines.
 
     The host is called after the first step, every `every` steps, and after the last;
     other steps do not wait. Results and derivatives are those of `lax.scan`. Under

@@ -3,7 +3,7 @@
 import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -61,15 +61,20 @@ def main(argv: Sequence[str]) -> int:
     key = jr.fold_in(jr.key(options.seed), NUM_TRAIN)
     task, is_right = corrupted(data, key=key, num_seeds=num_seeds)
     runs: dict[str, Cleaning] = {}
-    code = 0
-    try:
-        _clean_each(runs, task, is_right, data, options.quick)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+
+    def stop() -> None:
         missing = ", ".join(name for name in CLEANERS if name not in runs)
         print(f"Stopped by Ctrl-C; not finished: {missing}.", file=sys.stderr)
+        _conclude(runs, folder, task, data)
+
+    try:
+        with held_interrupt(stop) as check:
+            _clean_each(runs, task, is_right, data, options.quick, check)
+    except KeyboardInterrupt:
+        stop()
+        return INTERRUPTED
     _conclude(runs, folder, task, data)
-    return code
+    return 0
 
 
 def _make_parser() -> Parser:
@@ -102,11 +107,12 @@ def _clean_each(
     is_right: Bool[Array, "seeds n"],
     data: Digits,
     quick: bool,
+    check: Callable[[], None],
 ) -> None:
     """Fills `runs` one by one, so that Ctrl-C keeps the finished ones."""
     ones = jnp.ones(task.labels.shape, jnp.float32)
     baselines = {"all one": ones, "the truth": is_right.astype(jnp.float32)}
-    with held_interrupt() as check, progress_bar(Console(stderr=True)) as progress:
+    with progress_bar(Console(stderr=True)) as progress:
         for name, weights in baselines.items():
             check()
             start = time.perf_counter()

@@ -68,25 +68,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         parser.error(f"argument --out: {error}")
     runs: dict[str, Run] = {}
-    code = 0
-    try:
-        _train_each(names, options, runs)
-    except KeyboardInterrupt:
-        code = INTERRUPTED
+
+    def stop() -> None:
         missing = ", ".join(name for name in names if name not in runs)
         print(f"Stopped by Ctrl-C; not finished: {missing}.", file=sys.stderr)
+        _conclude(runs, folder)
+
+    try:
+        _train_each(names, options, runs, stop)
+    except KeyboardInterrupt:
+        stop()
+        return INTERRUPTED
     _conclude(runs, folder)
-    return code
+    return 0
 
 
 def _train_each(
-    names: list[str], options: argparse.Namespace, runs: dict[str, Run]
+    names: list[str],
+    options: argparse.Namespace,
+    runs: dict[str, Run],
+    stop: Callable[[], None],
 ) -> None:
     """Fills `runs` one by one, so that Ctrl-C keeps the finished ones."""
     default = (QUICK_STEPS, QUICK_SEEDS) if options.quick else (STEPS, SEEDS)
     steps, num_seeds = options.steps or default[0], default[1]
     data = digits()
-    with held_interrupt() as check, progress_bar(Console(stderr=True)) as progress:
+    with held_interrupt(stop) as check, progress_bar(Console(stderr=True)) as progress:
         for name in names:
             check()
             bar = add_bar(progress, name.ljust(max(map(len, names))), steps)

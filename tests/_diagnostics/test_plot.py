@@ -96,8 +96,8 @@ def test_new_axes_are_made_where_none_are_passed(spectrum):
         pyplot.close(made.figure)
 
 
-def test_without_matplotlib_the_message_names_the_extra(monkeypatch):
+def test_without_matplotlib_the_message_names_the_package(monkeypatch):
     """Oracle: the message."""
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ModuleNotFoundError, match=r"`ok.plot`.*optkit\[plot\]"):
+    with pytest.raises(ModuleNotFoundError, match="`ok.plot`.*pip install matplotlib"):
         ok.plot.curves(np.ones((3, 2)))

@@ -7,7 +7,7 @@ import jax
 import optax
 import pytest
 
-from optkit.demo import command as cli
+from optkit.demo import command as cli, terminal
 from optkit.demo.optimizers import OPTIMIZERS
 
 TINY = ["--quick", "--steps", "3"]
@@ -69,6 +69,7 @@ def test_interrupt_before_anything_finished_leaves_nothing(
 ):
     # Oracle: identity, an empty working directory.
     monkeypatch.setitem(OPTIMIZERS, "stop", _signal)
+    monkeypatch.setattr(terminal, "GRACE", 1e6)  # or it would end this process
     assert cli.main([*TINY, "--optimizers", "stop"]) == 130
     assert "nothing was written" in capsys.readouterr().out
     assert os.listdir(tmp_path) == []
@@ -128,7 +129,7 @@ def test_missing_extra_is_one_line_that_says_what_to_install(module):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert 'pip install "optkit[demo]"' in done.stderr
+    assert "pip install matplotlib mlxtend rich scikit-learn" in done.stderr
     assert done.stderr.count("\n") == 1
 
 
@@ -143,3 +144,38 @@ def test_import_of_the_package_pulls_in_no_extra():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "set()"
+
+
+def _after_ctrl_c(command, mark, environment=None):
+    """The exit code and the last lines of a command, with Ctrl-C after a mark."""
+    environment = os.environ | (environment or {})
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        while mark not in process.stderr.readline():
+            assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        last = process.stderr.read()
+    return process.returncode, last
+
+
+def test_ctrl_c_during_the_import_is_one_line():
+    # Oracle: the line and 130. Python prints a line for each module that it imports.
+    code, last = _after_ctrl_c(
+        [sys.executable, "-m", "optkit"], "jax", {"PYTHONPROFILEIMPORTTIME": "1"}
+    )
+    own = [line for line in last.splitlines() if "import time:" not in line]
+    assert (code, own) == (130, ["Stopped by Ctrl-C."])
+
+
+def test_ctrl_c_during_a_compilation_ends_at_once():
+    # Oracle: the text and 130, while the main thread is in C for an hour.
+    program = """
+import hashlib, sys
+from optkit.demo.terminal import held_interrupt
+with held_interrupt(lambda: print("saved", file=sys.stderr)):
+    print("ready", file=sys.stderr, flush=True)
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
+"""
+    got = _after_ctrl_c([sys.executable, "-c", program], "ready")
+    assert got == (130, "saved\n")
