@@ -99,5 +99,5 @@ def test_new_axes_are_made_where_none_are_passed(spectrum):
 def test_without_matplotlib_the_message_names_the_package(monkeypatch):
     """Oracle: the message."""
     monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
-    with pytest.raises(ModuleNotFoundError, match="`ok.plot`.*pip install matplotlib"):
+    with pytest.raises(ModuleNotFoundError, match=r"`ok.plot`.*pip install matplotlib"):
         ok.plot.curves(np.ones((3, 2)))
