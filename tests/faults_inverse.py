@@ -117,7 +117,7 @@ INDEFINITE = Fault("singular", "a negative eigenvalue", Reports("indefinite"),
     lambda m: m.solve(C=m.curvature(-1.0, 1.0, 1.0), λ=0.0))
 ONLY_ITS_OWN_OPTIONS = Fault("option", "options of another method",
     Raises(ValueError, "options"),
-    lambda m: lx.linear_solve(diagonal(), jnp.ones(3), m.make(), options={"y0": 0.0}))
+    lambda m: lx.linear_solve(diagonal(), jnp.ones(3), m.make(), options={"yo": 0.0}))
 UNDAMPED = Fault("singular", "no damping", Reports("undamped"),
     lambda m: m.solve(λ=0.0))
 OF_CG = [
