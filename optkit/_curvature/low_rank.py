@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -12,8 +13,10 @@ from jaxtyping import Array, PyTree
 
 from .._check import Check
 from .._types import Params, wide_dtype
-from .._vector import combine, num_rows, project, scale, structure_of
+from .._vector import combine, explicit_sharding, num_rows, project, scale, structure_of
 from .base import AbstractCurvature
+
+_COLUMNS = 2048  # columns of blocks at a time
 
 
 class LowRank(AbstractCurvature):
@@ -98,9 +101,11 @@ class BlockLowRank(AbstractCurvature):
 
     def product(self, vector: Params) -> Params:
         """U_bᵀ(U_b x_b) in each block b."""
-        product = jax.vmap(lambda u, x: combine(project(u, x), u), in_axes=(1, 0))
-        blocks = jax.tree.map(product, self.split(self.rows, 1), self.split(vector))
-        return self.join(blocks)
+
+        def product(u: Array, x: Array) -> Array:
+            return combine(project(u, x), u)
+
+        return self.join(self.over_blocks(product, self.split(vector)))
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """The structure of the rows without their leading axis."""
@@ -127,6 +132,19 @@ class BlockLowRank(AbstractCurvature):
             return jnp.pad(flat, padding).reshape(*kept, num_blocks, length)
 
         return jax.tree.map(split_leaf, tree)
+
+    def over_blocks(self, f: Callable[..., Array], *trees: PyTree) -> PyTree:
+        """Returns f(U_b, ...) for the columns U_b of each block, stacked for each leaf.
+
+        The leaves of `trees` have one entry per block for the other arguments of f.
+        The rows are neither copied nor cast as a whole.
+        """
+
+        def over_leaf(u: Array, *others: Array) -> Array:
+            length = max(min(self.block_size, math.prod(u.shape[1:])), 1)
+            return _over_leaf(f, u, length, others)
+
+        return jax.tree.map(over_leaf, self.rows, *trees)
 
     def join(self, blocks: PyTree) -> Params:
         """Undoes `split` of a vector."""
@@ -193,6 +211,70 @@ def _check_rows(check: Check, rows: PyTree) -> None:
     lengths = {shape[:1] for shape in shapes}
     text = f"needs rows whose leaves share a leading axis, got shapes {shapes}."
     check.that(len(lengths) <= 1 and () not in lengths, text)
+
+
+def _over_leaf(
+    f: Callable[..., Array], u: Array, length: int, others: tuple[Array, ...]
+) -> Array:
+    """f over the blocks of a leaf, about 2048 columns at a time."""
+    r, size = u.shape[0], math.prod(u.shape[1:])
+    whole, rest = divmod(size, length)
+    flat = u.reshape(r, size)
+    several = jax.vmap(f, in_axes=(1, *(0 for _ in others)))
+
+    def tail(start: int) -> Array:
+        columns = lax.optimization_barrier(flat[:, start * length :])
+        columns = jnp.pad(columns, [(0, 0), (0, -columns.shape[1] % length)])
+        return several(columns.reshape(r, -1, length), *(x[start:] for x in others))
+
+    width = max(_COLUMNS // length, 1)
+    if whole <= width or explicit_sharding(u):
+        return tail(0)
+    divisor = max(d for d in range(1, width + 1) if whole % d == 0)
+    if not rest and 4 * divisor > width:
+        return _strided(several, flat.reshape(r, divisor, -1, length), others)
+
+    def fill(i: Any, result: Array) -> Array:
+        # Without the barrier, XLA casts all rows before the loop. Without `reshape`, it
+        # transposes all Cholesky factors before the loop.
+        here, i = lax.optimization_barrier((flat, i))
+        start = jnp.minimum(i * width, whole - width)  # the last step may overlap
+        columns = lax.dynamic_slice_in_dim(here, start * length, width * length, 1)
+        parts = (
+            lax.dynamic_slice_in_dim(x.reshape(len(x), -1), start, width).reshape(
+                width, *x.shape[1:]
+            )
+            for x in others
+        )
+        part = several(columns.reshape(r, width, length), *parts)
+        return lax.dynamic_update_slice_in_dim(result, part, start, 0)
+
+    last = tail(whole) if rest else jax.eval_shape(partial(tail, whole - 1))
+    result = jnp.zeros((whole + (rest > 0), *last.shape[1:]), last.dtype)
+    result = lax.fori_loop(0, -(-whole // width), fill, result)
+    return result.at[whole:].set(last) if rest else result
+
+
+# The blocks of a step are far apart, so that on several devices each one works on its
+# own blocks in every step.
+def _strided(
+    several: Callable[..., Array], u: Array, others: tuple[Array, ...]
+) -> Array:
+    _, width, num_steps, _ = u.shape
+    others = tuple(x.reshape(width, num_steps, *x.shape[1:]) for x in others)
+
+    def at(i: Any) -> Array:
+        here, i = lax.optimization_barrier((u, i))
+        parts = (lax.dynamic_index_in_dim(x, i, 1, keepdims=False) for x in others)
+        return several(lax.dynamic_index_in_dim(here, i, 2, keepdims=False), *parts)
+
+    def fill(i: Any, result: Array) -> Array:
+        return lax.dynamic_update_index_in_dim(result, at(i), i, 1)
+
+    one = jax.eval_shape(at, 0)
+    result = jnp.zeros((width, num_steps, *one.shape[1:]), one.dtype)
+    result = lax.fori_loop(0, num_steps, fill, result)
+    return result.reshape(width * num_steps, *one.shape[1:])
 
 
 def _column_squares(rows: PyTree) -> Params:

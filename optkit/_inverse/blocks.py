@@ -6,13 +6,14 @@ A block of B coordinates has the rows U_b, its slice of U, and is factorised by
     B < r     Cholesky of λI + U_bᵀ U_b, B x B, which is the block itself
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.scipy.linalg import cho_solve, solve_triangular
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._curvature.low_rank import BlockLowRank
 from .._types import Params, wide_dtype
@@ -26,17 +27,12 @@ _HIGHEST = lax.Precision.HIGHEST
 class BlockFactor(NamedTuple):
     """For each leaf, the lower Cholesky factors of its blocks, stacked."""
 
-    lower: list[Array]
+    lower: PyTree
 
 
 def factor_blocks(curvature: BlockLowRank, damping: Float[Array, ""]) -> BlockFactor:
     """Factorises every block, vmapped over the blocks of a leaf."""
-    blocks = jax.tree.leaves(curvature.split(curvature.rows, 1))
-    return BlockFactor([_factor_leaf(u, damping) for u in blocks])
 
-
-@jax.jit
-def _factor_leaf(u: Array, damping: Array) -> Array:
     def factor(u: Array) -> Array:
         u = u.astype(small_dtype())
         pair = (u.T, u) if _is_dense(u) else (u, u.T)
@@ -44,7 +40,7 @@ def _factor_leaf(u: Array, damping: Array) -> Array:
         eye = jnp.eye(matrix.shape[0], dtype=matrix.dtype)
         return jnp.linalg.cholesky(matrix + damping.astype(matrix.dtype) * eye)
 
-    return jax.vmap(factor, in_axes=1)(u)
+    return BlockFactor(curvature.over_blocks(factor))
 
 
 def block_solve(
@@ -60,7 +56,8 @@ def block_solve(
         near = jnp.matmul(y, u, precision=_HIGHEST)
         return ((wide - near) / damping.astype(wide.dtype)).astype(x.dtype)
 
-    return _per_block(solve, curvature, factor, vector)
+    split = curvature.split(vector)
+    return curvature.join(curvature.over_blocks(solve, factor.lower, split))
 
 
 def block_diagonal(
@@ -68,15 +65,14 @@ def block_diagonal(
 ) -> Params:
     """The diagonal of the inverse of each block."""
 
-    def diagonal(u: Array, lower: Array, like: Array) -> Array:
+    def diagonal(u: Array, lower: Array) -> Array:
         w = solve_triangular(lower, _side(u, lower.dtype), lower=True)
         squares = jnp.sum(w**2, axis=0)
         if not _is_dense(u):
             squares = (1 - squares) / damping.astype(squares.dtype)
-        return squares.astype(wide_dtype(like))
+        return squares.astype(wide_dtype(u))
 
-    likes = jax.tree.map(lambda u: u[0], curvature.rows)
-    return _per_block(diagonal, curvature, factor, likes)
+    return curvature.join(curvature.over_blocks(diagonal, factor.lower))
 
 
 def block_entry(
@@ -86,42 +82,34 @@ def block_entry(
     rows, size = curvature.rows, curvature.in_size()
     found = jnp.where((a >= 0) & (a < size) & (b >= 0) & (b < size), 0, jnp.nan)
     found = found.astype(common_dtype(rows))
-    blocks = jax.tree.leaves(curvature.split(rows, 1))
-    parts = zip(blocks, factor.lower, places(rows, a), places(rows, b), strict=True)
+    leaves = map(jax.tree.leaves, (rows, factor.lower))
+    parts = zip(*leaves, places(rows, a), places(rows, b), strict=True)
     for u, lower, (place_a, is_a), (place_b, is_b) in parts:
-        _, num_blocks, length = u.shape
+        u = u.reshape(u.shape[0], math.prod(u.shape[1:]))
+        length = max(min(curvature.block_size, u.shape[1]), 1)
         is_here = is_a & is_b & (place_a // length == place_b // length)
-        if num_blocks:
-            value = _leaf_entry(u, lower, damping, place_a, place_b)
+        if u.size or len(lower):
+            value = _leaf_entry(u, length, lower, damping, place_a, place_b)
             found = jnp.where(is_here, value.astype(found.dtype), found)
     return found
 
 
-def _leaf_entry(u: Array, lower: Array, damping: Array, a: Array, b: Array) -> Array:
-    length = u.shape[2]
-
+def _leaf_entry(
+    u: Array, length: int, lower: Array, damping: Array, a: Array, b: Array
+) -> Array:
     def one(a: Array, b: Array) -> Array:
         block = a // length
-        side = _side(u[:, block], lower.dtype)
+        places = block * length + jnp.arange(length)
+        columns = u.at[:, places].get(mode="fill", fill_value=0)
+        side = _side(columns, lower.dtype)
         pair = jnp.stack([side[:, a % length], side[:, b % length]], axis=1)
         w = solve_triangular(lower[block], pair, lower=True)
         inner = jnp.sum(w[:, 0] * w[:, 1])
-        if _is_dense(u):
+        if _is_dense(columns):
             return inner
         return (jnp.where(a == b, 1, 0) - inner) / damping.astype(inner.dtype)
 
     return jax.vmap(one)(a.reshape(-1), b.reshape(-1)).reshape(a.shape)
-
-
-def _per_block(
-    f: Any, curvature: BlockLowRank, factor: BlockFactor, vector: Params
-) -> Params:
-    """Applies f(rows, factor, vector) to each block, and joins the results."""
-    leaves, treedef = jax.tree.flatten(curvature.split(vector))
-    rows = jax.tree.leaves(curvature.split(curvature.rows, 1))
-    over_blocks = jax.vmap(f, in_axes=(1, 0, 0))
-    blocks = map(over_blocks, rows, factor.lower, leaves)
-    return curvature.join(treedef.unflatten(blocks))
 
 
 def _side(u: Array, dtype: Any) -> Array:

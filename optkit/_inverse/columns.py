@@ -48,7 +48,8 @@ def _chunked_gram(rows: PyTree) -> Array:
         count, rest = divmod(flat.shape[1], _CHUNK)
 
         def add(i: Any, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            chunk = lax.dynamic_slice_in_dim(flat, i * _CHUNK, _CHUNK, 1)
+            here, i = _tied(flat, i)
+            chunk = lax.dynamic_slice_in_dim(here, i * _CHUNK, _CHUNK, 1)
             return _compensated(carry, gram(chunk.astype(dtype)))
 
         carry = lax.fori_loop(0, count, add, carry) if count else carry
@@ -87,8 +88,9 @@ def _by_chunks(f: Callable[[Array], Array], rows: PyTree) -> PyTree:
         out = jax.eval_shape(f, jax.ShapeDtypeStruct((r, _CHUNK), u.dtype))
 
         def fill(i: Any, result: Array) -> Array:
+            here, i = _tied(flat, i)
             start = jnp.minimum(i * _CHUNK, n - _CHUNK)  # the last chunk may overlap
-            part = f(lax.dynamic_slice_in_dim(flat, start, _CHUNK, 1))
+            part = f(lax.dynamic_slice_in_dim(here, start, _CHUNK, 1))
             return lax.dynamic_update_slice_in_dim(result, part, start, result.ndim - 1)
 
         zeros = jnp.zeros((*out.shape[:-1], n), out.dtype)
@@ -96,6 +98,11 @@ def _by_chunks(f: Callable[[Array], Array], rows: PyTree) -> PyTree:
         return result.reshape(*result.shape[:-1], *u.shape[1:])
 
     return jax.tree.map(over_leaf, rows)
+
+
+def _tied(u: Array, i: Any) -> tuple[Array, Any]:
+    """Both as they are, so that XLA does not cast all of u outside a loop over i."""
+    return lax.optimization_barrier((u, i))
 
 
 def _flat(u: Array) -> Float[Array, "r n"]:

@@ -1,5 +1,7 @@
 """Woodbury's identity: M-FAC's static algorithm, its precision and its memory."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -102,6 +104,82 @@ def test_many_columns_are_taken_in_chunks(rng):
         assert_allclose(ravel_pytree(P.diagonal())[0], want, rtol=1e-10)
         entry = -rows[:, 4097] @ inverse[:, 5000] / 0.5
         assert_allclose(P.entry(4097, 5000), entry, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("r", "n", "size"), [(4, 5000, 3), (4, 4096, 4), (9, 6007, 50), (3, 9000, 3000)]
+)
+def test_many_blocks_are_taken_in_steps(rng, r, n, size):
+    """Oracle: NumPy, block by block; cut blocks, with and without a stride."""
+    rows, x = rng.normal(size=(r, n)), rng.normal(size=n)
+    C = ok.BlockLowRank(jnp.asarray(rows), size)
+    P = ok.invert(C, ok.Woodbury(), damping=0.5)
+    product, solution, diagonal = C.mv(jnp.asarray(x)), P.mv(jnp.asarray(x)), []
+    for start in range(0, n, size):
+        b = slice(start, start + size)
+        block = rows[:, b].T @ rows[:, b]
+        inverse = np.linalg.inv(block + 0.5 * np.eye(len(block)))
+        assert_allclose(product[b], block @ x[b], rtol=1e-9, atol=1e-10)
+        assert_allclose(solution[b], inverse @ x[b], rtol=1e-9, atol=1e-9, float32=1e-4)
+        diagonal.append(np.diag(inverse))
+    assert_allclose(P.diagonal(), np.concatenate(diagonal), rtol=1e-9, float32=1e-4)
+    assert_allclose(P.entry(n - 1, n - 1), inverse[-1, -1], rtol=1e-9, float32=1e-4)
+
+
+def temporaries(use, *inputs):
+    """The compiler's own account of temporary bytes, as float32 users have it."""
+    with jax.enable_x64(False):
+        return (
+            jax.jit(use).lower(*inputs).compile().memory_analysis().temp_size_in_bytes
+        )
+
+
+@pytest.mark.parametrize("size", [64, 100, 128, 256, 512])
+def test_blocks_take_a_fifth_of_the_rows_besides_their_factors(size):
+    """Oracle: the compiler's own account; 128 to 512 do not divide 40,000."""
+    r, n = 256, 40_000
+    rows, x = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((r, n), (n,)))
+
+    def invert(u):
+        return ok.invert(ok.BlockLowRank(u, size), ok.Woodbury(), damping=0.1)
+
+    with jax.enable_x64(False):
+        P = jax.eval_shape(invert, rows)
+    for use, *inputs in (
+        (invert, rows),
+        (lambda P, x: P.solve(x).value, P, x),
+        (lambda P: P.diagonal(), P),
+        (lambda P: P.entry(3, 5), P),
+        (lambda P, x: P.operator.mv(x), P, x),
+    ):
+        assert temporaries(use, *inputs) < 0.2 * r * n * 4
+
+
+@pytest.mark.parametrize("of", [ok.LowRank, lambda u: ok.BlockLowRank(u, 100)])
+def test_bfloat16_rows_are_not_copied_in_float32(of):
+    """Oracle: the compiler's own account; a copy would be twice the rows."""
+    r, n = 256, 40_000
+    rows = jax.ShapeDtypeStruct((r, n), jnp.bfloat16)
+    with jax.enable_x64(False):
+        invert = partial(ok.invert, solver=ok.Woodbury(), damping=0.1)
+        P = jax.eval_shape(lambda u: invert(of(u)), rows)
+    for use, inputs in (
+        (lambda u: invert(of(u)).factor, rows),
+        (lambda P: P.diagonal(), P),
+    ):
+        assert temporaries(use, inputs) < 0.4 * r * n * 2
+
+
+def test_on_devices_blocks_stay_where_they_are(rng):
+    """Oracle: the compiled program; 8 virtual devices, whole blocks on each."""
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec(None, "x")
+    rows = jnp.asarray(rng.normal(size=(4, 8 * 640)))
+    placed = jax.device_put(rows, jax.sharding.NamedSharding(mesh, spec))
+    C, D = (ok.BlockLowRank(u, 16) for u in (placed, rows))
+    product = jax.jit(lambda C: C.mv(C.rows[0])).lower(C).compile()
+    assert "all-gather" not in product.as_text()
+    assert_allclose(product(C), D.mv(rows[0]), rtol=1e-12)
 
 
 def test_it_takes_a_fifth_more_memory_than_the_rows():
