@@ -79,8 +79,14 @@ def check_sdist(path: Path) -> None:
     """Fails unless the sdist has all that the tests in it need."""
     with tarfile.open(path) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    tracked = run("git", "ls-files", cwd=ROOT, quiet=True).splitlines()
-    missing = {name for name in tracked if not name.startswith(".")} - names
+    wanted = [ROOT / "conftest.py", ROOT / "README.md", ROOT / "CITATION.cff"]
+    for folder in ("benchmarks", "docs", "notebooks", "optkit", "tests"):
+        for pattern in ("*.py", "*.md", "*.ipynb", "*.json"):
+            wanted += (ROOT / folder).rglob(pattern)
+    relative = (path.relative_to(ROOT) for path in wanted)
+    missing = {
+        str(p) for p in relative if not any(x[0] == "." for x in p.parts)
+    } - names
     assert not missing, f"the sdist lacks {sorted(missing)}"
 
 
