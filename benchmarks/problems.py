@@ -118,7 +118,7 @@ def _draw(
     root_x = jnp.r_[0.0, jnp.logspace(jnp.log10(mu) / 2, 0.0, dim_x - 1)]
     basis_y = _orthogonal(keys[0], dim_y)
     basis_x = _orthogonal(keys[1], dim_x)
-    a = jr.normal(keys[2], (n, dim_y)) @ (basis_y * root_y) @ basis_y.T
+    a = jr.normal(keys[2], (n, dim_y)) @ (basis_y * root_y[None]) @ basis_y.T
     b = jr.normal(keys[3], (n, dim_x)) @ (basis_x * root_x) @ basis_x.T
     # u = U D ξ and w = V ξ, so E u wᵀ = U D Vᵀ.
     k = min(dim_x, dim_y)

@@ -35,6 +35,9 @@ from ._curvature.low_rank import (
 from ._curvature.masked import Masked as Masked
 from ._curvature.spectrum import Spectrum as Spectrum, spectrum as spectrum
 from ._curvature.trace import hutchinson_trace as hutchinson_trace
+from ._curvature.xdiag import xdiag as xdiag
+from ._curvature.xnystrace import xnystrace as xnystrace
+from ._curvature.xtrace import xtrace as xtrace
 from ._diagnostics import plot as plot
 from ._diagnostics.progress import scan_with_progress as scan_with_progress
 from ._geometry import projections as projections, prox as prox

@@ -326,8 +326,23 @@ class Estimator(Row):
         return self.make(diagonal(number, number, number))
 
 
+def tagged(method: Any) -> Any:
+    """The method, on operators with the tag that it needs."""
+
+    def make(operator: Any, **options: Any) -> Any:
+        is_linear = isinstance(operator, lx.AbstractLinearOperator)
+        is_one = is_linear and lx.is_symmetric(operator)
+        tag = lx.positive_semidefinite_tag
+        given = lx.TaggedLinearOperator(operator, tag) if is_one else operator
+        return method(given, **options)
+
+    return make
+
+
 PROBES = {"key": opt.KEY, "num_probes": opt.COUNT}
 # fmt: off
+TOO_MANY = Fault("option", "more probes than params",
+    Raises(ValueError, "num_probes=4"), lambda f: f.with_option("num_probes", 4))
 ESTIMATORS = Kind("Estimators of an operator", [
     Fault("nan", "an operator of NaN", Shows(),
         lambda f: f.make(diagonal(NAN, 1.0, 1.0))),
@@ -341,6 +356,17 @@ ESTIMATORS = Kind("Estimators of an operator", [
     Estimator("hutchinson_trace",
         partial(ok.hutchinson_trace, key=jr.key(0), num_probes=2),
         PROBES | {"operator": opt.OPERATOR}, differs={"an operator of 3e38": Shows()}),
+    Estimator("xtrace", partial(ok.xtrace, key=jr.key(0), num_probes=2),
+        PROBES | {"operator": opt.OPERATOR}, differs={"an operator of 3e38": Shows()},
+        faults=[TOO_MANY]),
+    Estimator("xdiag", partial(ok.xdiag, key=jr.key(0), num_probes=2),
+        PROBES | {"operator": opt.OPERATOR}, differs={"an operator of 3e38": Shows()},
+        faults=[TOO_MANY]),
+    Estimator("xnystrace", tagged(partial(ok.xnystrace, key=jr.key(0), num_probes=2)),
+        PROBES | {"operator": opt.OPERATOR}, differs={"an operator of 3e38": Shows()},
+        faults=[TOO_MANY, Fault("object", "an operator that may be indefinite",
+            Raises(ValueError, "ok.xtrace"),
+            lambda f: ok.xnystrace(diagonal(), key=jr.key(0), num_probes=2))]),
     Estimator("spectrum",
         partial(ok.spectrum, key=jr.key(0), num_probes=1, num_steps=2),
         PROBES | {"operator": opt.OPERATOR, "num_steps": opt.COUNT},

@@ -16,15 +16,8 @@ def hutchinson_trace(
     With random signs z, it is unbiased. One probe has variance 2 Σ_{i≠j} C_ij², so it
     is exact for a diagonal C. With k probes the error falls as 1/√k.
 
-    If the spectrum decays, matfree's XTrace needs far fewer products. It ravels its
-    vectors, so it suits small, unsharded params of one dtype:
-
-        from matfree import stochtrace
-        sampler = stochtrace.sampler_normal(params, num=20)
-        xtrace = stochtrace.estimator_leave_one_out_mean_and_sem(
-            stochtrace.leave_one_out_xtrace(), sampler
-        )
-        estimate = ok.Estimate(*xtrace(C.mv, key))
+    If the spectrum decays, `ok.xtrace` and `ok.xnystrace` need far fewer products, but
+    they store a vector for each. The trace of `C @ C` is the squared Frobenius norm.
 
     Args:
         operator: any symmetric Lineax operator, such as `ok.hessian(...)`.
@@ -42,7 +35,7 @@ def hutchinson_trace(
         18.0
 
     Reference:
-        Hutchinson 1990; Epperly, Tropp and Webber 2024, arXiv:2301.07825 (XTrace).
+        Hutchinson 1990, A stochastic estimator of the trace of the influence matrix.
     """
     check = Check("ok.hutchinson_trace")
     return over_probes(check, operator, key, num_probes, dot)

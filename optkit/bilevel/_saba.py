@@ -90,8 +90,13 @@ def saba(
     with the update of `ok.bilevel.soba`. F and g are means of n terms of equal weight.
     A term is one example, or a fixed minibatch, which divides the memory by its size.
     With constant step sizes, the iterates converge to the solution, at a linear rate on
-    well-conditioned problems. The tables start at zero, so the first pass over the
-    terms is one of plain `ok.bilevel.soba`.
+    well-conditioned problems.
+
+    The tables start at zero, so in the first pass over the terms m̄ is the sum of the
+    values so far over n, and q_i comes on top: directions grow from those of
+    `ok.bilevel.soba` to nearly twice as long. If that is too long, begin with one step
+    on all terms at once, `Term(jnp.arange(n), batches)`, which fills the tables and
+    moves along the full gradients.
 
     Besides the state of `ok.bilevel.soba`, it stores `num_lower` (2|y| + |x|) +
     `num_upper` (|y| + |x|) numbers, and the means of these tables with their rounding

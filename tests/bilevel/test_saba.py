@@ -116,6 +116,40 @@ def test_several_terms_in_a_step_are_their_mean_and_each_counts_once(problem):
     assert_allclose(info.hypergradient_norm, jnp.linalg.norm(F_x), rtol=1e-12)
 
 
+@pytest.mark.parametrize("fills", [False, True])
+def test_directions_nearly_double_in_the_first_pass_unless_one_step_fills_the_tables(
+    fills,
+):
+    """Oracle: the recursion in NumPy, d + m̄ with m̄ += d / n, at a point that rests."""
+
+    def F(x, y, batch):
+        return batch * x
+
+    def g(x, y, batch):
+        return 0.5 * batch * y**2
+
+    solver = ok.bilevel.saba(
+        F, g, num_upper=NUM, num_lower=NUM, outer=optax.sgd(0.0), inner=optax.sgd(0.0)
+    )
+
+    def batch(i):
+        one = ok.bilevel.Term(i, jnp.ones(i.shape))
+        return ok.bilevel.Batches(upper_x=one, lower_x=one)
+
+    state = solver.init(jnp.asarray(1.0), jnp.asarray(1.0))
+    if fills:
+        state, info = solver.step(state, batch(jnp.arange(NUM)))
+        assert info.hypergradient_norm == 1
+    memory, mean = np.full(NUM, float(fills)), float(fills)
+    for i in range(NUM):
+        d = 1.0 - memory[i]
+        direction, mean, memory[i] = d + mean, mean + d / NUM, 1.0
+        state, info = solver.step(state, batch(jnp.asarray(i)))
+        assert_allclose(info.hypergradient_norm, direction, rtol=1e-14)
+        assert_allclose(info.residual_norm, direction, rtol=1e-14)
+    assert direction == (1.0 if fills else 2 - 1 / NUM)
+
+
 def test_rounding_does_not_add_up_in_the_mean(blocks, key):
     """Oracle: the mean of the table in float64, within a few roundings."""
     narrow = jax.tree.map(lambda a: a.astype(jnp.float32), blocks)
