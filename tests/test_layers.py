@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "optkit"
 LAYERS = [
-    {"_types", "_results", "_version", "_interrupt", "_check", "_vector"},
+    {"_types", "_results", "_version", "_interrupt", "_check", "_linearize", "_vector"},
     {"_curvature", "_geometry"},
     {"_inverse", "_solver"},
     {"optim", "_implicit", "solvers", "_influence", "_pruning", "_diagnostics"},

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
+from .._linearize import linearize
 from .._types import Params
 from .._vector import add, common_dtype, from_vector, scale, to_vector, widen
 
@@ -198,7 +199,8 @@ def linearised(
 ) -> lx.FunctionLinearOperator:
     """The operator, with everything that does not depend on the vector precomputed."""
     # The product is linear, so it is its own derivative.
-    _, product = jax.linearize(operator.mv, params)
+    check = Check(operator.maker or type(operator).__name__)
+    _, product = linearize(check, operator.mv, params, is_needed=False)
     structure, tags = operator.in_structure(), tags_of(operator)
     return lx.FunctionLinearOperator(product, structure, tags)
 

@@ -14,6 +14,7 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 from .._check import Check
+from .._linearize import forward_mode
 from .._types import Params, wide_dtype
 from .._vector import dot, multiply, scale, signs
 from .estimate import Estimate, average, over_probes
@@ -71,10 +72,12 @@ def value_grad_and_diag(
 
         if num_probes == 1:
             z = signs(key, params)
-            grads, hz, value = jax.jvp(gradient, (params,), (z,), has_aux=True)
+            with forward_mode(check):
+                grads, hz, value = jax.jvp(gradient, (params,), (z,), has_aux=True)
             return value, grads, multiply(z, hz)
 
-        grads, tangents, value = jax.linearize(gradient, params, has_aux=True)
+        with forward_mode(check):
+            grads, tangents, value = jax.linearize(gradient, params, has_aux=True)
 
         def draw(key: Array) -> Params:
             z = signs(key, params)

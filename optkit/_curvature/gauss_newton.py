@@ -18,10 +18,13 @@ from jax import lax
 from jaxtyping import Array, PyTree
 
 from .._check import Check
+from .._linearize import linearize
 from .._types import Params
 from .._vector import axpy, cast_like, structure_of, widen, zeros_like
 from .base import AbstractCurvature, linearised, unknown_diagonal
 from .head import AbstractHead, AbstractLikelihoodHead, Convex
+
+_ADVICE = "`ok.empirical_fisher` needs only gradients."
 
 
 class GaussNewton(AbstractCurvature):
@@ -68,7 +71,8 @@ class GaussNewton(AbstractCurvature):
         def model(params: Params) -> PyTree:
             return self.model_fn(params, inputs)
 
-        outputs, jacobian = jax.linearize(model, self.params)
+        check = Check(self.maker)
+        outputs, jacobian = linearize(check, model, self.params, advice=_ADVICE)
         w = self.head.hvp(outputs, jacobian(vector), *targets)
         product = jax.linear_transpose(jacobian, self.params)(w)[0]
         count = jnp.ones((), jnp.float32)

@@ -26,8 +26,9 @@ class Hessian(AbstractCurvature):
 
     def product(self, vector: Params) -> Params:
         """∇²loss v."""
-        loss = Check(self.maker).scalar(self.loss)
-        return product(loss, self.params, vector, *self.args)
+        check = Check(self.maker)
+        loss = check.scalar(self.loss)
+        return product(check, loss, self.params, vector, *self.args)
 
     def in_structure(self) -> PyTree[jax.ShapeDtypeStruct]:
         """The structure of the params."""

@@ -11,7 +11,10 @@ import jax
 from jaxtyping import Array, PyTree
 
 from .._check import Check
+from .._linearize import forward_mode
 from .._types import Params
+
+_ADVICE = "`ok.empirical_fisher` and `ok.gauss_newton` need first derivatives only."
 
 ValueGradHvp = tuple[Array, Params, Params]
 
@@ -37,7 +40,7 @@ def hvp(
     check = Check("ok.hvp")
     value_fn = check.scalar(loss)
     _check_pair(check, params, vector)
-    return product(value_fn, params, vector, *args)
+    return product(check, value_fn, params, vector, *args)
 
 
 def value_grad_and_hvp(loss: Callable[..., Any]) -> Callable[..., ValueGradHvp]:
@@ -60,18 +63,24 @@ def value_grad_and_hvp(loss: Callable[..., Any]) -> Callable[..., ValueGradHvp]:
     def value_grad_hvp(params: Params, vector: Params, *args: PyTree) -> ValueGradHvp:
         _check_pair(check, params, vector)
         value_and_grad = jax.value_and_grad(lambda p: value_fn(p, *args))
-        primal, tangent = jax.jvp(value_and_grad, (params,), (vector,))
+        with forward_mode(check, _ADVICE):
+            primal, tangent = jax.jvp(value_and_grad, (params,), (vector,))
         return *primal, tangent[1]
 
     return value_grad_hvp
 
 
 def product(
-    loss: Callable[..., Any], params: Params, vector: Params, *args: PyTree
+    check: Check,
+    loss: Callable[..., Any],
+    params: Params,
+    vector: Params,
+    *args: PyTree,
 ) -> Params:
     """∇²loss(params, *args) v, without checks."""
     grad = jax.grad(lambda p: loss(p, *args))
-    return jax.jvp(grad, (params,), (vector,))[1]
+    with forward_mode(check, _ADVICE):
+        return jax.jvp(grad, (params,), (vector,))[1]
 
 
 def _check_pair(check: Check, params: Params, vector: Params) -> None:

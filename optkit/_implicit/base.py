@@ -23,10 +23,13 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._check import Check
+from .._linearize import linearize
 from .._types import Params
 from .._vector import constant, structure_of
 from .closure import capture_constants
 from .linear import solve_or_raise, zero_tangent
+
+_REVERSE = "In reverse mode, `solver=ok.GMRES()` needs only its transposed products."
 
 
 class AbstractCondition(eqx.Module):
@@ -55,7 +58,7 @@ class AbstractEquation(AbstractCondition):
 
     def operator(self, y: Params, args: PyTree) -> lx.AbstractLinearOperator:
         """∂_yF, whose products share one evaluation of F."""
-        _, product = jax.linearize(lambda y: self.residual(y, args), y)
+        _, product = linearize_residual(self, lambda y: self.residual(y, args), y)
         structure = structure_of(y)
         return lx.FunctionLinearOperator(product, structure, closure_convert=False)
 
@@ -136,25 +139,43 @@ def _(primals: Any, tangents: Any) -> tuple[Params, Params | None]:
     inputs = jax.tree.map(
         lambda x, t: x if t is None else jnp.asarray(x), inputs, t_inputs
     )
-    return y, _tangent(y, inputs, t_inputs, constant(solver))
+    tangent = _kept_tangent if inputs[0].function.is_comparable else _passing_tangent
+    return y, tangent(y, inputs, t_inputs, constant(solver))
 
 
-@eqx.filter_jit
 def _tangent(y: Params, inputs: PyTree, t_inputs: PyTree, solver: Any) -> Params:
     """A⁻¹(-∂_θF θ̇), where θ is every floating array of `inputs`."""
+    theta, rest = eqx.partition(inputs, jax.tree.map(_is_perturbed, inputs, t_inputs))
 
-    def residual(inputs: PyTree) -> Params:
+    def residual(theta: PyTree) -> Params:
+        inputs = eqx.combine(theta, rest)
         condition, args = inputs
         F, zero = condition.residual(y, args), zero_tangent(inputs, y)
         if zero is None:
             return F
         return jax.tree.map(lambda a: a + zero.astype(a.dtype), F)
 
-    _, t_F = eqx.filter_jvp(residual, (inputs,), (t_inputs,))
-    # A tangent is None where F does not depend on the perturbed inputs.
-    right = jax.tree.map(lambda y, t: jnp.zeros_like(y) if t is None else -t, y, t_F)
     condition, args = inputs
+    _, push = linearize_residual(condition, residual, theta)
+    right = jax.tree.map(jnp.negative, push(t_inputs))
     return solve_or_raise(condition.operator(y, args), right, solver, y, inputs)
+
+
+_kept_tangent = eqx.filter_jit(_tangent)
+
+
+def _passing_tangent(*data: PyTree) -> Params:
+    """Compiled for one call. A kept program that no later call can use is a leak."""
+    arrays, rest = eqx.partition(data, eqx.is_array)
+    return jax.jit(lambda arrays: _tangent(*eqx.combine(arrays, rest)))(arrays)
+
+
+def linearize_residual(
+    condition: AbstractCondition, residual: Callable[[PyTree], Params], at: PyTree
+) -> tuple[Params, Callable[[PyTree], Params]]:
+    """F and the product with its Jacobian in whatever `residual` takes."""
+    check, advice = Check(condition.call), _REVERSE
+    return linearize(check, residual, at, advice=advice, is_needed=False)
 
 
 def decorator(
@@ -169,6 +190,10 @@ def decorator(
         return ImplicitSolve(solve, condition, method, has_aux)
 
     return decorate
+
+
+def _is_perturbed(leaf: Any, tangent: Any) -> bool:
+    return tangent is not None
 
 
 def _as_array(leaf: Any) -> Any:

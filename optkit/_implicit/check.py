@@ -26,7 +26,7 @@ from .._vector import (
     to_vector,
     widen,
 )
-from .base import ImplicitSolve
+from .base import ImplicitSolve, linearize_residual
 from .minimum import Minimum
 from .verdict import ImplicitReport as ImplicitReport, verdict
 
@@ -132,7 +132,8 @@ def _analysed(
     def residual(theta: PyTree) -> Params:
         return condition.residual(y, eqx.combine(theta, rest))
 
-    F, t_F = jax.jvp(residual, (theta,), (t,))
+    F, push = linearize_residual(condition, residual, theta)
+    t_F = push(t)
     operator = condition.operator(y, eqx.combine(theta, rest))
     transposed = operator.transpose()
     method = as_method(solver)

@@ -25,6 +25,11 @@ class Captured(eqx.Module):
     arrays: list[Array]
     program: "_Program" = eqx.field(static=True)
 
+    @property
+    def is_comparable(self) -> bool:
+        """Whether a later trace of the same function is known to be the same."""
+        return self.program.is_comparable
+
     def __call__(self, y: Params, args: PyTree) -> PyTree:
         """The value of the function."""
         converted = self.program.converted
@@ -44,9 +49,10 @@ def capture_constants(
 class _Program:
     """A traced function without its arrays, hashable: the key of compiled programs.
 
-    Two programs are equal if their source and text are. If a Python number changes, so
-    does the text. A program that calls Python functions, such as the rule of a
-    `jax.custom_jvp`, equals only itself.
+    Two programs are equal if their source and text are. A function that is made anew
+    by the same line of code is the same source. If a Python number changes, so does the
+    text. A program that calls Python functions, such as the rule of a `jax.custom_jvp`,
+    equals only itself.
     """
 
     def __init__(self, source: Any, converted: Any) -> None:
@@ -55,18 +61,18 @@ class _Program:
             self.source = weakref.ref(source)
         except TypeError:
             self.source = lambda: source
+        self.code = getattr(source, "__code__", None)
         self.converted, self.text = converted, str(converted.jaxpr)
         self.is_comparable = not any(mark in self.text for mark in _PYTHON_CALLS)
 
     def __eq__(self, other: object) -> bool:
         if self is other:
             return True
-        return (
-            isinstance(other, _Program)
-            and self.is_comparable
-            and self.source() is other.source() is not None
-            and self.text == other.text
-        )
+        if not (isinstance(other, _Program) and self.is_comparable):
+            return False
+        is_same = self.source() is other.source() is not None
+        is_same |= self.code is other.code is not None
+        return is_same and self.text == other.text
 
     def __hash__(self) -> int:
         return hash(self.text)

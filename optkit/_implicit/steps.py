@@ -9,8 +9,9 @@ import lineax as lx
 from jaxtyping import ArrayLike, PyTree
 
 from .._check import Check
+from .._linearize import linearize
 from .._results import raise_if
-from .._vector import axpy
+from .._vector import axpy, structure_of
 from .pieces import Map, Objective, Prox, checked_like, gradient_of
 
 
@@ -146,11 +147,12 @@ def newton(
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         check.real(y=y)
 
-        def at(y: PyTree, _: Any) -> PyTree:
+        def at(y: PyTree) -> PyTree:
             return checked_like(check, "residual(y, args)", residual(y, args), y)
 
-        jacobian = lx.JacobianLinearOperator(at, y, None)
-        solution = lx.linear_solve(jacobian, at(y, None), solver, throw=False)
+        G, product = linearize(check, at, y)
+        jacobian = lx.FunctionLinearOperator(product, structure_of(y))
+        solution = lx.linear_solve(jacobian, G, solver, throw=False)
         result = solution.result
         failed = result != lx.RESULTS.successful
         step = raise_if(failed, solution.value, result.error_if)

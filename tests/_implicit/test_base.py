@@ -1,5 +1,8 @@
 """What a decorated solver accepts, and what it reports."""
 
+import gc
+from pathlib import Path
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -306,6 +309,60 @@ def test_an_eager_derivative_compiles_once(derivative, compilations):
         derivative(lambda a: fit(None, a))(jnp.array(a)).block_until_ready()
         counts.append(len(compilations))
     assert 0 < counts[0] == counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("derivative", [jax.grad, jax.jacfwd, jax.hessian])
+def test_a_decorator_that_is_made_anew_compiles_once(derivative, compilations):
+    """Oracle: XLA compiles nothing after the first; 1/(3 s y²) = s/12 for y³ = s³a."""
+    counts = []
+    for scale in (1.0, 2.0, 3.0):
+
+        def root_of(a, scale):
+            fit = ok.implicit_root(lambda y, a: y**3 - scale**3 * a, solver=lx.LU())
+            return fit(lambda y0, a: scale * jnp.cbrt(a))(None, a)
+
+        slope = derivative(root_of)(8.0, jnp.array(scale))
+        counts.append(len(compilations))
+        if derivative is not jax.hessian:
+            assert_allclose(slope, scale / 12, rtol=1e-12)
+    assert 0 < counts[0] <= counts[1] == counts[2]
+
+
+def test_functions_of_one_line_are_told_apart():
+    """Oracle: closed forms, of three conditions that the same lambda makes."""
+
+    def slope_of(function):
+        fit = ok.implicit_root(lambda y, a: function(y) - a, solver=lx.LU())
+        return slope(fit(lambda y0, a: jnp.array(1.0)), 1.0)
+
+    assert_allclose(slope_of(jnp.sin), 1 / np.cos(1.0), rtol=1e-12)
+    assert_allclose(slope_of(jnp.exp), 1 / np.e, rtol=1e-12)
+    assert_allclose(slope_of(lambda y: 2.0 * y), 0.5, rtol=1e-12)
+    assert_allclose(slope_of(lambda y: 3.0 * y), 1 / 3, rtol=1e-12)
+    assert_allclose(slope_of(jax.nn.relu), 1.0, rtol=1e-12)
+    assert_allclose(slope_of(jax.nn.softplus), 1 + np.exp(-1.0), rtol=1e-12)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="not Linux")
+@pytest.mark.parametrize("is_custom", [False, True])
+def test_a_decorator_that_is_made_anew_keeps_no_memory(is_custom):
+    """Oracle: the resident memory; a kept program takes 7 MB, also of a relu."""
+    activation = jax.nn.relu if is_custom else lambda y: y
+
+    def once():
+        fit = ok.implicit_root(lambda y, a: activation(y) ** 3 - a)
+        jax.grad(lambda a: fit(lambda y0, a: jnp.cbrt(a))(None, a))(8.0)
+
+    def resident():
+        gc.collect()
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    for _ in range(3):
+        once()
+    before = resident()
+    for _ in range(10):
+        once()
+    assert resident() - before < 20
 
 
 def test_an_eager_derivative_sees_what_a_custom_rule_closes_over():
