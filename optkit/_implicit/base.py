@@ -13,7 +13,7 @@ itself for y, which yields derivatives of any order, in any mix of modes.
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import equinox as eqx
 import jax
@@ -26,6 +26,7 @@ from .._check import Check
 from .._linearize import linearize
 from .._types import Params
 from .._vector import constant, structure_of
+from .call import P, R, bound, on_tracers
 from .closure import capture_constants
 from .linear import solve_or_raise, zero_tangent
 
@@ -69,25 +70,27 @@ class AbstractEquation(AbstractCondition):
         Check(self.call).like(name, value, y, "the solution y", advice)
 
 
-class ImplicitSolve(eqx.Module):
+class ImplicitSolve(eqx.Module, Generic[P, R]):
     """A solver whose solution is differentiated through the condition it satisfies.
 
     Made by `ok.implicit_root`, `ok.implicit_minimum` and `ok.implicit_fixed_point`.
     Call it as you would call the solver.
     """
 
-    solve: Callable[..., Any]  # solve(y0, args) -> y, or (y, aux) if `has_aux`
+    solve: Callable[P, R]  # solve(y0, args) -> y, or (y, aux) if `has_aux`
     condition: AbstractCondition
     solver: lx.AbstractLinearSolver  # for the linear system of the derivative
     has_aux: bool = eqx.field(static=True)
 
-    def __call__(self, y0: PyTree, args: PyTree) -> PyTree:
+    def __call__(self, *inputs: P.args, **options: P.kwargs) -> R:
         """Runs the solver.
 
         Args:
-            y0: a starting point. Its derivative is zero.
-            args: everything that the solution depends on. Only floating arrays carry
+            *inputs: y0 and args. They may be passed by keyword, under these names or
+                the solver's. y0 is a starting point, whose derivative is zero. args is
+                everything that the solution depends on. Only floating arrays carry
                 derivatives; integers, None, strings, keys and functions are allowed.
+            **options: further keywords of the solver, without floating arrays.
 
         Returns:
             y, or (y, aux). aux carries no derivative.
@@ -97,8 +100,10 @@ class ImplicitSolve(eqx.Module):
             TypeError: if y has leaves that are not real floating arrays.
         """
         check = Check(self.condition.call)
+        y0, args, rest = bound(check, self.solve, inputs, options)
         args = jax.tree.map(_as_array, args)
-        out = self.solve(constant(y0), constant(args))
+        with on_tracers(check):
+            out = self.solve(constant(y0), constant(args), **rest)  # pyright: ignore
         if self.has_aux:
             text = f"needs a solver that returns (y, aux), got {type(out).__name__}."
             check.that(isinstance(out, tuple) and len(out) == 2, text)
@@ -107,7 +112,7 @@ class ImplicitSolve(eqx.Module):
         y = jax.tree.map(jnp.asarray, y)
         if jax.tree.leaves(y):
             y = _solution(y, (self._captured(y, args), args), self.solver)
-        return (y, aux) if self.has_aux else y
+        return (y, aux) if self.has_aux else y  # pyright: ignore
 
     def _captured(self, y: Params, args: PyTree) -> AbstractCondition:
         """The condition, with the arrays that its function closes over as leaves."""
@@ -180,12 +185,12 @@ def linearize_residual(
 
 def decorator(
     check: Check, condition: AbstractCondition, method: Any, has_aux: bool
-) -> Callable[[Callable[..., Any]], ImplicitSolve]:
+) -> Callable[[Callable[P, R]], ImplicitSolve[P, R]]:
     """Makes a decorator that differentiates a solver through a condition."""
     check.method(solver=method)
     check.instance(bool, "True or False", has_aux=has_aux)
 
-    def decorate(solve: Callable[..., Any]) -> ImplicitSolve:
+    def decorate(solve: Callable[P, R]) -> ImplicitSolve[P, R]:
         check.function(solve=solve)
         return ImplicitSolve(solve, condition, method, has_aux)
 

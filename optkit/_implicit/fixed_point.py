@@ -10,6 +10,7 @@ from .._check import Check
 from .._types import Params
 from .._vector import subtract
 from .base import AbstractEquation, ImplicitSolve, decorator
+from .call import P, R
 from .linear import method_for_general
 
 
@@ -30,7 +31,7 @@ def implicit_fixed_point(
     *,
     solver: lx.AbstractLinearSolver | None = None,
     has_aux: bool = False,
-) -> Callable[[Callable[..., Any]], ImplicitSolve]:
+) -> Callable[[Callable[P, R]], ImplicitSolve[P, R]]:
     """Makes the solution of T(y, θ) = y differentiable, however it is found.
 
         ẏ = A⁻¹ ∂_θT θ̇    with A = I - ∂_yT at the solution

@@ -13,11 +13,12 @@ from jaxtyping import PyTree
 from .._check import Check
 from .._types import Params
 from .._vector import structure_of
+from .call import P, bound
 
 
 def host_solver(
-    solve: Callable[[PyTree, PyTree], PyTree],
-) -> Callable[[PyTree, PyTree], Params]:
+    solve: Callable[P, PyTree],
+) -> Callable[P, Params]:
     """Makes a NumPy or SciPy solver callable under `jit`, `vmap` and `scan`.
 
     The solver runs on the host through `jax.pure_callback`, once per element of a
@@ -53,7 +54,8 @@ def host_solver(
     check.function(solve=solve)
 
     @functools.wraps(solve)
-    def on_host(y0: PyTree, args: PyTree) -> Params:
+    def on_host(*inputs: P.args, **keywords: P.kwargs) -> Params:
+        y0, args, options = bound(check, solve, inputs, keywords)
         y0 = jax.tree.map(jnp.asarray, y0)
         check.inexact(y0=y0)  # y is cast to its dtypes
         arrays, rest = eqx.partition(args, eqx.is_array)
@@ -61,7 +63,7 @@ def host_solver(
 
         def run(y0: Any, arrays: Any) -> Any:
             y0, arrays = jax.tree.map(_as_numpy, (y0, arrays))
-            y = solve(y0, eqx.combine(arrays, rest))
+            y = solve(y0, eqx.combine(arrays, rest), **options)  # pyright: ignore
             advice = "Return y alone, for SciPy `result.x`, in the shapes of y0."
             check.like("y", y, structure, "y0", advice, dtype_of=None)
             return jax.tree.map(lambda a, b: np.asarray(a, b.dtype), y, structure)

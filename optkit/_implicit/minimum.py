@@ -13,6 +13,7 @@ from .._inverse.cg import CG
 from .._types import Params
 from .._vector import structure_of
 from .base import AbstractCondition, ImplicitSolve, decorator
+from .call import P, R
 
 
 class Minimum(AbstractCondition):
@@ -49,7 +50,7 @@ def implicit_minimum(
     solver: lx.AbstractLinearSolver | None = None,
     damping: Any = 0.0,
     has_aux: bool = False,
-) -> Callable[[Callable[..., Any]], ImplicitSolve]:
+) -> Callable[[Callable[P, R]], ImplicitSolve[P, R]]:
     """Makes the minimiser of g(·, θ) differentiable, however it is found.
 
         ẏ = -(H + λI)⁻¹ ∂_θ∇_y g θ̇    with H = ∇²_yy g at the solution

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 from .._check import Check
 from .._types import Params
 from .base import AbstractEquation, ImplicitSolve, decorator
+from .call import P, R
 from .linear import method_for_general
 
 
@@ -29,7 +30,7 @@ def implicit_root(
     *,
     solver: lx.AbstractLinearSolver | None = None,
     has_aux: bool = False,
-) -> Callable[[Callable[..., Any]], ImplicitSolve]:
+) -> Callable[[Callable[P, R]], ImplicitSolve[P, R]]:
     """Makes the solution of F(y, θ) = 0 differentiable, however it is found.
 
         ẏ = -A⁻¹ ∂_θF θ̇    with A = ∂_yF at the solution
