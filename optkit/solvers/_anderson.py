@@ -36,11 +36,13 @@ class AndersonInfo(NamedTuple):
         num_steps: evaluations of the mapping.
         residual: |f(y) - y| / |f(y)| at the returned y.
         result: an item of `ok.RESULTS`; its text is `ok.RESULTS[result]`.
+        aux: what the mapping returns beside f at the returned y, with `has_aux`.
     """
 
     num_steps: Array
     residual: Array
     result: Any
+    aux: PyTree = None
 
 
 class _State(NamedTuple):
@@ -56,6 +58,7 @@ class _State(NamedTuple):
     least: Array  # the smallest |r|
     is_expansive: Array  # whether the last plain step made |r| grow
     best: PyTree
+    best_aux: PyTree
     best_error: Array
     num_steps: Array
     is_done: Array
@@ -63,7 +66,7 @@ class _State(NamedTuple):
 
 
 def anderson(
-    mapping: Callable[[PyTree, PyTree], PyTree],
+    mapping: Callable[[PyTree, PyTree], Any],
     y0: PyTree,
     args: PyTree = None,
     *,
@@ -73,6 +76,7 @@ def anderson(
     rtol: ArrayLike | None = None,
     atol: ArrayLike = 0.0,
     max_steps: int = 100,
+    has_aux: bool = False,
 ) -> tuple[PyTree, AndersonInfo]:
     """Finds a fixed point y = mapping(y, args) by Anderson acceleration.
 
@@ -113,6 +117,9 @@ def anderson(
             the narrowest leaf if that is larger, as in bfloat16.
         atol: the absolute tolerance, for fixed points at 0.
         max_steps: the largest number of evaluations.
+        has_aux: whether the mapping returns (f, aux), with arrays in aux. `info.aux` is
+            the one at the returned y, and 0 if no evaluation was finite. For
+            `ok.implicit_fixed_point`, take f alone: `lambda y, a: mapping(y, a)[0]`.
 
     Returns:
         y, like y0, and an `AndersonInfo`. Its `result` is `successful`,
@@ -158,26 +165,41 @@ def anderson(
         jnp.asarray(value, dtype) for value in (mixing, ridge, rtol, atol)
     )
 
-    def step(state: _State) -> _State:
-        f = mapping(cast_like(state.y, y0), args)
+    def evaluated(y: PyTree) -> tuple[PyTree, PyTree]:
+        f = mapping(cast_like(y, y0), args)
+        text = f"needs a mapping that returns (f, aux), got {type(f).__name__}."
+        check.that(not has_aux or (isinstance(f, tuple) and len(f) == 2), text)
+        f, aux = f if has_aux else (f, None)
         check.like("mapping(y, args)", f, y0, "y", dtype_of=None)
-        f = widen(jax.tree.map(jnp.asarray, f))
-        return _step(state, f, beta, delta, (rtol, atol))
+        return widen(jax.tree.map(jnp.asarray, f)), jax.tree.map(jnp.asarray, aux)
+
+    def step(state: _State) -> _State:
+        return _step(state, *evaluated(state.y), beta, delta, (rtol, atol))
 
     def goes_on(state: _State) -> Array:
         return ~state.is_done & ~state.is_broken & (state.num_steps < max_steps)
 
-    end = lax.while_loop(goes_on, step, _start(widen(y0), history, dtype))
+    start = _start(widen(y0), history, dtype)
+    if has_aux:
+        _, aux = jax.eval_shape(evaluated, start.y)
+        aux = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), aux)
+        start = start._replace(best_aux=aux)
+    end = lax.while_loop(goes_on, step, start)
     result = first_failure(
         (end.is_broken, RESULTS.nonfinite_iterate),
         (~end.is_done, RESULTS.max_steps_reached),
     )
-    info = AndersonInfo(end.num_steps, end.best_error, result)
+    info = AndersonInfo(end.num_steps, end.best_error, result, end.best_aux)
     return cast_like(end.best, y0), info
 
 
 def _step(
-    state: _State, f: PyTree, beta: Array, delta: Array, goals: tuple[Array, Array]
+    state: _State,
+    f: PyTree,
+    aux: PyTree,
+    beta: Array,
+    delta: Array,
+    goals: tuple[Array, Array],
 ) -> _State:
     """The next iterate, from f(y) and the window."""
     y, m = state.y, state.norms.size
@@ -211,6 +233,7 @@ def _step(
         jnp.minimum(norm, state.least),
         is_expansive,
         where(is_better, y, state.best),
+        where(is_better, aux, state.best_aux),
         jnp.where(is_better, error, state.best_error),
         state.num_steps + 1,
         is_done,
@@ -227,7 +250,7 @@ def _start(y: PyTree, m: int, dtype: Any) -> _State:
     error, count = jnp.full((), jnp.inf, dtype), jnp.zeros((), jnp.int32)
     no = jnp.zeros((), bool)
     past = count, error, error, no
-    return _State(y, window, window, norms, gram, *past, y, error, count, no, no)
+    return _State(y, window, window, norms, gram, *past, y, None, error, count, no, no)
 
 
 def _weights(

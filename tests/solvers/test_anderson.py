@@ -229,6 +229,39 @@ def test_a_mapping_that_expands_is_still_extrapolated(key, factor):
     assert_allclose(y, expected, rtol=1e-3, float32=1e-2)
 
 
+@pytest.mark.parametrize("max_steps", [3, 100])
+def test_aux_is_that_of_the_returned_iterate(key, max_steps):
+    """Oracle: one more evaluation; the run without aux; the dense derivative."""
+    W, x = contraction(key, 4)
+
+    def mapping(z, args):
+        new = layer(z, args)
+        return new, {"norm": jnp.sum(z**2), "count": jnp.int32(7), "none": None}
+
+    options = {"max_steps": max_steps, "rtol": LEAST}
+    find = functools.partial(ok.solvers.anderson, mapping, has_aux=True, **options)
+    z, info = find(jnp.zeros(4), (W, x))
+    same, plain = ok.solvers.anderson(layer, jnp.zeros(4), (W, x), **options)
+    assert_allclose(z, same, rtol=1e-12)
+    assert info.num_steps == plain.num_steps
+    assert_allclose(info.aux["norm"], jnp.sum(z**2), rtol=1e-12)
+    assert info.aux["count"] == 7
+    solve = ok.implicit_fixed_point(lambda z, a: mapping(z, a)[0], has_aux=True)(find)
+    plainly = functools.partial(ok.solvers.anderson, layer, **options)
+    plainly = ok.implicit_fixed_point(layer, has_aux=True)(plainly)
+    got, want = (
+        jax.jacrev(lambda x, solve=solve: solve(jnp.zeros(4), (W, x))[0])(x)
+        for solve in (solve, plainly)
+    )
+    assert_allclose(got, want, rtol=1e-10)
+
+
+def test_a_mapping_without_aux_says_so():
+    """Oracle: the message."""
+    with pytest.raises(ValueError, match=r"returns \(f, aux\), got"):
+        ok.solvers.anderson(lambda y, _: y, jnp.ones(2), has_aux=True)
+
+
 def test_the_implicit_derivative_goes_through(key):
     """Oracle: the dense implicit function theorem."""
     W, x = contraction(key, 4)
