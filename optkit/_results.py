@@ -4,16 +4,74 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, PyTree
 
 # As Equinox does, so that both agree: it does not publish what it read.
 _ON_ERROR = os.environ.get("EQX_ON_ERROR", "raise")
 
 
-class RESULTS(lx.RESULTS):  # pyright: ignore  # Equinox can extend an enumeration
+_Item: Any = type(lx.RESULTS.successful)
+_Enumeration: Any = type(lx.RESULTS)
+
+
+class Result(_Item):
+    """An item of `ok.RESULTS`, or an array of items: one per step or member."""
+
+    def __getitem__(self, index: Any) -> "Result":
+        """The items at an index of the array."""
+        return jax.tree.map(lambda codes: codes[index], self)
+
+    def __str__(self) -> str:
+        """The text of one item; of many, how often each occurs, and its text."""
+        (codes,) = jax.tree.leaves(self)
+        if isinstance(codes, Tracer) or not jnp.ndim(codes):
+            return RESULTS[self] or "successful"
+        kinds, counts = np.unique(codes, return_counts=True)
+        texts = [str(Result(np.asarray(kind), RESULTS)) for kind in kinds]
+        rows = zip(counts, texts, strict=True)
+        lines = [f"{n} of {codes.size}: {text}" for n, text in rows]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        """The same, in one pair of brackets."""
+        return f"ok.RESULTS<{self}>"
+
+
+class _Indexed(_Enumeration):
+    """Makes a `Result` of every item that an enumeration returns."""
+
+    def __getattr__(cls, name: str) -> Any:
+        return _indexed(super().__getattr__(name))
+
+    def __getitem__(cls, item: Any) -> str:
+        # A step of a NumPy history holds a NumPy number, in which Equinox sees no code.
+        def array(code: Any) -> Any:
+            return np.asarray(code) if isinstance(code, np.generic) else code
+
+        return super().__getitem__(jax.tree.map(array, item))
+
+    @property
+    def where(cls) -> Callable[..., Any]:
+        """The first of two items if a flag is true, else the second."""
+        return lambda *args: _indexed(lx.RESULTS.where.__func__(cls, *args))
+
+    @property
+    def promote(cls) -> Callable[..., Any]:
+        """An item of Lineax's as one of these."""
+        return lambda item: _indexed(lx.RESULTS.promote.__func__(cls, item))
+
+
+def _indexed(item: Any) -> Result:
+    return Result(*jax.tree.leaves(item), RESULTS)
+
+
+class RESULTS(lx.RESULTS, metaclass=_Indexed):  # pyright: ignore  # as Equinox can
     """How a solve ended: the results of Lineax and those of optkit."""
 
     indefinite = (
@@ -148,3 +206,21 @@ def raise_if(
 def raise_failure(outcome: Any, value: PyTree) -> PyTree:
     """Returns `value`, or raises the text of an outcome that is a failure."""
     return raise_if(outcome != RESULTS.successful, value, outcome.error_if)
+
+
+def described(self: Any) -> str:
+    """An info or a report in one line per field: numbers, shapes and texts."""
+
+    def shown(value: Any) -> str:
+        is_array = isinstance(value, np.ndarray | np.generic | jax.Array)
+        is_known = is_array and not isinstance(value, Tracer)
+        if is_known and jnp.ndim(value) == 0:
+            return f"{value.item():.6g}" if value.dtype.kind in "fiu" else str(value)
+        return str(value) if isinstance(value, Result) else eqx.tree_pformat(value)
+
+    fields = self._asdict()
+    width = max(map(len, fields))
+    indent = "\n" + " " * (width + 4)
+    rows = [(name, shown(x).replace("\n", indent)) for name, x in fields.items()]
+    lines = [f"  {name:{width}}  {text}" for name, text in rows]
+    return "\n".join([type(self).__name__, *lines])

@@ -1,10 +1,11 @@
-"""With `EQX_ON_ERROR=nan`, a failed member of a batch is NaN and the others are not."""
+"""Results are texts; with `EQX_ON_ERROR=nan`, a failed member of a batch is NaN."""
 
 import jax
 import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
 import numpy as np
+import optax
 import pytest
 from precision import assert_allclose
 
@@ -166,3 +167,72 @@ def test_bilevel_hypergradients():
         is_fine = info.result == ok.RESULTS.successful
         assert is_fine.tolist() == [True, False, True]
         assert_allclose(value[::2], 1.0, rtol=1e-7)
+
+
+def history():
+    """Twenty steps, of which step 7 fails."""
+    solver = ok.bilevel.soba(
+        lambda x, y, scale: scale * jnp.sum((y - 1) ** 2 + x**2),
+        lambda x, y, scale: 0.5 * jnp.sum((y - x) ** 2),
+        outer=optax.sgd(0.1),
+        inner=optax.sgd(0.5),
+    )
+    state = solver.init(jnp.zeros(2), jnp.zeros(2))
+    return ok.run(solver, state, lambda k: jnp.where(k == 7, jnp.nan, 1.0), 20)[1]
+
+
+def test_results_of_many_steps_can_be_indexed_and_printed():
+    """Oracle: the item of the step that failed, and its text."""
+    result = history().result
+    failed, fine = result[7], result[6]
+    assert failed == ok.RESULTS.nonfinite_gradient
+    assert (
+        str(failed) == ok.RESULTS[failed] == ok.RESULTS[ok.RESULTS.nonfinite_gradient]
+    )
+    assert fine == ok.RESULTS.successful
+    assert str(fine) == "successful"
+    assert (result[5:9] != ok.RESULTS.successful).tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]
+    first, second = str(result).split("\n")
+    assert first == "19 of 20: successful"
+    assert second == f"1 of 20: {failed}"
+    assert repr(fine) == "ok.RESULTS<successful>"
+
+
+def test_results_of_a_batch_and_under_transformations():
+    """Oracle: the item of each member, through vmap, cond, scan and jit."""
+    P = ok.invert(lx.DiagonalLinearOperator(jnp.array([1.0, -2.0])), ok.CG())
+    results = jax.jit(jax.vmap(lambda b: P.solve(b).result))(jnp.eye(2))
+    assert str(results[1]) == ok.RESULTS[ok.RESULTS.indefinite]
+    assert results[0] == ok.RESULTS.successful
+
+    def step(carry, k):
+        item = ok.RESULTS.where(k == 1, ok.RESULTS.stalled, ok.RESULTS.successful)
+        both = jax.lax.cond(k == 1, lambda: item, lambda: ok.RESULTS.successful)
+        return carry, both
+
+    _, stacked = jax.lax.scan(step, 0, jnp.arange(3))
+    assert stacked[1] == ok.RESULTS.stalled
+    promoted = ok.RESULTS.promote(lx.RESULTS.singular)
+    assert str(promoted) == lx.RESULTS[lx.RESULTS.singular]
+    assert isinstance(promoted, ok.RESULTS)
+
+
+def test_objects_fit_on_a_screen_and_show_shapes():
+    """Oracle: the number of lines, and some of them."""
+    big = {f"layer{i}": jnp.ones((10, 10)) for i in range(100)}
+    C = ok.hessian(lambda p: sum(jnp.sum(a**2) for a in p.values()), big)
+    for P in (ok.invert(C, ok.CG(), damping=1.0), C, C + C):
+        assert len(repr(P).split("\n")) <= 27
+        assert "[10,10]" in repr(P)
+    P = ok.invert(ok.Damped(ok.LowRank(jnp.ones((2, 3))), 1.0), lx.LU())
+    assert "lineax='LU()'" in repr(P)
+    assert "PyTreeDef" not in repr(P)
+    info = jax.tree.map(lambda a: a[0], history())
+    assert "  result              successful\n" in repr(info)
+    assert "[20]" in repr(history())
+    assert "Array(" not in repr(info) + repr(history())

@@ -21,6 +21,8 @@ from .._linearize import linearize
 from .._types import Params
 from .._vector import add, common_dtype, from_vector, scale, to_vector, widen
 
+_SCREEN = 24  # lines
+
 
 class AbstractCurvature(lx.AbstractLinearOperator):
     """A real symmetric operator on pytrees like the params.
@@ -49,6 +51,12 @@ class AbstractCurvature(lx.AbstractLinearOperator):
         The entries of an inverse may lie out of the range of float16 params.
         Raises a `NotImplementedError` if it is not known: see `ok.hutchinson_diag`.
         """
+
+    def __repr__(self) -> str:
+        """The fields with the shapes of their arrays, in at most one screen."""
+        lines = eqx.tree_pformat(self).split("\n")
+        cut = [f"  ... {len(lines) - _SCREEN} more lines", ")"]
+        return "\n".join(lines if len(lines) <= _SCREEN else lines[:_SCREEN] + cut)
 
     def mv(self, vector: Params) -> Params:
         """C x, for a pytree x with the structure, shapes and dtypes of the params."""

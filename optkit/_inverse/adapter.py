@@ -33,12 +33,14 @@ class Adapted(AbstractInverse):
     may return a least-squares solution.
     """
 
-    solver: Portable
-    is_exact: bool = eqx.field(static=True)
+    solver: Portable = eqx.field(repr=False)
+    is_exact: bool = eqx.field(static=True, repr=False)
+    lineax: str = eqx.field(static=True)  # what `repr` shows
     needs_symmetric: ClassVar[bool] = False
 
     def __init__(self, solver: lx.AbstractLinearSolver, is_exact: bool) -> None:
         self.solver, self.is_exact = Portable(solver), is_exact
+        self.lineax = repr(solver)
 
     def factorise(self, operator: Operator) -> Portable:
         """The solver's state."""

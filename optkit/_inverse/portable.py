@@ -26,7 +26,7 @@ class Portable(eqx.Module):
     """
 
     arrays: list[Array]
-    rest: "_Static" = eqx.field(static=True)
+    rest: "_Static" = eqx.field(static=True, repr=False)
 
     def __init__(self, value: PyTree) -> None:
         leaves, treedef = jax.tree.flatten(value)

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from .._check import Check
-from .._results import RESULTS
+from .._results import RESULTS, described
 from .._solver.move import Move
 from .._types import Params
 from .._vector import relative_norm, subtract
@@ -48,6 +48,7 @@ class BilevelInfo(NamedTuple):
     penalty: Any = math.nan
     result: Any = RESULTS.successful
     linear_residual: Any = math.nan
+    __repr__ = described
 
 
 class Batches(NamedTuple):

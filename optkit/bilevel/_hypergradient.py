@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
-from .._results import RESULTS
+from .._results import RESULTS, described
 from .._solver.move import Projection, mover, residual
 from .._types import Params
 from ._base import (
@@ -56,6 +56,7 @@ class HypergradientInfo(NamedTuple):
     residual_norm: Float[Array, ""]
     linear_residual: Any = math.nan
     result: Any = RESULTS.successful
+    __repr__ = described
 
 
 class Pulled(NamedTuple):

@@ -9,7 +9,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._check import Check
-from .._results import RESULTS, first_failure
+from .._results import RESULTS, described, first_failure
 from .._types import wide_dtype
 from .._vector import (
     axpy,
@@ -43,6 +43,8 @@ class AndersonInfo(NamedTuple):
     residual: Array
     result: Any
     aux: PyTree = None
+
+    __repr__ = described
 
 
 class _State(NamedTuple):
