@@ -425,6 +425,21 @@ def test_rates_of_any_dtype_keep_the_dtype_of_the_leaf(row, number, dtype):
     chex.assert_trees_all_close(*updates, rtol=TIGHT)
 
 
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}], ids=["plain", "decay"])
+def test_hyperparameters_injected_beside_complex_params_are_real(options):
+    """Oracle: the numbers; optax makes them complex, and a cast to real would warn."""
+    params = {"z": jnp.array([1.0 + 2.0j, -3.0]), "x": jnp.ones(2)}
+    plain = ok.optim.adan(0.1, proximal=False, **options)
+    make = partial(ok.optim.adan, proximal=False)
+    injected = optax.inject_hyperparams(make)(learning_rate=0.1, **options)
+    assert jnp.iscomplexobj(injected.init(params).hyperparams["learning_rate"])
+    found, expected = (
+        tx.update(params, tx.init(params), params)[0] for tx in (injected, plain)
+    )
+    chex.assert_trees_all_equal_dtypes(found, params)
+    chex.assert_trees_all_close(found, expected, rtol=TIGHT)
+
+
 @pytest.mark.parametrize("zero", [{}, {"weight_decay": 0.0}], ids=["default", "zero"])
 @pytest.mark.parametrize("alias", ["adan", "adahessian", "sophia", "mfac"])
 def test_injected_hyperparams_leave_the_inner_state_as_it_is(alias, zero):

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from .._check import Check
 from .._types import wide_dtype
-from .._vector import cast_like, explicit_sharding, signs, subtract
+from .._vector import cast_like, signs, subtract
 
 
 class Estimate(NamedTuple):
@@ -76,5 +76,4 @@ def over_probes(
 
 
 def _wide_zeros(leaf: jax.ShapeDtypeStruct) -> Array:
-    sharding = explicit_sharding(leaf)
-    return jnp.zeros(leaf.shape, wide_dtype(leaf), out_sharding=sharding)
+    return jnp.zeros_like(leaf, wide_dtype(leaf))  # sharded, and varying, like it

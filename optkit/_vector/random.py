@@ -58,4 +58,8 @@ def _leaf_signs(key: Array, leaf: Any) -> Array:
 
 def _placed(z: Array, leaf: Any) -> Array:
     sharding = explicit_sharding(leaf)
-    return z if sharding is None else jax.sharding.reshard(z, sharding)
+    z = z if sharding is None else jax.sharding.reshard(z, sharding)
+    # Inside `jax.shard_map`, z has the type of a tangent of the leaf only if it varies
+    # over the same axes.
+    is_mapped = jax.sharding.get_abstract_mesh().manual_axes
+    return z + jnp.zeros_like(leaf, z.dtype) if is_mapped else z

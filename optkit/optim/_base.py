@@ -5,6 +5,7 @@ rule into an optax transform; `descent` adds weight decay and the learning rate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -139,7 +140,7 @@ def leafwise(
         given = {"params": params} | extra
         data = [required(check, name, given.get(name), updates) for name in reads]
         t = jnp.asarray(optax.safe_increment(state.count))
-        now = [x(state.count) if callable(x) else x for x in decays + hyper]
+        now = [number_at(x, state.count) for x in decays + hyper]
         check.wide(**{f"decay {i}": b for i, b in enumerate(now[: n - 1], 1)})
 
         def one(g: Any, *leaves: Any) -> tuple[Any, ...]:
@@ -190,13 +191,12 @@ def descent(
 
 def scale_by_learning_rate(rate: ScalarOrSchedule) -> optax.GradientTransformation:
     """Optax' link, in float32 or wider: updates keep their dtypes for any rate."""
-    return _in_float32(optax.scale_by_learning_rate(rate))
+    return _in_float32(optax.scale_by_learning_rate(_real(rate)))
 
 
 def add_decay(decay: Any, mask: MaskOrFn) -> optax.GradientTransformationExtraArgs:
     """`optax.add_decayed_weights`, likewise."""
-    tx = _in_float32(optax.add_decayed_weights(decay))
-    return decaying(tx, decay, mask)
+    return decaying(_in_float32(optax.add_decayed_weights(_real(decay))), decay, mask)
 
 
 def decaying(
@@ -205,10 +205,7 @@ def decaying(
     """A link of weight decay, on the leaves of a mask; the number 0 needs no params."""
     is_zero = isinstance(decay, int | float) and decay == 0
 
-    def update(
-        updates: Params, state: Any, params: Params | None = None, **extra: Any
-    ) -> tuple[Params, Any]:
-        del extra
+    def update(updates: Params, state: Any, params: Params = None, **_: Any) -> Any:
         # 0 times the params is 0 times any tree.
         params = updates if is_zero and params is None else params
         return tx.update(updates, state, params)
@@ -220,15 +217,25 @@ def decaying(
 def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """Runs a link without extra arguments in float32 or wider, and casts back."""
 
-    def update(
-        updates: Params, state: Any, params: Params | None = None
-    ) -> tuple[Params, Any]:
+    def update(updates: Params, state: Any, params: Params = None) -> Any:
         with jax.numpy_dtype_promotion("standard"):
             wide = jax.tree.map(_widen, (updates, params))
             scaled, state = tx.update(wide[0], state, wide[1])
         return cast_like(scaled, updates), state
 
     return optax.GradientTransformation(tx.init, update)
+
+
+def _real(number: Any) -> Any:
+    """A number or schedule without the imaginary part of 0 that an injected one has."""
+    return partial(number_at, number) if callable(number) else number_at(number)
+
+
+def number_at(number: Any, count: Any = None) -> Any:
+    """The value of a hyperparameter at a step count."""
+    # `optax.inject_hyperparams` makes them complex, beside complex params.
+    value: Any = number(count) if callable(number) else number
+    return jnp.real(value) if jnp.iscomplexobj(value) else value
 
 
 def safe_sqrt(x: Array) -> Array:

@@ -110,6 +110,7 @@ def with_hutchinson(
     check.transform(tx=tx)
     check.count(update_interval=update_interval, num_probes=num_probes)
     check.key(key)
+    check.instance(str | tuple, "a name such as 'data'", axis_name=axis_name)
     is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     typed = key if is_typed else jr.wrap_key_data(key)
     # A copy: the caller may donate the key.

@@ -16,7 +16,7 @@ from .._check import Check
 from .._inverse.columns import small_dtype
 from .._types import MaskOrFn, Params, ScalarOrSchedule
 from .._vector import cast_like, structure_of
-from ._base import WIDE, add_decay, check_gradients, descent, leafwise
+from ._base import WIDE, add_decay, check_gradients, descent, leafwise, number_at
 from ._mfac_solve import write_and_solve
 
 
@@ -136,7 +136,7 @@ def _scale(
         num_filled = jnp.minimum(state.num_filled + 1, window)
         n = num_filled if count_filled else jnp.asarray(window, jnp.int32)
         g, i = cast_like(updates, state.window), state.pointer
-        λ = jnp.asarray(damping, state.gram.dtype)
+        λ = jnp.asarray(number_at(damping), state.gram.dtype)
         u, rows, gram = write_and_solve(state.window, g, state.gram, i, n, λ)
         state = MfacState((i + 1) % window, num_filled, rows, gram)
         return cast_like(u, updates), state

@@ -1,5 +1,7 @@
 """`ok.optim.with_hutchinson`: which diagonal it passes on, and when."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import jax.random as jr
@@ -264,18 +266,22 @@ def test_the_diagonal_is_averaged_over_devices_with_the_same_probes_on_each():
     )
 
 
-@pytest.mark.parametrize("interval", [1, 2])
+@pytest.mark.parametrize(("interval", "num_probes"), [(1, 1), (2, 1), (1, 2)])
 @pytest.mark.parametrize("of", ["mean", "own"])
 @pytest.mark.parametrize("mapping", ["tracked", "varying", "untracked", "pmap", "vmap"])
-def test_a_named_axis_is_averaged_for_any_mapping_and_loss(mapping, of, interval):
+def test_a_named_axis_is_averaged_for_any_mapping_and_loss(
+    mapping, of, interval, num_probes
+):
     """Oracle: one device with the whole batch.
 
     Without the name, "own" gives n times as much where JAX tracks what varies, and
     what the device's own examples give where it does not, even for "mean".
     """
-    options = {"key": jr.key(0), "update_interval": interval}
-    plain = ok.optim.with_hutchinson(reads_diag(), **options)
-    tx = ok.optim.with_hutchinson(reads_diag(), axis_name="x", **options)
+    options = {"update_interval": interval, "num_probes": num_probes}
+    make = functools.partial(
+        ok.optim.with_hutchinson, reads_diag(), key=jr.key(0), **options
+    )
+    plain, tx = make(), make(axis_name="x")
     batch = jnp.tile(BATCH, (4, 1)) * jnp.linspace(0.5, 2.0, 16)[:, None]
     state = tx.init(PARAMS)
     step = jax.jit(
@@ -405,6 +411,7 @@ def test_wrong_arguments_of_update_are_named(extra, params, match):
         ({"key": jnp.ones(2)}, TypeError, r"one random key"),
         ({"key": jr.key(0), "update_interval": 0}, ValueError, r"update_interval"),
         ({"key": jr.key(0), "num_probes": 0}, ValueError, r"num_probes"),
+        ({"key": jr.key(0), "axis_name": 3}, TypeError, r"axis_name"),
     ],
 )
 def test_bad_arguments_raise_at_construction(options, error, match):
