@@ -10,10 +10,12 @@ from .._check import Check
 from ._schedules import (
     AbstractSchedule,
     Constants,
+    Number,
     Settings,
     above_rounding,
     all_hold,
     checked,
+    plain,
 )
 
 # (a, c), by whether f and g are noisy. There is no row for a noisy g alone.
@@ -56,10 +58,10 @@ class PenaltySchedule(AbstractSchedule):
         constants: of the problem; None if they are not known.
     """
 
-    growth: float
-    target: float
-    ratio: float = 1.0
-    inner_steps: int = eqx.field(static=True, default=1)
+    growth: Number
+    target: Number
+    ratio: Number = 1.0
+    inner_steps: int = eqx.field(static=True, default=1, converter=plain)
     constants: Constants | None = None
     maker: ClassVar[str] = "f2sa_schedule"
 

@@ -9,6 +9,7 @@ from .._check import Check
 from ._schedules import (
     AbstractSchedule,
     Constants,
+    Number,
     Settings,
     above_rounding,
     all_hold,
@@ -54,8 +55,8 @@ class MomentumSchedule(AbstractSchedule):
         constants: of the problem; None if they are not known.
     """
 
-    ratio: float = 1.0
-    c_eta: float = 1.0
+    ratio: Number = 1.0
+    c_eta: Number = 1.0
     constants: Constants | None = None
     maker: ClassVar[str] = "f3sa_schedule"
 

@@ -59,8 +59,8 @@ class ForwardMode(AbstractPath):
         check.count(num_steps=num_steps)
         check.optional.count(chunk=chunk)
         check.transform(inner=inner)
-        self.num_steps, self.inner = num_steps, inner
-        self.project_y, self.chunk = project_y, chunk
+        self.num_steps, self.inner, self.project_y = int(num_steps), inner, project_y
+        self.chunk = None if chunk is None else int(chunk)
 
     def response(
         self, lower: Objective, x: Params, y: Params, batches: Batches, memory: PyTree

@@ -6,10 +6,11 @@ and a larger one γ of the lower iterates fall as powers of the step; λ rises a
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -18,6 +19,9 @@ from .._vector import scale
 from ._base import next_count
 
 _ROUNDING = 1e-5  # so that rounding does not break a bound that holds with equality
+
+
+Number: TypeAlias = float | Float[Array, ""]
 
 
 class Constants(NamedTuple):
@@ -58,13 +62,13 @@ class Settings(NamedTuple):
 class AbstractSchedule(eqx.Module):
     """Step sizes that fall, and a penalty that grows with their ratio."""
 
-    a: float
-    c: float
-    c_alpha: float
-    c_gamma: float
-    k0: float
-    initial_penalty: float
-    ratio: eqx.AbstractVar[float]
+    a: Number
+    c: Number
+    c_alpha: Number
+    c_gamma: Number
+    k0: Number
+    initial_penalty: Number
+    ratio: eqx.AbstractVar[Number]
     constants: eqx.AbstractVar[Constants | None]
     maker: ClassVar[str]
     """The function that makes such a schedule for a problem."""
@@ -128,7 +132,13 @@ def checked(check: Check, constants: Any, **numbers: Any) -> list[float]:
     mu, l_g, l_f, l_F = constants
     check.positive(convexity=mu, lower=l_g, upper=l_f, **numbers)
     check.non_negative(total=l_F)
+    check.at_most(l_g, "which is `lower`", convexity=mu)
     return [float(number) for number in constants]
+
+
+def plain(count: Any) -> Any:
+    """A count as a Python integer, since those of NumPy make poor static fields."""
+    return int(count) if isinstance(count, np.integer) else count
 
 
 def settled(

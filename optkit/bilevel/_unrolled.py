@@ -82,8 +82,8 @@ class Unrolled(AbstractPath):
         check.count(num_steps=num_steps, truncate=last, checkpoint=checkpoint)
         check.at_most(num_steps, "the number of steps", truncate=last)
         check.transform(inner=inner)
-        self.num_steps, self.inner, self.project_y = num_steps, inner, project_y
-        self.truncate, self.checkpoint = last, checkpoint
+        self.num_steps, self.truncate = int(num_steps), int(last)
+        self.checkpoint, self.inner, self.project_y = int(checkpoint), inner, project_y
 
     def response(
         self, lower: Objective, x: Params, y: Params, batches: Batches, memory: PyTree

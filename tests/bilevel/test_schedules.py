@@ -1,5 +1,6 @@
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -159,6 +160,81 @@ def test_fewer_inner_steps_than_the_schedule_was_made_for_are_reported():
         state = solver.init(jnp.zeros(2), jnp.ones(2))
         _, history = ok.run(solver, state, lambda k: None, 200)
         assert (history.result == ok.RESULTS.schedule_bounds).sum() == count
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_count_of_numpy_is_a_count():
+    """Oracle: a Python integer; of NumPy's, Equinox warns."""
+    schedule = dataclasses.replace(OF_F2SA, inner_steps=np.int64(3))
+    assert type(schedule.inner_steps) is int
+    assert hash(schedule) == hash(dataclasses.replace(OF_F2SA, inner_steps=3))
+
+
+def test_a_convexity_above_the_smoothness_is_refused():
+    # Oracle: the message; no function has such constants.
+    with pytest.raises(ValueError, match=r"convexity <= 1\.0, which is `lower`"):
+        ok.bilevel.f2sa_schedule(ok.bilevel.Constants(2.0, 1.0, 1.0))
+
+
+def numbers(solver, num_steps=20, start=None):
+    """Both iterates and the results after steps on noise that is drawn by the step."""
+    state = solver.init(jnp.zeros(3), jnp.zeros(3)) if start is None else start
+
+    def batch(k):
+        return jax.random.normal(jax.random.fold_in(jax.random.key(0), k), (3,))
+
+    return ok.run(solver, state, batch, num_steps)
+
+
+def noisy(x, y, batch):
+    return jnp.sum((y - x) ** 2) / 2 + 0.1 * jnp.vdot(batch.astype(y.dtype), y)
+
+
+@METHODS
+def test_a_killed_run_resumes_with_a_schedule_made_anew(make, schedule, single):
+    """Oracle: the run in one piece, bit for bit, from leaves in NumPy."""
+    del single
+    whole, _ = numbers(make(upper, noisy, schedule=schedule))
+    half, _ = numbers(make(upper, noisy, schedule=schedule), 9)
+    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(half)]
+    solver = make(upper, noisy, schedule=dataclasses.replace(schedule))
+    structure = jax.tree.structure(solver.init(jnp.zeros(3), jnp.zeros(3)))
+    loaded = structure.unflatten(map(jnp.asarray, leaves))
+    end, _ = numbers(solver, 11, loaded)
+    jax.tree.map(np.testing.assert_array_equal, end, whole)
+
+
+def test_a_schedule_may_be_traced_and_mapped():
+    """Oracle: single schedules with the same numbers."""
+
+    @jax.jit
+    @jax.vmap
+    def run(k0):
+        solver = ok.bilevel.f2sa(
+            upper, lower, schedule=dataclasses.replace(OF_F2SA, k0=k0)
+        )
+        state = solver.init(jnp.zeros(2), jnp.ones(2))
+        return jax.lax.scan(solver.step, state, None, 5)[0].x
+
+    shifts = 100.0, 300.0
+    for got, k0 in zip(run(jnp.array(shifts)), shifts, strict=True):
+        schedule = dataclasses.replace(OF_F2SA, k0=k0)
+        solver = ok.bilevel.f2sa(upper, lower, schedule=schedule)
+        state = solver.init(jnp.zeros(2), jnp.ones(2))
+        for _ in range(5):
+            state, _ = solver.step(state, None)
+        assert_allclose(got, state.x, rtol=1e-12)
+
+
+def test_the_proximal_methods_are_f2sa_and_f3sa_with_the_same_schedule():
+    """Oracle: identity to the last bit."""
+    for one, other, schedule in (
+        (ok.bilevel.penalty, ok.bilevel.f2sa, OF_F2SA),
+        (ok.bilevel.penalty_momentum, ok.bilevel.f3sa, OF_F3SA),
+    ):
+        runs = (numbers(make(upper, noisy, schedule=schedule)) for make in (one, other))
+        (got, _), (want, _) = runs
+        jax.tree.map(np.testing.assert_array_equal, got, want)
 
 
 @METHODS
