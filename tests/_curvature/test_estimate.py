@@ -292,3 +292,52 @@ def test_a_sampled_gradient_is_clipped_by_its_norm(head, masked, num_probes):
     assert_allclose(found[0][1], jnp.sum(x), rtol=1e-12)
     free = make(max_norm=1e6)(w, x, y, *where, key=KEY, num_probes=num_probes)
     assert_allclose(free[2], sum(draws) / num_probes, rtol=1e-12)
+
+
+# Of docs/scaling.md: how the loss is given, whether JAX tracks what varies, whether
+# params do, whether gradient and diagonal are averaged after; and what factor comes out.
+FORMS = {
+    "tracked-mean": (True, False, "mean", False, 1),
+    "tracked-mean-after": (True, False, "mean", True, 1),
+    "tracked-own": (True, False, "own", True, 8),
+    "varying-own-after": (True, True, "own", True, 1),
+    "untracked-mean-after": (False, False, "mean", True, 1),
+    "untracked-own-after": (False, False, "own", True, 1),
+}
+
+
+@pytest.mark.parametrize("num_probes", [1, 2])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_on_mapped_devices_the_diagonal_follows_the_gradient(form, num_probes):
+    """Oracle: one device with the whole batch, times the factor of the table."""
+    tracked, varying, of, after, factor = form
+    batch = jr.normal(jr.key(8), (16, 3)) * jnp.linspace(0.5, 2.0, 16)[:, None]
+    params = jnp.array([0.3, -1.0, 0.2])
+
+    def own(params, batch):
+        return jnp.mean(jnp.tanh(batch @ params) ** 2)
+
+    def mean(params, batch):
+        return jax.lax.pmean(own(params, batch), "x")
+
+    def mapped(params, batch):
+        if varying:
+            params = jax.lax.pcast(params, "x", to="varying")
+        f = ok.value_grad_and_diag(own if of == "own" else mean)
+        found = f(params, batch, key=KEY, num_probes=num_probes)[1:]
+        return jax.lax.pmean(found, "x") if after else found
+
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(AxisType.Auto,))
+    specs = (PartitionSpec(), PartitionSpec("x"))
+    mapped = jax.shard_map(
+        mapped,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=PartitionSpec(),
+        check_vma=tracked,
+    )
+    expected = ok.value_grad_and_diag(own)(
+        params, batch, key=KEY, num_probes=num_probes
+    )
+    for found, want in zip(jax.jit(mapped)(params, batch), expected[1:], strict=True):
+        assert_allclose(found, factor * want, rtol=1e-10)
