@@ -295,7 +295,7 @@ def test_a_sampled_gradient_is_clipped_by_its_norm(head, masked, num_probes):
 
 
 # Of docs/scaling.md: how the loss is given, whether JAX tracks what varies, whether
-# params do, whether gradient and diagonal are averaged after; and what factor comes out.
+# params do, whether gradient and diagonal are averaged after; and the resulting factor.
 FORMS = {
     "tracked-mean": (True, False, "mean", False, 1),
     "tracked-mean-after": (True, False, "mean", True, 1),
