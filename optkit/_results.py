@@ -191,15 +191,16 @@ def gives_nan() -> bool:
 def raise_if(
     failed: Bool[Array, ""], value: PyTree, error_if: Callable[..., PyTree]
 ) -> PyTree:
-    """Returns `value`; if it `failed`, calls `error_if(value, failed)`.
+    """Returns `value`; if it `failed`, calls `error_if(one, failed)`, with a scalar.
+
+    A conditional on the value itself would bring sharded leaves to one device.
 
     Under `jax.vmap`, Equinox raises if any member of the batch has failed, which is all
     that a program can do. With `EQX_ON_ERROR=nan` in the environment, it would also
     replace all members by NaN. Here only the failed ones and their derivatives are NaN.
     """
-    if not gives_nan():
-        return error_if(value, failed)
-    one = jnp.where(failed, jnp.nan, 1.0)
+    one = jnp.ones((), jnp.float32)
+    one = jnp.where(failed, jnp.nan, one) if gives_nan() else error_if(one, failed)
     return jax.tree.map(lambda x: x * one.astype(x.dtype), value)
 
 

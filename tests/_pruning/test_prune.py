@@ -356,3 +356,25 @@ def test_weights_that_are_not_finite_are_refused(weights, inverse):
     bad = weights | {"b": weights["b"].at[0].set(jnp.nan)}
     with pytest.raises(RuntimeError, match=r"`ok.obs_prune` got weights that are NaN"):
         ok.obs_prune(bad, inverse, sparsity=0.5)
+
+
+def test_on_devices_no_weight_leaves_its_device(key):
+    """Oracle: the compiled program, and the same on one device; equal saliencies."""
+    weights = {"a": jnp.ones((16, 4)), "b": jr.normal(key, (40,))}
+    rows = jax.tree.map(lambda w: jr.normal(key, (5, *w.shape)) / 9, weights)
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    P = jax.sharding.PartitionSpec
+    placed = [
+        jax.device_put(tree, jax.sharding.NamedSharding(mesh, spec))
+        for tree, spec in ((weights, P("x")), (rows, P(None, "x")))
+    ]
+
+    many, one = (
+        ok.invert(ok.LowRank(u), ok.Woodbury(), damping=0.1) for u in (placed[1], rows)
+    )
+    run = jax.jit(lambda w, P: ok.obs_prune(w, P, sparsity=0.35))
+    compiled = run.lower(placed[0], many).compile()
+    assert "all-gather" not in compiled.as_text()
+    found, want = compiled(placed[0], many), run(weights, one)
+    for got, like in zip(*map(jax.tree.leaves, (found, want)), strict=True):
+        assert_allclose(got, like, rtol=1e-9)
