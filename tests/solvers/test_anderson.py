@@ -218,7 +218,7 @@ def test_a_projected_gradient_step_needs_fewer_evaluations(
     assert info.num_steps < plain.num_steps
 
 
-@pytest.mark.parametrize("factor", [-3.0, -30.0])
+@pytest.mark.parametrize("factor", [-3.0, -10.0])
 def test_a_mapping_that_expands_is_still_extrapolated(key, factor):
     """Oracle: the dense solve; residuals grow by the factor before they fall."""
     q, _ = jnp.linalg.qr(jr.normal(key, (12, 12)))
