@@ -107,7 +107,7 @@ def value_curvature(problem: Problem) -> Float[Array, " dx"]:
     dim_x = problem.upper.b.shape[1]
     columns = jax.vmap(lambda x: hypergradient(problem, x))(jnp.eye(dim_x))
     origin = hypergradient(problem, jnp.zeros(dim_x))
-    return jnp.linalg.eigvalsh(columns - origin)
+    return jnp.linalg.eigvalsh(columns - origin[None])
 
 
 def _draw(
@@ -119,7 +119,7 @@ def _draw(
     basis_y = _orthogonal(keys[0], dim_y)
     basis_x = _orthogonal(keys[1], dim_x)
     a = jr.normal(keys[2], (n, dim_y)) @ (basis_y * root_y[None]) @ basis_y.T
-    b = jr.normal(keys[3], (n, dim_x)) @ (basis_x * root_x) @ basis_x.T
+    b = jr.normal(keys[3], (n, dim_x)) @ (basis_x * root_x[None]) @ basis_x.T
     # u = U D ξ and w = V ξ, so E u wᵀ = U D Vᵀ.
     k = min(dim_x, dim_y)
     D = jnp.zeros((dim_x, dim_y))

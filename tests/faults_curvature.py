@@ -369,7 +369,8 @@ ESTIMATORS = Kind("Estimators of an operator", [
             lambda f: ok.xnystrace(diagonal(), key=jr.key(0), num_probes=2))]),
     Estimator("spectrum",
         partial(ok.spectrum, key=jr.key(0), num_probes=1, num_steps=2),
-        PROBES | {"operator": opt.OPERATOR, "num_steps": opt.COUNT},
+        PROBES | {"operator": opt.OPERATOR, "num_steps": opt.COUNT,
+            "num_vectors": opt.COUNT},
         differs={"an operator of 0": Right(lambda s: np.allclose(s.nodes, 0)),
             "an operator of 3e38": Shows()}, covers=("Spectrum",), faults=[
         Fault("nan", "the mean of a spectrum of NaN", Shows(),

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import jax.random as jr
 import lineax as lx
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
 from .._types import Params
@@ -46,13 +46,16 @@ class Spectrum(eqx.Module):
     Made by `ok.spectrum`. Each row of `nodes` is one probe's estimate, in ascending
     order, of where the n = `size` eigenvalues lie: a node of weight w stands for about
     n w of them. The `weights` of a row sum to one. Up to rounding, an eigenvalue lies
-    within `errors` of each node; the error of the largest node falls first.
+    within `errors` of each node; the error of the largest node falls first. `vectors`,
+    if asked for, are approximate eigenvectors of norm one for the last nodes of each
+    row: |C v - node v| is the node's error.
     """
 
     nodes: Float[Array, "k s"]
     weights: Float[Array, "k s"]
     errors: Float[Array, "k s"]
     size: int = eqx.field(static=True)
+    vectors: PyTree | None = None  # like the params, with leading axes k and r
 
     def mean(self, fn: Callable[[Array], Array]) -> Estimate:
         """Returns an `ok.Estimate` of the mean of fn over the eigenvalues, tr f(C)/n.
@@ -80,7 +83,12 @@ class Spectrum(eqx.Module):
 
 
 def spectrum(
-    operator: lx.AbstractLinearOperator, *, key: Array, num_probes: int, num_steps: int
+    operator: lx.AbstractLinearOperator,
+    *,
+    key: Array,
+    num_probes: int,
+    num_steps: int,
+    num_vectors: int | None = None,
 ) -> Spectrum:
     """Estimates the eigenvalues of a symmetric operator and their density.
 
@@ -96,6 +104,8 @@ def spectrum(
         key: a random key, consumed.
         num_probes: k >= 1, the number of starts; standard errors fall as 1/√k.
         num_steps: s, the products per start, at most the number of params.
+        num_vectors: r <= s, how many eigenvectors to return for each start, those of
+            `nodes[:, -r:]`; default none. For the smallest eigenvalues, pass `-1.0 * C`.
 
     Returns:
         An `ok.Spectrum`, which `ok.plot.spectrum` draws. It is not finite if a product
@@ -107,6 +117,10 @@ def spectrum(
         >>> s = ok.spectrum(C, key=jax.random.key(0), num_probes=2, num_steps=3)
         >>> print(s.nodes[0].round(4), s.mean(jnp.square).mean.round(4))
         [ 3.  6. 12.] 63.0
+        >>> s = ok.spectrum(
+        ...     C, key=jax.random.key(0), num_probes=1, num_steps=3, num_vectors=1)
+        >>> print(abs(s.vectors[0, 0]).round(3))  # of the eigenvalue 12
+        [0. 0. 1.]
 
     Reference:
         Golub and Meurant 1994, Matrices, moments and quadrature; Ubaru, Chen and Saad
@@ -119,24 +133,30 @@ def spectrum(
     check.count(num_probes=num_probes, num_steps=num_steps)
     size = operator.in_size()
     check.at_most(size, "the number of params", num_steps=num_steps)
+    check.optional.count(num_vectors=num_vectors)
+    r = num_vectors or 0
+    check.at_most(num_steps, "which is `num_steps`", num_vectors=r)
     linear = lx.linearise(operator)
 
-    def one(key: Array) -> tuple[Array, Array, Array]:
+    def one(key: Array) -> tuple[Array, Array, Array, PyTree | None]:
         key, probe_key = jr.split(key)
         z = widen(signs(probe_key, operator.in_structure()))
-        alpha, beta = tridiagonalise(linear, _over(z, size**0.5), key, num_steps)
+        start = _over(z, size**0.5)
+        Q, (alpha, beta) = lanczos(linear, start, key, num_steps)
         matrix = jnp.diag(alpha) + jnp.diag(beta[:-1], 1) + jnp.diag(beta[:-1], -1)
         nodes, vectors = jnp.linalg.eigh(matrix)
-        return nodes, vectors[0] ** 2, jnp.abs(beta[-1] * vectors[-1])
+        last = vectors[:, num_steps - r :].T
+        found = lax.map(lambda c: combine(c, Q), last) if r else None
+        return nodes, vectors[0] ** 2, jnp.abs(beta[-1] * vectors[-1]), found
 
-    nodes, weights, errors = lax.map(one, jr.split(key, num_probes))
-    return Spectrum(nodes, weights, errors, size)
+    nodes, weights, errors, found = lax.map(one, jr.split(key, num_probes))
+    return Spectrum(nodes, weights, errors, size, found)
 
 
-def tridiagonalise(
+def lanczos(
     operator: lx.AbstractLinearOperator, start: Params, key: Array, num_steps: int
-) -> tuple[Float[Array, " s"], Float[Array, " s"]]:
-    """Returns α and β of Lanczos' method with full orthogonalisation.
+) -> tuple[Params, tuple[Float[Array, " s"], Float[Array, " s"]]]:
+    """Returns Q, and α and β, of Lanczos' method with full orthogonalisation.
 
     With q_0 the start, of norm one, in float32 or wider, and Q the rows q_0, ..., q_j:
 
@@ -174,7 +194,8 @@ def tridiagonalise(
         return (rows, q), (alpha, jnp.where(is_lost, 0, beta))
 
     init = (zero_rows(num_steps, start), start)
-    return lax.scan(step, init, jnp.arange(num_steps, dtype=jnp.int32))[1]
+    (Q, _), found = lax.scan(step, init, jnp.arange(num_steps, dtype=jnp.int32))
+    return Q, found
 
 
 def _over_probes(values: Float[Array, "probes ..."]) -> Estimate:

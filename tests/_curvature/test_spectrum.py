@@ -13,7 +13,7 @@ from matfree import decomp
 from precision import assert_allclose
 
 import optkit as ok
-from optkit._curvature.spectrum import tridiagonalise
+from optkit._curvature.spectrum import lanczos
 
 KEY = jr.key(3)
 N = 12
@@ -36,7 +36,7 @@ def test_the_first_steps_are_those_of_matfree():
     # oracle: matfree
     z = jr.normal(KEY, (N,))
     z /= jnp.linalg.norm(z)
-    alpha, beta = tridiagonalise(OPERATOR, z, KEY, 7)
+    _, (alpha, beta) = lanczos(OPERATOR, z, KEY, 7)
     want = decomp.tridiag_sym(7, materialize=False)(OPERATOR.mv, z)
     assert_allclose(alpha, want.J_small[0], rtol=1e-10)
     assert_allclose(beta[:-1], want.J_small[1], rtol=1e-10)
@@ -155,3 +155,45 @@ def test_arguments_are_checked(changes, error, match):
     arguments = {"operator": OPERATOR, "key": KEY, "num_probes": 1, "num_steps": 2}
     with pytest.raises(error, match=f"`ok.spectrum`.*{match}"):
         ok.spectrum(**(arguments | changes))
+
+
+def test_vectors_are_eigenvectors_within_the_errors_of_their_nodes():
+    # oracle: dense. With all steps they are exact, with fewer their residual is known.
+    many = jax.jit(
+        ok.spectrum, static_argnames=("num_probes", "num_steps", "num_vectors")
+    )
+    whole = many(OPERATOR, key=KEY, num_probes=2, num_steps=N, num_vectors=3)
+    want = jnp.linalg.eigh(A)[1].T[-3:]
+    for found in whole.vectors:
+        overlap = jnp.abs(jnp.sum(found * want, axis=1))
+        assert_allclose(overlap, 1.0, rtol=1e-10)
+    part = many(OPERATOR, key=KEY, num_probes=2, num_steps=6, num_vectors=2)
+    for vectors, nodes, errors in zip(
+        part.vectors, part.nodes, part.errors, strict=True
+    ):
+        residual = vectors @ A - nodes[-2:, None] * vectors
+        size = jnp.linalg.norm(residual, axis=1)
+        assert_allclose(size, errors[-2:], rtol=1e-8, float32=1e-3)
+        assert_allclose(jnp.linalg.norm(vectors, axis=1), 1.0, rtol=1e-12)
+
+
+def test_vectors_are_trees_like_the_params_and_none_unless_asked_for():
+    # oracle: closed form, the Hessian is diagonal
+    params = {"a": jnp.ones(2, jnp.bfloat16), "b": jnp.ones(1), "n": None}
+
+    def loss(p):
+        return jnp.sum(p["a"] ** 2).astype(p["b"].dtype) + 5 * jnp.sum(p["b"] ** 2)
+
+    C = ok.hessian(loss, params)
+    options = {"key": KEY, "num_probes": 2, "num_steps": 2}
+    assert ok.spectrum(C, **options).vectors is None
+    vectors = ok.spectrum(C, **options, num_vectors=1).vectors
+    assert jax.tree.map(jnp.shape, vectors) == {
+        "a": (2, 1, 2),
+        "b": (2, 1, 1),
+        "n": None,
+    }
+    assert vectors["a"].dtype == jnp.float32
+    assert_allclose(jnp.abs(vectors["b"]), 1.0, rtol=1e-2)
+    with pytest.raises(ValueError, match="num_vectors <= 2, which is `num_steps`"):
+        ok.spectrum(C, **options, num_vectors=3)
