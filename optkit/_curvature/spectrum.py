@@ -105,7 +105,7 @@ def spectrum(
         num_probes: k >= 1, the number of starts; standard errors fall as 1/√k.
         num_steps: s, the products per start, at most the number of params.
         num_vectors: r <= s, how many eigenvectors to return for each start, those of
-            `nodes[:, -r:]`; default none. For the smallest eigenvalues, pass `-1.0 * C`.
+            `nodes[:, -r:]`; default none. For the other end, pass `-1.0 * C`.
 
     Returns:
         An `ok.Spectrum`, which `ok.plot.spectrum` draws. It is not finite if a product

@@ -188,11 +188,9 @@ def test_vectors_are_trees_like_the_params_and_none_unless_asked_for():
     options = {"key": KEY, "num_probes": 2, "num_steps": 2}
     assert ok.spectrum(C, **options).vectors is None
     vectors = ok.spectrum(C, **options, num_vectors=1).vectors
-    assert jax.tree.map(jnp.shape, vectors) == {
-        "a": (2, 1, 2),
-        "b": (2, 1, 1),
-        "n": None,
-    }
+    assert vectors["a"].shape == (2, 1, 2)
+    assert vectors["b"].shape == (2, 1, 1)
+    assert vectors["n"] is None
     assert vectors["a"].dtype == jnp.float32
     assert_allclose(jnp.abs(vectors["b"]), 1.0, rtol=1e-2)
     with pytest.raises(ValueError, match="num_vectors <= 2, which is `num_steps`"):
