@@ -41,7 +41,7 @@ def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
     check_inverse(Check("ok.obs_saliency"), params, inverse)
 
     def saliency(w: Array, p: Array) -> Array:
-        return (w.astype(p.dtype) / jnp.sqrt(2 * p)) ** 2
+        return (jnp.asarray(w, p.dtype) / jnp.sqrt(2 * p)) ** 2
 
     return jax.tree.map(saliency, params, diagonal_of(inverse))
 

@@ -103,17 +103,18 @@ def _round(
     """One round, compiled once for all rounds."""
     diagonal = diagonal_of(inverse)
     candidates = jax.tree.map(jnp.logical_and, kept, may)
-    is_bad = jax.tree.map(lambda c, p: jnp.any(c & ~(p > 0)), candidates, diagonal)
+    # Others do not matter, and their zeros would spoil the scale of the ranks.
+    diagonal = jax.tree.map(lambda c, p: jnp.where(c, p, 1), candidates, diagonal)
     text = f"`{check.call}` got weights that are NaN or infinite, so they have no "
     text = f"{text}saliency. Check the training that produced them."
     params = raise_if(~all_finite(params), params, partial(eqx.error_if, msg=text))
-    text = f"`{check.call}` got an inverse with a diagonal that is not positive, so "
-    text = f"{text}weights have no saliency. Raise `damping` in `ok.invert`."
-    is_bad = jax.tree.reduce(jnp.logical_or, is_bad, jnp.zeros((), bool))
+    text = f"`{check.call}` got an inverse with a diagonal that is not positive and "
+    text = f"{text}finite, so weights have no saliency. Raise `damping` in `ok.invert`."
+    is_bad = ~all_finite(jax.tree.map(lambda p: jnp.where(p > 0, p, jnp.nan), diagonal))
     params = raise_if(is_bad, params, partial(eqx.error_if, msg=text))
     gone = jax.tree.map(lambda k, m: m & ~k, kept, may)
     newly = count - _num_true(gone)
-    removed = smallest(newly, ranks(params, diagonal), candidates)
+    removed = smallest(newly, ranks(only(candidates, params), diagonal), candidates)
     kept = jax.tree.map(lambda k, r: k & ~r, kept, removed)
     removed = jax.tree.map(jnp.logical_or, gone, removed)
     return Pruned(only(kept, update(params, inverse, removed)), kept)

@@ -34,7 +34,7 @@ def obs_summed(
     removed = check.booleans("removed", removed, params, "the params")
 
     def ratio(w: Array, p: Array) -> Array:
-        return w.astype(p.dtype) / p
+        return jnp.asarray(w, p.dtype) / p
 
     x = only(removed, jax.tree.map(ratio, params, diagonal_of(inverse)))
     # x has the size of w / P and P x that of w. Divided by their geometric mean, both
