@@ -147,16 +147,21 @@ def newton(
     def mapping(y: PyTree, args: PyTree) -> PyTree:
         check.real(y=y)
 
-        def at(y: PyTree) -> PyTree:
-            return checked_like(check, "residual(y, args)", residual(y, args), y)
+        # Lineax gets the leaves, because it cannot rebuild the params of Flax NNX.
+        leaves, treedef = jax.tree.flatten(y)
 
-        G, product = linearize(check, at, y)
-        jacobian = lx.FunctionLinearOperator(product, structure_of(y))
+        def at(leaves: list[Any]) -> list[Any]:
+            y = treedef.unflatten(leaves)
+            value = checked_like(check, "residual(y, args)", residual(y, args), y)
+            return jax.tree.leaves(value)
+
+        G, product = linearize(check, at, leaves)
+        jacobian = lx.FunctionLinearOperator(product, structure_of(leaves))
         solution = lx.linear_solve(jacobian, G, solver, throw=False)
         result = solution.result
         failed = result != lx.RESULTS.successful
         step = raise_if(failed, solution.value, result.error_if)
-        return axpy(-jnp.asarray(step_size), step, y)
+        return axpy(-jnp.asarray(step_size), treedef.unflatten(step), y)
 
     return mapping
 

@@ -159,6 +159,31 @@ def test_inverses_take_the_params_of_flax_nnx(method):
         assert_allclose(a, b, rtol=1e-5)
 
 
+def test_solutions_take_the_params_of_flax_nnx():
+    """Oracle: the same numbers as plain dicts; a Newton step, and a slope in λ."""
+    params, loss, plain, plain_loss = split()
+
+    def results(params, loss):
+        def objective(y, damping):
+            fit = jnp.mean(jax.vmap(loss, (None, 0))(y, (X, Y)))
+            return fit + damping * optax.tree.norm(y, squared=True)
+
+        step = ok.optimality.newton(jax.grad(objective))
+
+        @ok.implicit_minimum(objective)
+        def solve(y, damping):
+            return step(step(y, damping), damping)  # the objective is quadratic
+
+        def square(damping):
+            return optax.tree.norm(solve(params, damping), squared=True)
+
+        return jax.value_and_grad(square)(jnp.asarray(0.1)), solve(params, 0.1)
+
+    got, want = results(params, loss), results(plain, plain_loss)
+    for a, b in zip(*map(jax.tree.leaves, (got, want)), strict=True):
+        assert_allclose(a, b, rtol=1e-4)
+
+
 def test_variables_of_flax_nnx_may_change_in_the_loss():
     """Oracle: `nnx.merge(copy=True)`, which is not needed for what is an argument."""
     graph, params, rest = nnx.split(Net(), nnx.Param, ...)
