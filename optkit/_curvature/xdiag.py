@@ -41,9 +41,9 @@ def xdiag(
 
     Example:
         >>> import jax, jax.numpy as jnp, optkit as ok
-        >>> C = ok.LowRank(jnp.arange(6.0).reshape(1, 6))  # of rank 1
+        >>> C = ok.LowRank(jnp.arange(1.0, 6.0).reshape(1, 5))  # of rank 1
         >>> print(ok.xdiag(C, key=jax.random.key(0), num_probes=3).mean.round(2))
-        [ 0.  1.  4.  9. 16. 25.]
+        [ 1.  4.  9. 16. 25.]
 
     Reference:
         Epperly, Tropp and Webber 2024, arXiv:2301.07825, section 4.
