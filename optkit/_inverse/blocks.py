@@ -69,10 +69,17 @@ def block_diagonal(
         w = solve_triangular(lower, _side(u, lower.dtype), lower=True)
         squares = jnp.sum(w**2, axis=0)
         if not _is_dense(u):
-            squares = (1 - squares) / damping.astype(squares.dtype)
+            c = jnp.sum(u.astype(squares.dtype) ** 2, axis=0)
+            squares = at_least_jensen(1 - squares, c, damping)
         return squares.astype(wide_dtype(u))
 
     return curvature.join(curvature.over_blocks(diagonal, factor.lower))
+
+
+def at_least_jensen(rest: Array, c: Array, damping: Array) -> Array:
+    """d / λ, or 1 / (c + λ) where rounding leaves less: (A⁻¹)_jj >= 1 / A_jj."""
+    damping = damping.astype(rest.dtype)
+    return jnp.maximum(rest / damping, 1 / (c.astype(rest.dtype) + damping))
 
 
 def block_entry(

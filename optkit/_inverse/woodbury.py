@@ -18,14 +18,20 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
-from .._curvature.base import diagonal_of
 from .._curvature.damped import split_damping
 from .._curvature.low_rank import BlockLowRank, LowRank
 from .._results import RESULTS, first_failure
 from .._types import Params, wide_dtype
 from .._vector import all_finite, combine_blocks, gram, num_rows, project_blocks
 from .base import AbstractExplicitInverse, Index, Operator, Solved, with_derivative_of
-from .blocks import BlockFactor, block_diagonal, block_entry, block_solve, factor_blocks
+from .blocks import (
+    BlockFactor,
+    at_least_jensen,
+    block_diagonal,
+    block_entry,
+    block_solve,
+    factor_blocks,
+)
 from .columns import accurate_gram, column_squares, columns, mixed, small_dtype
 
 
@@ -117,10 +123,7 @@ class Woodbury(AbstractExplicitInverse):
             known = block_diagonal(curvature, factor, damping)
         else:
             root = _root(factor.vectors, factor.values, damping)
-            known = _low_rank_diagonal(root, curvature.rows, damping)
-        # Jensen: (A⁻¹)_jj >= 1 / A_jj. The difference may round to zero or below.
-        floors = jax.tree.map(jnp.reciprocal, diagonal_of(operator))
-        known = jax.tree.map(jnp.maximum, known, floors)
+            known = _low_rank_diagonal(root, curvature, damping)
         return with_derivative_of(_diagonal_anew, operator, known)
 
     def entry(
@@ -165,12 +168,12 @@ def _root(vectors: Array, values: Array, damping: Array) -> Array:
     return vectors.T / jnp.sqrt(damped)[:, None]
 
 
-def _low_rank_diagonal(root: Array, rows: PyTree, damping: Array) -> Params:
-    def finish(squares: Array, u: Array) -> Array:
-        rest = (1 - squares) / damping.astype(squares.dtype)
-        return rest.astype(wide_dtype(u))
+def _low_rank_diagonal(root: Array, curvature: LowRank, damping: Array) -> Params:
+    def finish(squares: Array, c: Array) -> Array:
+        return at_least_jensen(1 - squares, c, damping).astype(c.dtype)
 
-    return jax.tree.map(finish, column_squares(root, rows), rows)
+    squares = column_squares(root, curvature.rows)
+    return jax.tree.map(finish, squares, curvature.diagonal())
 
 
 # The diagonal from a Cholesky factor, for derivatives only: eigenvectors have none
@@ -184,7 +187,7 @@ def _diagonal_anew(operator: Operator) -> Params:
     lower = jnp.linalg.cholesky(damped_gram(curvature.rows, damping))
     eye = jnp.eye(lower.shape[0], dtype=lower.dtype)
     root = jax.scipy.linalg.solve_triangular(lower, eye, lower=True)
-    return _low_rank_diagonal(root, curvature.rows, damping)
+    return _low_rank_diagonal(root, curvature, damping)
 
 
 def damped_gram(rows: PyTree, damping: Array) -> Array:

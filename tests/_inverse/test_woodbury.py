@@ -271,3 +271,22 @@ def test_no_rows_or_no_leaves_are_no_curvature(rows):
     x = jax.tree.map(lambda u: jnp.ones(u.shape[1:]), rows)
     for leaf in jax.tree.leaves(P.mv(x)):
         assert_allclose(leaf, 0.5)
+
+
+@pytest.mark.parametrize("size", [1e1, 1e3, 1e5])
+@pytest.mark.parametrize("block", [None, 3])
+def test_the_diagonal_is_positive_where_the_curvature_is_far_above_the_damping(
+    size, block
+):
+    """Oracle: 1 / (λ + c) of a diagonal curvature, in float32."""
+    with jax.enable_x64(False):
+        C = ok.LowRank(size * jnp.eye(2, 3))
+        C = C if block is None else C.block_diagonal(block)
+        diagonal = ok.invert(C, ok.Woodbury(), damping=1e-3).diagonal()
+        sketch = ok.Nystrom(2, key=jax.random.key(0))
+        by_sketch = ok.invert(C, sketch, damping=1e-3).diagonal()
+    diagonal, by_sketch = (np.asarray(d, float) for d in (diagonal, by_sketch))
+    want = 1 / (1e-3 + np.array([size**2, size**2, 0]))
+    for found in (diagonal, by_sketch):  # off by a few roundings over λ, upwards
+        assert np.all(found >= want * (1 - 1e-6))
+        assert np.all(found <= want + 4 * 2.0**-23 / 1e-3)
