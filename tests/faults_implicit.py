@@ -134,14 +134,14 @@ DECORATORS = Kind("Decorators of a solver", OF_DECORATORS, [
     Decorator("implicit_root", ok.implicit_root, options_with("optimality"),
         condition=residual, covers=("ImplicitSolve",), faults=[
         *OF_RESIDUALS,
-        singular("a Jacobian of 0", lambda y, a: 0 * y - a, "stalled"),
+        singular("a Jacobian of 0", lambda y, a: 0 * y - a, "singular_matrix"),
         Fault("nan", "a solution of NaN, by one step", Reports("nonfinite_solution"),
             lambda d: d.derivative(NAN, 1.0, solver=ok.OneStep())),
     ]),
     Decorator("implicit_fixed_point", ok.implicit_fixed_point, options_with("mapping"),
         condition=contraction, faults=[
         *OF_RESIDUALS,
-        singular("no contraction", lambda y, a: y + 1.001 * a - a, "stalled"),
+        singular("no contraction", lambda y, a: y + 1.001 * a - a, "singular_matrix"),
     ]),
 ])
 # fmt: on
