@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Bool, PyTree
 
 from .._check import Check
@@ -209,6 +210,9 @@ def _masks(
         return module.broadcast_to(m, jnp.shape(w))
 
     kept = check.booleans("kept", True if kept is None else kept, params, "the params")
+    is_known = not any(isinstance(m, Tracer) for m in jax.tree.leaves(mask))
+    text = "needs a mask that is not traced, because it sets the number of weights to "
+    check.that(is_known, f"{text}remove. Close over it, or use NumPy.", TypeError)
     mask = check.booleans("mask", mask, params, "the params")
     return jax.tree.map(one, kept, params), jax.tree.map(one, mask, params)
 

@@ -340,6 +340,14 @@ def test_a_mask_of_numbers_is_refused(weights, inverse):
         ok.obs_prune(weights, inverse, sparsity=0.5, kept=ones)
 
 
+def test_a_traced_mask_is_refused():
+    """Oracle: the message; the number of weights to remove would not be known."""
+    w = jnp.ones(4)
+    prune = lambda m: ok.obs_prune(w, no_curvature(w), sparsity=0.5, mask=m)  # noqa: E731
+    with pytest.raises(TypeError, match=r"`ok.obs_prune` .* not traced"):
+        jax.jit(prune)(w > 0)
+
+
 def test_each_round_of_gradual_pruning_checks_the_inverse_it_gets(weights, inverse):
     """Oracle: the message."""
     with pytest.raises(ValueError, match=r"`ok.obs_prune_gradually`.*inverse's params"):
