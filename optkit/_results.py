@@ -63,8 +63,9 @@ class _Indexed(_Enumeration):
 
     @property
     def promote(cls) -> Callable[..., Any]:
-        """An item of Lineax's as one of these."""
-        return lambda item: _indexed(lx.RESULTS.promote.__func__(cls, item))
+        """An item of Lineax's as one of these, where it has the same code."""
+        # Equinox looks the code up in an array, which fails inside `jax.shard_map`.
+        return _indexed
 
 
 def _indexed(item: Any) -> Result:

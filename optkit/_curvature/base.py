@@ -17,7 +17,6 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from .._check import Check
-from .._linearize import linearize
 from .._types import Params
 from .._vector import add, common_dtype, from_vector, scale, to_vector, widen
 
@@ -200,17 +199,6 @@ def unknown_diagonal(what: str, name: str) -> NotImplementedError:
         f"`ok.hutchinson_diag({name}, key=key, num_probes=...)` or, for a small "
         f"problem, take `jnp.diagonal({name}.as_matrix())`."
     )
-
-
-def linearised(
-    operator: AbstractCurvature, params: Params
-) -> lx.FunctionLinearOperator:
-    """The operator, with everything that does not depend on the vector precomputed."""
-    # The product is linear, so it is its own derivative.
-    check = Check(operator.maker or type(operator).__name__)
-    _, product = linearize(check, operator.mv, params, is_needed=False)
-    structure, tags = operator.in_structure(), tags_of(operator)
-    return lx.FunctionLinearOperator(product, structure, tags)
 
 
 def tags_of(operator: lx.AbstractLinearOperator) -> frozenset[object]:

@@ -21,8 +21,9 @@ from .._check import Check
 from .._linearize import linearize
 from .._types import Params
 from .._vector import axpy, cast_like, structure_of, widen, zeros_like
-from .base import AbstractCurvature, linearised, unknown_diagonal
+from .base import AbstractCurvature, unknown_diagonal
 from .head import AbstractHead, AbstractLikelihoodHead, Convex
+from .linearised import linearised
 
 _ADVICE = "`ok.empirical_fisher` needs only gradients."
 

@@ -11,8 +11,9 @@ from jaxtyping import PyTree
 from .._check import Check
 from .._types import Params
 from .._vector import structure_of
-from .base import AbstractCurvature, linearised, unknown_diagonal
+from .base import AbstractCurvature, unknown_diagonal
 from .hvp import product
+from .linearised import linearised
 
 
 class Hessian(AbstractCurvature):

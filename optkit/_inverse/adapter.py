@@ -12,9 +12,11 @@ from .._types import Params
 from .._vector import (
     all_finite,
     cast_like,
+    gathered,
     narrowest_eps,
     norm,
     normalised,
+    place_like,
     scale,
     subtract,
     widen,
@@ -50,7 +52,9 @@ class Adapted(AbstractInverse):
         """Solves, and checks the residual."""
         solver = self.solver.value
         b, size = normalised(vector)
-        x, result, stats = solver.compute(factor.value, cast_like(b, vector), {})
+        right = gathered(cast_like(b, vector))
+        x, result, stats = solver.compute(factor.value, right, {})
+        x = place_like(x, vector)
         residual = norm(subtract(b, widen(operator.mv(cast_like(x, vector)))))
         inexact = RESULTS.inexact_solve
         outcome = first_failure(

@@ -19,7 +19,7 @@ from .._curvature.base import AbstractCurvature, unknown_diagonal
 from .._curvature.damped import Damped
 from .._results import RESULTS, gives_nan, raise_failure
 from .._types import Params
-from .._vector import common_dtype, constant, from_vector, to_vector
+from .._vector import common_dtype, constant, from_vector, place_like, to_vector
 from .adapter import as_method
 from .base import (
     AbstractExplicitInverse,
@@ -99,7 +99,8 @@ class Inverse(AbstractCurvature):
         outcome = stats.pop("outcome")
         is_fine = outcome == RESULTS.successful
         result = RESULTS.where(is_fine, RESULTS.promote(solution.result), outcome)
-        value = treedef.unflatten(solution.value)
+        # Lineax forgets explicit shardings.
+        value = place_like(treedef.unflatten(solution.value), vector)
         return lx.Solution(value, result, stats, solution.state.value)
 
     def diagonal(self) -> Params:

@@ -42,7 +42,9 @@ from .structure import (
     explicit_sharding as explicit_sharding,
     first_difference as first_difference,
     from_vector as from_vector,
+    gathered as gathered,
     narrowest_eps as narrowest_eps,
+    place_like as place_like,
     structure_of as structure_of,
     to_vector as to_vector,
 )

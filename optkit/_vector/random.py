@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import jax.random as jr
 from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 from .._types import wide_dtype
@@ -27,13 +28,17 @@ def signs(key: Array, tree: PyTree) -> PyTree:
 def normals(key: Array, tree: PyTree, num_rows: int | None = None) -> PyTree:
     """Returns standard normals in the shapes of a tree, in float32 or wider.
 
-    `num_rows` adds a leading axis; without it, leaves keep their explicit shardings.
+    `num_rows` adds a leading axis. Explicit shardings are kept.
     """
     rows = () if num_rows is None else (num_rows,)
 
     def draw(key: Array, leaf: Any) -> Array:
         z = jr.normal(key, (*rows, *jnp.shape(leaf)), wide_dtype(leaf))
-        return z if rows else _placed(z, leaf)
+        sharding = explicit_sharding(leaf)
+        if not rows or sharding is None:
+            return z if rows else _placed(z, leaf)
+        along = NamedSharding(sharding.mesh, PartitionSpec(None, *sharding.spec))
+        return jax.sharding.reshard(z, along)
 
     return _draw(key, tree, draw)
 

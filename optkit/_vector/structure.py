@@ -39,6 +39,26 @@ def replicated(leaf: Array, ndim: int) -> NamedSharding | None:
     return NamedSharding(sharding.mesh, PartitionSpec(*[None] * ndim))
 
 
+def place_like(tree: PyTree, like: PyTree) -> PyTree:
+    """The arrays of a tree with the explicit shardings of another."""
+
+    def one(x: Array, like: Any) -> Array:
+        sharding = explicit_sharding(like)
+        return x if sharding is None else jax.sharding.reshard(x, sharding)
+
+    return jax.tree.map(one, tree, like)
+
+
+def gathered(tree: PyTree) -> PyTree:
+    """The arrays of a tree, on an explicit mesh whole on every device."""
+
+    def one(x: Array) -> Array:
+        sharding = replicated(x, jnp.ndim(x))
+        return x if sharding is None else jax.sharding.reshard(x, sharding)
+
+    return jax.tree.map(one, tree)
+
+
 def structure_of(tree: PyTree, drop: int = 0) -> PyTree[jax.ShapeDtypeStruct]:
     """Shapes, dtypes and explicit shardings, without the first `drop` axes."""
 
@@ -59,7 +79,8 @@ def narrowest_eps(tree: PyTree) -> float:
 def to_vector(tree: PyTree) -> Float[Array, " n"]:
     """All entries in one vector, for small, dense problems only."""
     dtype = common_dtype(tree)
-    flat = [jnp.ravel(leaf).astype(dtype) for leaf in jax.tree.leaves(tree)]
+    leaves = jax.tree.leaves(gathered(tree))
+    flat = [jnp.ravel(leaf).astype(dtype) for leaf in leaves]
     return jnp.concatenate(flat) if flat else jnp.zeros(0, dtype)
 
 
@@ -71,7 +92,7 @@ def from_vector(vector: Float[Array, " n"], structure: PyTree) -> PyTree:
         stop = start + math.prod(leaf.shape)
         taken.append(vector[start:stop].reshape(leaf.shape).astype(leaf.dtype))
         start = stop
-    return treedef.unflatten(taken)
+    return place_like(treedef.unflatten(taken), structure)
 
 
 class Difference(NamedTuple):

@@ -467,3 +467,74 @@ def test_the_default_number_of_steps_fits_an_integer(method):
 
     with jax.enable_x64(False):
         assert jax.eval_shape(solve, params).shape == params.shape
+
+
+ON_DEVICES = {
+    "CG": ok.CG(LEAST),
+    "GMRES": ok.GMRES(LEAST),
+    "Neumann": ok.Neumann(400),
+    "Nystrom": ok.Nystrom(4, key=KEY),
+    "LU": lx.LU(),
+}
+
+
+def logistic(w, x):
+    return jnp.mean(jnp.log1p(jnp.exp(-jnp.sum(x * w, axis=-1))))
+
+
+def logistic_inverse(w, x, b):
+    H = ok.hessian(logistic, w, x).as_matrix()
+    return jnp.linalg.solve(H + 0.5 * jnp.eye(w.size), b)
+
+
+def data_for(n):
+    return jnp.arange(1.0, n + 1) / 10, jr.normal(KEY, (16, n)), jr.normal(KEY, (n,))
+
+
+@pytest.mark.parametrize("method", ON_DEVICES.values(), ids=ON_DEVICES)
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_inverses_inside_shard_map(method, is_shared):
+    """Oracle: the dense inverse, of each device's data or of all data (`pmean`)."""
+    w, x, b = data_for(4)
+    spec = jax.sharding.PartitionSpec
+
+    def loss(w, x):
+        own = logistic(w, x)
+        return jax.lax.pmean(own, "d") if is_shared else own
+
+    def solve(w, x, b):
+        return ok.invert(ok.hessian(loss, w, x), method, damping=0.5).mv(b)
+
+    mapped = jax.shard_map(
+        solve,
+        mesh=jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,)),
+        in_specs=(spec(), spec("d"), spec()),
+        out_specs=spec() if is_shared else spec("d"),
+        check_vma=is_shared,
+    )
+    parts = [x] if is_shared else jnp.split(x, 8)
+    want = jnp.concatenate([logistic_inverse(w, part, b) for part in parts])
+    assert_allclose(jax.jit(mapped)(w, x, b), want, rtol=1e-8, float32=1e-4)
+
+
+@pytest.mark.parametrize("axis", [None, "d"], ids=["replicated", "sharded"])
+@pytest.mark.parametrize("method", ON_DEVICES.values(), ids=ON_DEVICES)
+def test_inverses_on_an_explicit_mesh(method, axis):
+    """Oracle: the dense inverse; the result is sharded like the vector."""
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Explicit,))
+    if axis and isinstance(method, lx.LU):
+        pytest.skip("Lineax's factorisations do not take explicitly sharded vectors")
+    w, x, b = data_for(8)
+    method = ok.Nystrom(8, key=KEY) if isinstance(method, ok.Nystrom) else method
+    want = logistic_inverse(w, x, b)
+    sharding = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(axis))
+
+    def solve(w, x, b):
+        return ok.invert(ok.hessian(logistic, w, x), method, damping=0.5).mv(b)
+
+    with jax.set_mesh(mesh):
+        w, b = jax.device_put((w, b), sharding)
+        x = jax.device_put(x, jax.NamedSharding(mesh, jax.P(None, axis)))
+        got = jax.jit(solve)(w, x, b)
+    assert got.sharding.is_equivalent_to(sharding, 1)
+    assert_allclose(jax.device_get(got), want, rtol=1e-8, float32=1e-4)
