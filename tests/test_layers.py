@@ -30,6 +30,7 @@ WHOLE = {
     "layers",
     "notebooks",
     "processes",
+    "promotion",
     "properties",
     "readme",
 }

@@ -77,9 +77,9 @@ class Spectrum(eqx.Module):
         """
         dtype = self.nodes.dtype
         at, width = jnp.asarray(at, dtype), jnp.asarray(width, dtype)
-        offsets = (at[:, None, None] - self.nodes) / width
+        offsets = (at[:, None, None] - self.nodes[None]) / width
         heights = jax.scipy.stats.norm.pdf(offsets) / width
-        return _over_probes(jnp.sum(self.weights * heights, axis=2).T)
+        return _over_probes(jnp.sum(self.weights[None] * heights, axis=2).T)
 
 
 def spectrum(

@@ -69,7 +69,7 @@ def _to_the_minimum(Y: Array, E: Array, linear: Array, r: Array, c: Array) -> Ar
 
 def _sinkhorn(Y: Array, r: Array, c: Array) -> Array:
     """β from α, then α from β. Each is an exact minimum, so the dual never rises."""
-    Y = Y + jnp.log(c) - jax.nn.logsumexp(Y, axis=0)
+    Y = Y + (jnp.log(c) - jax.nn.logsumexp(Y, axis=0))[None]
     return Y + (jnp.log(r) - jax.nn.logsumexp(Y, axis=1))[:, None]
 
 
@@ -122,7 +122,7 @@ def with_sums(
     # A long step can round x away: then Y is not x + α 1ᵀ + 1 βᵀ, and P not nearest.
     def offsets(Y: Array) -> Array:
         D = Y - x
-        return D.mean(1, keepdims=True) + D.mean(0) - D.mean()
+        return D.mean(1, keepdims=True) + D.mean(0, keepdims=True) - D.mean()
 
     def is_adrift(Y: Array) -> Array:
         size = jnp.max(jnp.abs(x), initial=0) + jnp.max(sums, initial=0)
@@ -153,7 +153,7 @@ def with_sums(
 def outer_sum(z: Array, like: Array) -> Array:
     """α 1ᵀ + 1 βᵀ."""
     a = like.shape[0]
-    return z[:a, None] + z[a:]
+    return z[:a, None] + z[None, a:]
 
 
 def bordered(weights: Float[Array, "a b"]) -> Float[Array, "n n"]:

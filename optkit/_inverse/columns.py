@@ -132,7 +132,7 @@ def columns(rows: PyTree, index: Int[Array, "..."]) -> Float[Array, "r ..."]:
     for leaf, (place, is_here) in zip(leaves, places(rows, index), strict=True):
         flat = _flat(leaf)
         if flat.shape[1]:
-            found = jnp.where(is_here, flat[:, place].astype(dtype), found)
+            found = jnp.where(is_here[None], flat[:, place].astype(dtype), found)
     return found
 
 

@@ -223,7 +223,9 @@ def _minimiser(end: _Cycle, size: Array) -> tuple[Params, Array]:
     top = jnp.where(top > 0, top, 1)
     is_made = jnp.arange(R.shape[0], dtype=jnp.int32) < end.k
     is_used = is_made & (diagonal > eps * top)
-    R = jnp.where(is_used[:, None] & is_used, R, jnp.diag(jnp.where(is_used, 0, top)))
+    R = jnp.where(
+        is_used[:, None] & is_used[None], R, jnp.diag(jnp.where(is_used, 0, top))
+    )
     y = solve_triangular(R, jnp.where(is_used, end.Q[:-1, 0] * size, 0))
 
     w = solve_triangular(R, solve_triangular(R, y / jnp.linalg.norm(y), trans=1))

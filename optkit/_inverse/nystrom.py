@@ -150,13 +150,13 @@ def _sketch(curvature: Operator, key: Array, rank: int) -> NystromFactor:
     d = jnp.where(d > 0, d, 1)
 
     wide = axpy(nu, omega, widen(y))
-    b = _mix((v / jnp.sqrt(d)).T, wide)
+    b = _mix(v.T / jnp.sqrt(d)[:, None], wide)
     s, q = jnp.linalg.eigh(_small(gram(b)))
     # Rows of U below rounding are not orthonormal, but their Λ is as small.
     values = jnp.maximum(s - nu, 0)
     floor = jnp.finfo(s.dtype).eps * jnp.maximum(s[-1], 0)
     scale = jnp.where(s > floor, 1 / jnp.sqrt(jnp.where(s > floor, s, 1)), 0)
-    u = _mix((q * scale).T, b)
+    u = _mix(q.T * scale[:, None], b)
     return NystromFactor(cast_like(u, structure), values, is_indefinite)
 
 

@@ -85,7 +85,7 @@ def _over_blocks(
 
     def one(block: Array) -> Array:
         block = block.astype(wide_dtype(u))
-        return block if about is None else block - about.astype(block.dtype)
+        return block if about is None else block - about.astype(block.dtype)[None]
 
     def step(i: Any, result: Array) -> Array:
         # The barrier ties u to i. Otherwise XLA casts all rows outside the loop.

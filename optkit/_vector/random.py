@@ -55,7 +55,7 @@ def _leaf_signs(key: Array, leaf: Any) -> Array:
     shape, dtype = jnp.shape(leaf), jnp.result_type(leaf)
     size = math.prod(shape)
     words = jr.bits(key, (-(-size // _BITS), 1), jnp.uint32)
-    bits = (words >> lax.iota(jnp.uint32, _BITS)) & jnp.uint32(1)
+    bits = (words >> lax.broadcasted_iota(jnp.uint32, (1, _BITS), 1)) & jnp.uint32(1)
     ones = bits.reshape(-1)[:size].reshape(shape)
     z = jnp.where(ones == 1, jnp.ones((), dtype), -jnp.ones((), dtype))
     return _placed(z, leaf)

@@ -261,9 +261,8 @@ def _weights(
     """α of the held slots, and 0 for the others."""
     # In units of each residual's norm, so the matrix is a correlation at any scale.
     is_used = is_held & (norms > 0)
-    eye = jnp.eye(norms.size, dtype=gram.dtype)
-    correlation = jnp.where(is_used[:, None] & is_used, gram, 0)
-    matrix = correlation + jnp.where(is_used, delta, 1) * eye
+    correlation = jnp.where(is_used[:, None] & is_used[None], gram, 0)
+    matrix = correlation + jnp.diag(jnp.where(is_used, delta, 1))
     least = jnp.min(jnp.where(is_used, norms, jnp.inf))
     scaled = jnp.where(is_used, least / jnp.where(is_used, norms, 1), 0)
     u = jnp.linalg.solve(matrix, scaled) * scaled

@@ -74,7 +74,7 @@ def project(matrix):
     keep = ravel_pytree(
         jax.tree.map(lambda m, p: jnp.broadcast_to(m, p.shape), MASK, PARAMS)
     )[0]
-    return jnp.where(keep[:, None] & keep, matrix, 0)
+    return jnp.where(keep[:, None] & keep[None], matrix, 0)
 
 
 HESSIAN = Twins(

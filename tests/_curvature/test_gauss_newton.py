@@ -33,7 +33,9 @@ def masked_loss(z, y, where):
 
 @pytest.mark.parametrize("is_masked", [False, True])
 @pytest.mark.parametrize(
-    "head", [ok.SoftmaxCrossEntropy(), ok.SquaredError(), masked_loss], ids=repr
+    "head",
+    [ok.SoftmaxCrossEntropy(), ok.SquaredError(), masked_loss],
+    ids=["softmax", "squared", "function"],
 )
 @pytest.mark.parametrize("chunk", [1, 4, 12])
 def test_a_chunked_product_is_the_same(key, head, is_masked, chunk):

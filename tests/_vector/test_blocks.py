@@ -18,7 +18,7 @@ def test_products_by_blocks_equal_the_dense_ones(dtype, is_about, key):
     """Oracle: float64, with all rows near the one that is subtracted."""
     keys = jr.split(key, 3)
     w = jr.normal(keys[0], (N,)).astype(dtype)
-    u = w + (2**-6 * jr.normal(keys[1], (R, N))).astype(dtype)
+    u = w[None] + (2**-6 * jr.normal(keys[1], (R, N))).astype(dtype)
     x = jr.normal(keys[2], (N,)).astype(jnp.float32)
     c = jnp.linspace(-1.0, 1.0, R, dtype=jnp.float32)
     about = {"w": w} if is_about else None
