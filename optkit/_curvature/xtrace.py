@@ -24,7 +24,8 @@ def xtrace(
     The first term is the trace on the range of the basis, the second estimates what is
     left. It is unbiased. If the eigenvalues decay, the error falls like that of the
     best approximation of rank k, much faster than the 1/√k of `ok.hutchinson_trace`; it
-    is rounding error as soon as k exceeds the rank. If they do not, it is no worse.
+    is rounding error as soon as k exceeds the rank. If they do not, it is about
+    the same.
 
     It takes 2k products, one after the other, and stores 4k vectors like the params in
     float32 or wider.

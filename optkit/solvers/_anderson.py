@@ -143,7 +143,7 @@ def anderson(
         Walker and Ni 2011, doi:10.1137/10078356X, algorithm AA. Departs: (1) the
         constrained problem is solved by its Gram matrix, which is updated by one row
         per step; (2) the ridge does not depend on the scale of y; (3) the safeguard,
-        which is that of Zhang, O'Donoghue and Boyd 2020, arXiv:1808.03971, section 3.3,
+        which is in the spirit of Zhang, O'Donoghue and Boyd 2020, arXiv:1808.03971,
         with the smallest residual in place of a bound that decreases with the steps.
     """
     check = Check("ok.solvers.anderson")
