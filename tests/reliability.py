@@ -113,20 +113,18 @@ def singular() -> str:
 def random_input() -> str:
     """What was tried on random input."""
     tried = [
-        f"| {name.replace('_', ' ')} | {count} |"
+        f"{name.replace('_', ' ')} ({count})"
         for name, count in sorted(properties.EXAMPLES.items())
     ]
-    rows = "\n".join(tried)
+    properties_tried = "; ".join(tried)
     return f"""## Random input
 
 These properties are tried on random pytrees: nested, with None leaves, scalars, empty
 arrays and up to three axes; in float16, bfloat16, float32, float64 and mixed; with
 numbers of size 1e-30 to 1e30. Every run draws the same inputs;
-`HYPOTHESIS_PROFILE=long` tries {properties.LONG} times as many.
+`HYPOTHESIS_PROFILE=long` tries {properties.LONG} times as many. With their number:
 
-| property | inputs |
-|---|---:|
-{rows}"""
+{properties_tried}."""
 
 
 def limits() -> str:
