@@ -22,8 +22,8 @@ def mlp_params(key, dtype=float):
 def mlp(params, inputs):
     """Outputs (batch, 3) of a tanh network."""
     w, b = params["hidden"]
-    h = jnp.tanh(inputs @ w + b[None])
-    return params["gain"] * (h @ params["out"]["w"] + params["out"]["bias"][None])
+    h = jnp.tanh(inputs @ w + b)
+    return params["gain"] * (h @ params["out"]["w"] + params["out"]["bias"])
 
 
 def mlp_data(key, num=5):

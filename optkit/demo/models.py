@@ -59,8 +59,8 @@ def logits(
     *hidden, last = params
     x = images
     for layer in hidden:
-        x = jnp.tanh(x @ layer.weight + layer.bias[None])
-    return x @ last.weight + last.bias[None]
+        x = jnp.tanh(x @ layer.weight + layer.bias)
+    return x @ last.weight + last.bias
 
 
 def loss(params: Mlp, batch: Batch) -> Float32[Array, ""]:
