@@ -59,7 +59,8 @@ def _to_the_minimum(Y: Array, E: Array, linear: Array, r: Array, c: Array) -> Ar
         below = slope(t[middle]) <= 0
         return jnp.where(below, middle, low), jnp.where(below, high, middle)
 
-    ends = jnp.zeros((), jnp.int32), jnp.full((), t.size - 1, jnp.int32)
+    zero = jnp.zeros_like(t, jnp.int32, shape=())
+    ends = zero, zero + (t.size - 1)
     low, high = lax.fori_loop(0, math.ceil(math.log2(t.size)), halve, ends)
     is_positive = Y + (t[low] + t[high]) / 2 * E > 0
     square = jnp.sum(jnp.where(is_positive, E**2, 0))
@@ -84,7 +85,7 @@ def _halve_and_sweep(Y: Array, E: Array, linear: Array, r: Array, c: Array) -> A
         bound = 1e-4 * t * slope + 10 * jnp.finfo(Y.dtype).eps * value
         return ~(change <= bound) & (j < _MAX_HALVINGS)
 
-    start = jnp.ones_like(value), jnp.zeros((), jnp.int32)
+    start = jnp.ones_like(value), jnp.zeros_like(value, jnp.int32)
     t, j = lax.while_loop(is_too_long, lambda s: (s[0] / 2, s[1] + 1), start)
     return jnp.where(j < _MAX_HALVINGS, _sinkhorn(Y + t * E, r, c), Y)
 
@@ -144,7 +145,9 @@ def with_sums(
         return (jnp.max(jnp.abs(g)) > tolerance) & (k < _MAX_STEPS) & ~is_stuck
 
     Y = phi.start(x, r, c)
-    Y, g, _, _ = lax.while_loop(goes_on, step, (Y, gradient(Y), 0, jnp.zeros((), bool)))
+    zero = jnp.zeros_like(Y, int, shape=())
+    start = Y, gradient(Y), zero, jnp.zeros_like(zero, bool)
+    Y, g, _, _ = lax.while_loop(goes_on, step, start)
     # If r and c have different sums, no P makes the gradient zero.
     is_met = jnp.max(jnp.abs(g), initial=0) <= jnp.sqrt(eps) * mass
     return Y, is_met & ~is_adrift(Y)

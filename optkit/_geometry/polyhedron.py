@@ -4,34 +4,16 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import lineax as lx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from .._check import Check
 from .._types import wide_dtype
+from .._vector import gathered
+from .affine import check_rows, nearest, product, slack
+from .sets import like, nan_if_empty
 
 _STEPS_PER_ROW = 10
-
-
-def affine_set(x: Array, A: Array, b: Array) -> Float[Array, " n"]:
-    """Returns the nearest point with A p = b.
-
-        p = x + A⁺(b - A x)
-
-    Rows of A may be linearly dependent; derivatives in A then hold along changes that
-    keep its rank.
-
-    Example:
-        >>> import jax.numpy as jnp, optkit as ok
-        >>> A, b = jnp.array([[1.0, 1.0]]), jnp.array([1.0])
-        >>> print(ok.projections.affine_set(jnp.array([2.0, 1.0]), A, b).round(3))
-        [1. 0.]
-    """
-    _check_rows(Check("ok.projections.affine_set"), x, A=A, b=b)
-    dtype = wide_dtype(x)
-    p = _nearest(x.astype(dtype), A.astype(dtype), b.astype(dtype))
-    return p.astype(x.dtype)
 
 
 def polyhedron(
@@ -39,9 +21,14 @@ def polyhedron(
 ) -> Float[Array, " n"]:
     """Returns the nearest point with G p <= h and, if A and b are given, A p = b.
 
-    A dual active set method finds the inequalities that hold with equality. The result
-    is the projection onto these equations and A p = b. It is differentiable unless an
-    inequality that holds with equality could be dropped without moving p.
+    A dual active set method finds the inequalities that hold p in place. The result is
+    the projection onto their equations and A p = b. Those that hold with equality in
+    the whole set, such as G and -G together, are equations, too; derivatives in their
+    sides hold jointly, along changes that keep the set from being empty.
+
+    The projection has a kink where an inequality holds with equality and does not hold
+    p in place, for example at an x on the edge of the set. Its derivative there is
+    an element of the generalised Jacobian: as if that inequality were not there.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -56,18 +43,19 @@ def polyhedron(
         checked at the end.
     """
     check = Check("ok.projections.polyhedron")
-    _check_rows(check, x, G=G, h=h)
+    check_rows(check, x, G=G, h=h)
     check.that((A is None) == (b is None), "needs both A and b, or neither.")
     if A is None or b is None:
         A, b = jnp.zeros((0, x.size), x.dtype), jnp.zeros(0, x.dtype)
-    _check_rows(check, x, A=A, b=b)
-    dtype = wide_dtype(x)
-    x_, G, h, A, b = (jnp.asarray(a).astype(dtype) for a in (x, G, h, A, b))
-    active = _active(*lax.stop_gradient((x_, G, h, A, b)))
-    M = jnp.concatenate([A, jnp.where(active[:, None], G, 0)])
-    p = _nearest(x_, M, jnp.concatenate([b, jnp.where(active, h, 0)]))
-    is_feasible = jnp.all(_product(G, p) - h <= _slack(G, h, x_, p))
-    return jnp.where(is_feasible, p, jnp.nan).astype(x.dtype)
+    check_rows(check, x, A=A, b=b)
+    parts = tuple(jnp.asarray(a).astype(wide_dtype(x)) for a in (x, G, h, A, b))
+    parts = gathered(parts)
+    x_, G, h, A_, b_ = parts
+    held = _held(*lax.stop_gradient(parts))
+    M = jnp.concatenate([A_, jnp.where(held[:, None], G, 0)])
+    p, is_met = nearest(x_, M, jnp.concatenate([b_, jnp.where(held, h, 0)]))
+    is_met = is_met & jnp.all(product(G, p) - h <= slack(G, h, x_, p))
+    return like(nan_if_empty(is_met, p, *parts), x)
 
 
 # The rows g are those of G, projected onto the null space of A and scaled to norm 1.
@@ -102,16 +90,21 @@ class _Pair(NamedTuple):
     num_steps: Int[Array, ""]
 
 
-def _active(x: Array, G: Array, h: Array, A: Array, b: Array) -> Bool[Array, " k"]:
-    """Which inequalities hold with equality at the projection."""
+def _held(x: Array, G: Array, h: Array, A: Array, b: Array) -> Bool[Array, " k"]:
+    """The inequalities that are equations of the face on which p moves."""
     if not h.size:
         return jnp.zeros(0, bool)
     rows = _scaled(x, G, h, A, b)
-    inactive, zero = jnp.zeros(h.shape, bool), jnp.zeros((), jnp.int32)
-    w, is_done = jnp.zeros((), x.dtype), jnp.asarray(False)
-    basis, left_out = jnp.zeros_like(G), rows.is_zero
-    start = _Pair(rows.base, basis, inactive, left_out, zero, w, is_done, zero)
-    limit = _STEPS_PER_ROW * (1 + sum(G.shape))
+    pair = _solve(rows)
+    return pair.is_active | _implied(pair, rows)
+
+
+def _solve(rows: _Rows) -> _Pair:
+    inactive, zero = jnp.zeros_like(rows.is_zero), jnp.zeros_like(rows.h, int, shape=())
+    w, is_done = jnp.zeros_like(rows.h, shape=()), jnp.zeros_like(zero, bool)
+    basis = jnp.zeros_like(rows.G)
+    start = _Pair(rows.base, basis, inactive, rows.is_zero, zero, w, is_done, zero)
+    limit = _STEPS_PER_ROW * (1 + sum(rows.G.shape))
 
     def step(pair: _Pair) -> _Pair:
         pair = _choose(pair, rows)
@@ -120,7 +113,34 @@ def _active(x: Array, G: Array, h: Array, A: Array, b: Array) -> Bool[Array, " k
 
     return lax.while_loop(
         lambda pair: ~pair.is_done & (pair.num_steps < limit), step, start
-    ).is_active
+    )
+
+
+# With z the tight rows that are not active, orthogonal to those that are, p moves into
+# the directions d of a cone, z d <= 0. A row is an equation if no d of the cone makes
+# z_j d < 0. Let R be rows, and d the point of the cone nearest to v = -Σ_R z. Then
+# |d|² = vᵀd = -Σ_R z d, so if d is not 0 some rows of R are no equations, and leave.
+# If d is 0, then v = Σ λ z with λ >= 0, so Σ_R z + Σ λ z = 0: all of R are equations.
+def _implied(pair: _Pair, rows: _Rows) -> Bool[Array, " k"]:
+    """Which tight rows hold with equality wherever p can move."""
+    z, eps = rows.g, jnp.finfo(rows.g.dtype).eps
+    for _ in range(2):
+        z = z - product(product(z, pair.D.T), rows.g)
+    norms = jnp.linalg.norm(z, axis=1)
+    is_tight = jnp.abs(product(rows.G, pair.p) - rows.h) <= _reach(pair, rows)
+    is_tight = is_tight & ~pair.is_active & (norms > jnp.sqrt(eps))
+    z = jnp.where(is_tight[:, None], z / jnp.where(is_tight, norms, 1)[:, None], 0)
+
+    def leave(carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        R, _ = carry
+        v = -product(R.astype(z.dtype), z)
+        d = _solve(_Rows(v, z, z, jnp.zeros_like(norms), ~is_tight)).p
+        stays = R & (product(z, d) >= -100 * eps * (1 + jnp.linalg.norm(v)))
+        return stays, jnp.any(stays) & jnp.any(stays != R)
+
+    return lax.while_loop(lambda carry: carry[1], leave, (is_tight, jnp.any(is_tight)))[
+        0
+    ]
 
 
 def _scaled(x: Array, G: Array, h: Array, A: Array, b: Array) -> _Rows:
@@ -128,7 +148,7 @@ def _scaled(x: Array, G: Array, h: Array, A: Array, b: Array) -> _Rows:
     if A.shape[0]:
         points = jnp.concatenate([x[None], G])
         rights = jnp.concatenate([b[None], jnp.zeros((h.size, b.size), b.dtype)])
-        points = jax.vmap(_nearest, (0, None, 0))(points, A, rights)
+        points, _ = jax.vmap(nearest, (0, None, 0))(points, A, rights)
         base, g = points[0], points[1:]
     norms = jnp.linalg.norm(g, axis=1)
     is_zero = norms <= 100 * jnp.finfo(x.dtype).eps * jnp.linalg.norm(G, axis=1)
@@ -136,14 +156,32 @@ def _scaled(x: Array, G: Array, h: Array, A: Array, b: Array) -> _Rows:
     return _Rows(base, g / norms[:, None], G / norms[:, None], h / norms, is_zero)
 
 
+def _size(pair: _Pair, rows: _Rows) -> Float[Array, " k"]:
+    """What one rounding of G p - h is relative to."""
+    eps = jnp.finfo(pair.p.dtype).eps
+    base = jnp.sqrt(eps) * jnp.linalg.norm(rows.base)
+    size = jnp.maximum(jnp.linalg.norm(pair.p), base)
+    return jnp.linalg.norm(rows.G, axis=1) * size + jnp.abs(rows.h)
+
+
+# Rounding may move p by noise = O(eps |x|), but an x far away must not make slabs thin.
+# If p is 0 and all sides are, nothing but x has a size.
+def _reach(pair: _Pair, rows: _Rows) -> Float[Array, " k"]:
+    """How far a row that p meets may be from p."""
+    eps, size = jnp.finfo(pair.p.dtype).eps, jnp.linalg.norm(pair.p)
+    noise = 20 * eps * jnp.linalg.norm(rows.base)
+    side = jnp.max(jnp.where(jnp.isfinite(rows.h), jnp.abs(rows.h), 0))
+    is_apex = (side == 0) & (size <= noise)
+    noise = jnp.where(is_apex, noise, jnp.minimum(noise, jnp.sqrt(eps) * (size + side)))
+    return noise * jnp.linalg.norm(rows.G, axis=1) + 20 * eps * _size(pair, rows)
+
+
 def _choose(pair: _Pair, rows: _Rows) -> _Pair:
     """Corrects p on the active rows, and chooses the most violated row to enter."""
-    residual = jnp.where(pair.is_active, _product(rows.G, pair.p) - rows.h, 0)
-    p = pair.p - _product(pair.D.T, residual)
-    eps = jnp.finfo(p.dtype).eps
-    size = jnp.maximum(jnp.linalg.norm(p), jnp.sqrt(eps) * jnp.linalg.norm(rows.base))
-    size = jnp.linalg.norm(rows.G, axis=1) * size + jnp.abs(rows.h)
-    excess = _product(rows.G, p) - rows.h - 20 * eps * size
+    residual = jnp.where(pair.is_active, product(rows.G, pair.p) - rows.h, 0)
+    p = pair.p - product(pair.D.T, residual)
+    tolerance = 20 * jnp.finfo(p.dtype).eps * _size(pair._replace(p=p), rows)
+    excess = product(rows.G, p) - rows.h - tolerance
     excess = jnp.where(pair.is_active | pair.is_left_out, -1, excess)
     has_entered = pair.w == 0
     worst = jnp.argmax(excess).astype(pair.j.dtype)
@@ -157,11 +195,11 @@ def _move(pair: _Pair, rows: _Rows) -> _Pair:
     p, D, is_active, is_left_out, j, w, _, num_steps = pair
     g, row = rows.g, rows.g[j]
     eps = jnp.finfo(p.dtype).eps
-    u = jnp.maximum(_product(D, rows.base - p - w * row), 0)
+    u = jnp.maximum(product(D, rows.base - p - w * row), 0)
     r, z = jnp.zeros_like(u), row
     for _ in range(2):  # twice makes z orthogonal to the active rows
-        more = _product(D, z)
-        r, z = r + more, z - _product(g.T, more)
+        more = product(D, z)
+        r, z = r + more, z - product(g.T, more)
     square = jnp.vdot(z, z)
     is_new = square > (100 * eps) ** 2
     square = jnp.where(is_new, square, 1)
@@ -175,7 +213,7 @@ def _move(pair: _Pair, rows: _Rows) -> _Pair:
     t = jnp.where(is_lost, 0, jnp.minimum(t_enter, t_leave))
     out, basis = D[k], z / square
     square = jnp.where(leaves, jnp.vdot(out, out), 1)
-    left = D - jnp.outer(_product(D, out) / square, out)
+    left = D - jnp.outer(product(D, out) / square, out)
     entered = (D - jnp.outer(r, basis)).at[j].set(basis)
     return _Pair(
         p=jnp.where(is_new, p - t * z, p),
@@ -187,42 +225,3 @@ def _move(pair: _Pair, rows: _Rows) -> _Pair:
         is_done=pair.is_done,
         num_steps=num_steps + 1,
     )
-
-
-def _nearest(x: Array, A: Array, b: Array) -> Array:
-    """The projection onto A p = b; NaN if the equations have no solution."""
-    if not A.shape[0]:
-        return x
-    norms = jnp.linalg.norm(lax.stop_gradient(A), axis=1)
-    norms = jnp.where(norms > 0, norms, 1)
-    A, b = A / norms[:, None], b / norms
-    solver, operator = lx.SVD(), lx.MatrixLinearOperator(A)
-    state = solver.init(operator, {})
-    right = b - _product(A, x)
-    p = x + lx.linear_solve(operator, right, solver, state=state, throw=False).value
-    # One step of refinement. It would be 0 in exact arithmetic.
-    rest = solver.compute(state, b - _product(A, p), {})[0]
-    p = p + lax.stop_gradient(rest)
-    is_met = jnp.all(jnp.abs(_product(A, p) - b) <= _slack(A, b, x, p))
-    return jnp.where(is_met, p, jnp.nan)
-
-
-def _slack(A: Array, b: Array, x: Array, p: Array) -> Array:
-    """How far rounding may put A p from b, if p is computed from x."""
-    A, b, x, p = lax.stop_gradient((A, b, x, p))
-    eps = jnp.finfo(x.dtype).eps
-    size = jnp.linalg.norm(p) + 100 * jnp.sqrt(eps) * jnp.linalg.norm(x)
-    return jnp.sqrt(eps) * (jnp.linalg.norm(A, axis=1) * size + jnp.abs(b))
-
-
-def _product(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
-def _check_rows(check: Check, x: Array, **parts: Array) -> None:
-    """Raises unless matrix @ x - right is a real vector."""
-    check.vector(x=x)
-    check.real(**parts)
-    (name, matrix), (_, right) = parts.items()
-    shape = (*jnp.shape(right), jnp.size(x))
-    check.shapes("For many, use `jax.vmap`.", **{name: (matrix, shape)})

@@ -4,10 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec, reshard
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .._check import Check
-from .._vector import common_dtype, safe_norm, scale
+from .._vector import common_dtype, explicit_sharding, safe_norm, scale
 from .entrywise import Strength, map_entries
 
 
@@ -59,7 +60,12 @@ def nuclear(v: PyTree, strength: Strength, step_size: ArrayLike = 1.0) -> PyTree
     Check("ok.prox.nuclear").that(is_matrix, text)
 
     def one(v: Array, t: Array, strength: Array) -> Array:
-        return _shrink(v, jnp.broadcast_to(t * strength, v.shape[:-2]))
+        tau = jnp.broadcast_to(t * strength, v.shape[:-2])
+        if (sharding := explicit_sharding(v)) is None:
+            return _shrink(v, tau)
+        spec = PartitionSpec(*sharding.spec[:-2])  # each matrix whole on its device
+        whole = reshard(v, NamedSharding(sharding.mesh, spec))
+        return reshard(_shrink(whole, tau), sharding)
 
     return map_entries("nuclear", one, v, step_size, strength=strength)
 

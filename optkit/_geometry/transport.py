@@ -4,13 +4,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import lineax as lx
 from jax import lax
 from jaxtyping import Array, Float
 
 from .._check import Check
 from .._types import wide_dtype
+from .._vector import gathered
+from .affine import product, pseudo_inverse
 from .marginals import ENTROPIC, EUCLIDEAN, bordered, outer_sum, with_sums
+from .sets import like, nan_if_empty
 
 
 def transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, "a b"]:
@@ -37,13 +39,13 @@ def transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, "a 
     support = Y > 0
     inside = jnp.where(support, _moving_with(Y, x_), 0)
     right = jnp.concatenate([r - inside.sum(1), c - inside.sum(0)])
-    operator = lx.MatrixLinearOperator(bordered(support.astype(x_.dtype)))
-    z = lx.linear_solve(operator, right, lx.SVD(), throw=False).value
+    z = product(pseudo_inverse(bordered(support.astype(x_.dtype))), right)
     plan = jnp.where(support, inside + outer_sum(z, x_), 0)
     # A negative entry reveals a wrong support, unless it is rounding, which becomes 0.
     tolerance = jnp.sqrt(jnp.finfo(x_.dtype).eps) * jnp.sum(r)
     is_solved = is_solved & jnp.all(plan >= -tolerance)
-    return jnp.where(is_solved, jnp.maximum(plan, 0), jnp.nan).astype(x.dtype)
+    plan = plan + lax.stop_gradient(jnp.maximum(plan, 0) - plan)
+    return like(nan_if_empty(is_solved, plan, x_, r, c), x)
 
 
 def kl_transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, "a b"]:
@@ -78,9 +80,10 @@ def kl_transport(x: Array, row_sums: Array, column_sums: Array) -> Float[Array, 
     def tangent_solve(linear: Callable[[Array], Array], right: Array) -> Array:
         return jnp.linalg.solve(jax.jacfwd(linear)(right), right)
 
-    z = lax.custom_root(residual, jnp.zeros_like(gauge), lambda _, z: z, tangent_solve)
+    start = jnp.zeros_like(Y, shape=gauge.shape)
+    z = lax.custom_root(residual, start, lambda _, z: z, tangent_solve)
     plan = jnp.exp(Y + outer_sum(z, Y))
-    return jnp.where(is_solved, plan, jnp.nan).astype(x.dtype)
+    return like(nan_if_empty(is_solved, plan, x_, r, c), x)
 
 
 def birkhoff(x: Array) -> Float[Array, "n n"]:
@@ -121,8 +124,8 @@ def _checked(check: Check, x: Array, r: Array, c: Array) -> tuple[Array, Array, 
     check.vector(row_sums=r, column_sums=c)
     check.real(x=x)
     check.shapes("For many, use `jax.vmap`.", x=(x, (jnp.size(r), jnp.size(c))))
-    dtype = wide_dtype(x)
-    return x.astype(dtype), r.astype(dtype), c.astype(dtype)
+    x_, r, c = (a.astype(wide_dtype(x)) for a in gathered((x, r, c)))
+    return x_, r, c
 
 
 def _ones(check: Check, x: Array) -> Array:

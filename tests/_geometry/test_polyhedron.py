@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from precision import X64, assert_allclose
 from problems import assert_derivatives
-from scipy.optimize import nnls
+from scipy.linalg import null_space
+from scipy.optimize import linprog, nnls
 
 import optkit as ok
 
@@ -168,6 +169,88 @@ def test_points_inside_move_with_derivative_one():
     x = jnp.array([0.5, -2.0, 0.9])
     jacobian = jax.jit(jax.jacfwd(ok.projections.polyhedron))
     assert_allclose(jacobian(x, jnp.eye(3), jnp.ones(3)), np.eye(3))
+
+
+LINE = [[0.5, -0.5], [-0.5, 0.5]]
+ZERO = [NO, NO]
+FACES = {  # name: (x, G, h, the Jacobian in x)
+    "a point of a line": ([0.25, 0.75], [[1, 1], [-1, -1], NO], [1, -1, 0], LINE),
+    "the line, seen from one side": ([1, 1], [[1, 1], [-1, -1], NO], [1, -1, 0], LINE),
+    "a line of three rows": ([0.5, 0.5], [[1, 1], [2, 2], [-1, -1]], [1, 2, -1], LINE),
+    "a line that is nearly a slab": ([0.25, 0.75], [[1, 1], [-1, -1], NO],
+                                     [1 + 1e-3, -1, 0], np.eye(2)),
+    "a half-line": ([-1, 0], [[1, 0], [0, 1], [0, -1]], [0, 0, 0], np.diag([1, 0])),
+    "the end of a half-line": ([0, 0], [[1, 0], [0, 1], [0, -1]], [0, 0, 0],
+                               np.diag([1, 0])),
+    "beyond its end": ([1, 3], [[1, 0], [0, 1], [0, -1]], [0, 0, 0], ZERO),
+    "a triangle without inside": ([0, 0], [[1, 1], [-1, 0], [0, -1]], [0, 0, 0], ZERO),
+    "an apex, one row violated": ([1, 0], [[1, 0], [1, 1], [1, -1]], [0, 0, 0], ZERO),
+    "an apex, x on a normal": ([1, 1], [[1, 0], [1, 1], [1, -1]], [0, 0, 0], LINE),
+    "an apex, x on it": ([0, 0], [[1, 0], [1, 1], [1, -1]], [0, 0, 0], np.eye(2)),
+    "a useless row through p": ([2, 0], [[1, 0], [1, 0], NO], [1, 1, 0],
+                                np.diag([0, 1])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(jnp.float64, marks=pytest.mark.x64), jnp.float32]
+)
+def test_the_jacobian_is_the_projection_onto_the_directions_of_a_face(dtype):
+    """Oracle: by hand; both modes. At a kink, rows that do not hold p are left out."""
+    *args, _ = (
+        jnp.asarray(np.array(column, float), dtype)
+        for column in zip(*FACES.values(), strict=True)
+    )
+    for mode in (jax.jacfwd, jax.jacrev):
+        jacobians = jax.jit(jax.vmap(mode(ok.projections.polyhedron)))(*args)
+        for (name, row), found in zip(FACES.items(), jacobians, strict=True):
+            atol = 20 * float(jnp.finfo(dtype).eps)
+            assert_allclose(found, row[-1], rtol=0, atol=atol, err_msg=name)
+
+
+def directions(x, p, G, h, A):
+    """The projector onto the span of the critical cone, and whether that is linear."""
+    tight = np.abs(G @ p - h) < 1e-9 * (1 + np.linalg.norm(x))
+    equations = np.concatenate([A, (x - p)[None] * (np.linalg.norm(x - p) > 1e-9)])
+    held = []
+    for row in G[tight]:
+        least = linprog(row, G[tight], np.zeros(tight.sum()), equations,
+                        np.zeros(len(equations)), bounds=(-1, 1)).fun  # fmt: skip
+        held += [row] if least > -1e-6 else []
+    basis = null_space(np.concatenate([equations, *[row[None] for row in held]]), 1e-4)
+    return basis @ basis.T, len(held) == tight.sum()
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_faces_of_degenerate_polyhedra_are_found(rng, scale):
+    """Oracle: the implied equations by linear programming; both precisions."""
+    num, G = 100, rng.integers(-1, 2, (100, 6, 3)).astype(float)
+    h = rng.integers(0, 2, (num, 6)) * (rng.random((num, 1)) < 0.6).astype(float)
+    G[::3, 5], h[::3, 5] = -G[::3, 0], -h[::3, 0]
+    A, b = rng.integers(-1, 2, (num, 1, 3)) * (rng.random((num, 1, 1)) < 0.3), 0 * h
+    x = scale * rng.integers(-2, 3, (num, 3)).astype(float)
+    Q = np.linalg.qr(rng.normal(size=(num, 3, 3)))[0]  # so that entries are not exact
+    x, G, A = np.einsum("nij,nj->ni", Q, x), G @ Q.mT, A @ Q.mT
+    args = x, G, h, A, b[:, :1]
+
+    def both(*args):
+        p = ok.projections.polyhedron(*args)
+        return p, jax.jacfwd(ok.projections.polyhedron)(*args)
+
+    both = jax.jit(jax.vmap(both))
+    exact, jacobians = map(np.asarray, both(*map(jnp.asarray, args)))
+    single = both(*(jnp.asarray(a, jnp.float32) for a in args))[1]
+    num_smooth = 0
+    for i in np.flatnonzero(~np.isnan(exact[:, 0])):
+        want, is_smooth = directions(x[i], exact[i], G[i], h[i], A[i])
+        num_smooth += is_smooth
+        if is_smooth:
+            assert_allclose(jacobians[i], want, rtol=0, atol=1e-9, err_msg=str(i))
+            assert_allclose(single[i], want, rtol=0, atol=1e-4, err_msg=str(i))
+        else:  # an orthogonal projector onto directions of the cone
+            assert_allclose(jacobians[i] @ want, jacobians[i], atol=1e-9)
+            assert_allclose(jacobians[i] @ jacobians[i], jacobians[i], atol=1e-9)
+    assert 60 < num_smooth < 100
 
 
 def test_bfloat16_works():

@@ -92,6 +92,17 @@ def test_a_box_section_may_be_one_point(total):
     assert_allclose(p, np.full(3, total / 3), atol=1e-15)
 
 
+@pytest.mark.parametrize("x", [[0.3, 0.3, -0.2], [0.3, 0.3, 0.3], [0.1, 0.2, 0.3]])
+def test_the_only_point_of_a_box_section_does_not_move_with_x(x):
+    """Oracle: by hand; the total moves the entries that would leave their bounds."""
+    x = jnp.array(x)
+    jacobian = jax.jit(jax.jacfwd(ok.projections.box_section, argnums=(0, 4)))
+    by_x, by_total = jacobian(x, -0.5, 1.0, 1.0, -1.5)
+    assert_allclose(by_x, np.zeros((3, 3)), atol=1e-15)
+    is_first = np.asarray(x == x.max(), float)
+    assert_allclose(by_total, is_first / is_first.sum(), rtol=1e-12)
+
+
 def test_a_sparse_simplex_is_the_best_of_all_supports(rng, key):
     """Oracle: enumeration of the supports; central differences."""
     x = jnp.asarray(rng.normal(size=5))
