@@ -221,6 +221,7 @@ def directions(x, p, G, h, A):
     return basis @ basis.T, len(held) == tight.sum()
 
 
+@pytest.mark.x64
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 def test_faces_of_degenerate_polyhedra_are_found(rng, scale):
     """Oracle: the implied equations by linear programming; both precisions."""
