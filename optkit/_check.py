@@ -120,8 +120,9 @@ class Check(NamedTuple):
         """A symmetric Lineax operator with real floating leaves."""
         wanted = "a Lineax operator such as `ok.hessian(...)`"
         self.instance(lx.AbstractLinearOperator, wanted, **{name: operator})
+        definite = lx.is_positive_semidefinite, lx.is_negative_semidefinite
         self.that(
-            lx.is_symmetric(operator) or lx.is_positive_semidefinite(operator),
+            any(is_known(operator) for is_known in (lx.is_symmetric, *definite)),
             f"needs an operator known to be symmetric, got `{type(operator).__name__}`."
             " If it is, tag it with `lx.symmetric_tag` (`tags=` in Optimistix). If not,"
             " use `ok.GMRES()` or `lx.Normal(ok.CG())`.",

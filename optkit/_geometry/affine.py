@@ -29,8 +29,15 @@ def affine_set(x: Array, A: Array, b: Array) -> Float[Array, " n"]:
     """
     check_rows(Check("ok.projections.affine_set"), x, A=A, b=b)
     x_, A, b = (a.astype(wide_dtype(x)) for a in gathered((x, A, b)))
-    p, is_met = nearest(x_, A, b)
+    p, is_met = nearest(x_, *near_one(A, b))
     return like(nan_if_empty(is_met, p, x_, A, b), x)
+
+
+def near_one(A: Array, b: Array) -> tuple[Array, Array]:
+    """The equations, scaled so that the largest entry of each row is 1."""
+    peaks = jnp.max(jnp.abs(lax.stop_gradient(A)), axis=1, initial=0)
+    peaks = jnp.where(peaks > 0, peaks, 1)
+    return A / peaks[:, None], b / peaks
 
 
 def nearest(x: Array, A: Array, b: Array) -> tuple[Array, Bool[Array, ""]]:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from .._check import Check
 from .._types import wide_dtype
 from .._vector import gathered
-from .affine import check_rows, nearest, product, slack
+from .affine import check_rows, near_one, nearest, product, slack
 from .sets import like, nan_if_empty
 
 _STEPS_PER_ROW = 10
@@ -50,8 +50,8 @@ def polyhedron(
     check_rows(check, x, A=A, b=b)
     parts = tuple(jnp.asarray(a).astype(wide_dtype(x)) for a in (x, G, h, A, b))
     parts = gathered(parts)
-    x_, G, h, A_, b_ = parts
-    held = _held(*lax.stop_gradient(parts))
+    x_, (G, h), (A_, b_) = parts[0], near_one(*parts[1:3]), near_one(*parts[3:])
+    held = _held(*lax.stop_gradient((x_, G, h, A_, b_)))
     M = jnp.concatenate([A_, jnp.where(held[:, None], G, 0)])
     p, is_met = nearest(x_, M, jnp.concatenate([b_, jnp.where(held, h, 0)]))
     is_met = is_met & jnp.all(product(G, p) - h <= slack(G, h, x_, p))

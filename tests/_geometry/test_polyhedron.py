@@ -254,6 +254,19 @@ def test_faces_of_degenerate_polyhedra_are_found(rng, scale):
     assert 60 < num_smooth < 100
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e20, 1e30])
+def test_the_size_of_the_equations_does_not_matter(size):
+    """Oracle: the line x + y = 1, in units whose squares leave float32."""
+    x, G = jnp.array([2.0, 1.0], jnp.float32), jnp.full((1, 2), size, jnp.float32)
+    h = jnp.full(1, size, jnp.float32)
+    half = np.array([[0.5, -0.5], [-0.5, 0.5]])
+    for project in (ok.projections.polyhedron, ok.projections.affine_set):
+        assert_allclose(project(x, G, h), (1.0, 0.0), atol=1e-6)
+        assert_allclose(jax.jacobian(project)(x, G, h), half, atol=1e-6)
+        moved = jax.jacobian(project, argnums=2)(x, G, h)[:, 0]
+        assert_allclose(moved * size, (0.5, 0.5), atol=1e-6)
+
+
 def test_bfloat16_works():
     """Oracle: by hand."""
     half = project(jnp.ones(2, jnp.bfloat16), jnp.ones((1, 2)), jnp.ones(1))

@@ -92,6 +92,9 @@ def test_cg_negates_an_operator_that_is_tagged_negative_semidefinite():
     got = jax.grad(lambda b: jnp.sum(solve(A, ok.CG(LEAST), b).value))(B)
     want = jnp.linalg.solve(A.as_matrix(), jnp.ones(30))
     assert_allclose(got, want, rtol=1e-8, atol=1e-10, float32=5e-3)
+    matrix, shape = A.as_matrix(), jax.ShapeDtypeStruct(B.shape, B.dtype)
+    product = lx.FunctionLinearOperator(lambda v: matrix @ v, shape, NSD)
+    assert_allclose(solve(product, ok.CG(LEAST)).value, solution.value, rtol=1e-6)
     wrong = lx.MatrixLinearOperator(POSITIVE.as_matrix(), NSD)
     assert solve(wrong, ok.CG()).stats["outcome"] == ok.RESULTS.indefinite
 
