@@ -47,7 +47,7 @@ class Check(NamedTuple):
     # Numbers. Arrays are not read, because that may wait for a device.
 
     def decay(self, **values: Any) -> None:
-        """Numbers in [0, 1), also in float32, that decay an old value."""
+        """Numbers that decay an old value: in [0, 1) even when rounded to float32."""
         advice = "It decays the old value. If beta weighs the new one, pass 1 - beta."
         wanted = "0 <= {name} < 1 in float32"
         self._numbers(values, lambda x: 0 <= x < 1 - 2**-25, wanted, advice)

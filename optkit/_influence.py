@@ -52,13 +52,13 @@ def influence(
         inverse: P, a symmetric operator on the params, such as `ok.invert` of the
             curvature of the MEAN training loss. The identity gives plain dot products
             of gradients.
-        test_loss: test_loss(params, example), the loss of a test example. Default: as
-            in training. If that is regularised, pass the loss without the penalty:
-            otherwise the scores predict how the penalty changes, too.
+        test_loss: test_loss(params, example), the loss of a test example. Default:
+            `example_loss`. If that is regularised, pass the loss without the penalty:
+            otherwise the scores also predict how the penalty changes.
         chunk: how many test and how many training examples to process at a time. It
-            does not change the result. Memory is that of 1.3 `chunk` gradients, if it
-            is 128 or more, plus what P needs for `chunk` / 8 products. Each chunk of
-            test examples recomputes the training gradients.
+            does not change the result. Memory is that of 1.3 `chunk` gradients if
+            `chunk` is 128 or more, plus what P needs for `chunk` / 8 products. Each
+            chunk of test examples recomputes the training gradients.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -123,10 +123,10 @@ def self_influence(
 
         score[j] = g(train_j)ᵀ P g(train_j)
 
-    To first order, training without example j of n adds score[j] / n to its own loss.
-    So the scores are large for examples that the model has to memorise, such as wrong
-    labels. They are the diagonal of `ok.influence(example_loss, params, train, train,
-    P)`, at the cost of one row.
+    To first order, training without example j of n adds score[j] / n to the loss of
+    that example. So the scores are large for examples that the model has to memorise,
+    such as wrong labels. They are the diagonal of `ok.influence(example_loss, params,
+    train, train, P)`, at the cost of one row.
 
     Args:
         example_loss: as for `ok.influence`.

@@ -1,4 +1,4 @@
-"""Derivatives along a vector, also of functions with only a reverse-mode rule.
+"""Derivatives along a vector, even of functions with only a reverse-mode rule.
 
 A `jax.custom_vjp` gives u ↦ Jᵀu, which is linear in u. So the derivative of that map
 is its transpose, v ↦ Jv.
@@ -17,7 +17,7 @@ from ._check import Check
 
 Linear = Callable[[PyTree], PyTree]
 
-_REVERSE_ONLY = "custom_lin"  # JAX's sign for the tangent of a `jax.custom_vjp`
+_REVERSE_ONLY = "custom_lin"  # JAX's name for the tangent of a `jax.custom_vjp`
 _MISSING = "custom_vjp", "custom_lin", "allbacks do not support", "ule for"
 _ADVICE = (
     "cannot differentiate the function forwards: it calls a `jax.custom_vjp`, a "
@@ -42,8 +42,8 @@ def linearize(
 ) -> tuple[PyTree, Linear]:
     """Returns f(x) and v ↦ Jv, with everything that does not depend on v precomputed.
 
-    If the product is not needed, because its transpose may be enough, only evaluating
-    it raises.
+    If `is_needed` is false, because the transpose may be enough, the error comes only
+    when the product is evaluated.
 
     Raises:
         TypeError: naming the call, if a `jax.custom_vjp` in f has a rule that cannot be

@@ -28,7 +28,7 @@ class Result(_Item):
         return jax.tree.map(lambda codes: codes[index], self)
 
     def __str__(self) -> str:
-        """The text of one item; of many, how often each occurs, and its text."""
+        """The text of one item; for many, how often each occurs and its text."""
         (codes,) = jax.tree.leaves(self)
         if isinstance(codes, Tracer) or not jnp.ndim(codes):
             return RESULTS[self] or "successful"
@@ -50,7 +50,8 @@ class _Indexed(_Enumeration):
         return _indexed(super().__getattr__(name))
 
     def __getitem__(cls, item: Any) -> str:
-        # A step of a NumPy history holds a NumPy number, in which Equinox sees no code.
+        # A step of a NumPy history holds a NumPy number, which Equinox does not accept
+        # as a code.
         def array(code: Any) -> Any:
             return np.asarray(code) if isinstance(code, np.generic) else code
 
@@ -63,7 +64,7 @@ class _Indexed(_Enumeration):
 
     @property
     def promote(cls) -> Callable[..., Any]:
-        """An item of Lineax's as one of these, where it has the same code."""
+        """The item of this enumeration with the same code as one of Lineax's."""
         # Equinox looks the code up in an array, which fails inside `jax.shard_map`.
         return _indexed
 
@@ -192,7 +193,7 @@ def gives_nan() -> bool:
 def raise_if(
     failed: Bool[Array, ""], value: PyTree, error_if: Callable[..., PyTree]
 ) -> PyTree:
-    """Returns `value`; if it `failed`, calls `error_if(one, failed)`, with a scalar.
+    """Returns `value`; if it `failed`, calls `error_if(one, failed)`, `one` a scalar.
 
     A conditional on the value itself would bring sharded leaves to one device.
 

@@ -47,8 +47,8 @@ class AbstractCurvature(lx.AbstractLinearOperator):
     def diagonal(self) -> Params:
         """The exact diagonal: a pytree like the params, in float32 or wider.
 
-        The entries of an inverse may lie out of the range of float16 params.
-        Raises a `NotImplementedError` if it is not known: see `ok.hutchinson_diag`.
+        The entries of an inverse may lie outside the range of float16 params. Raises a
+        `NotImplementedError` if it is not known: see `ok.hutchinson_diag`.
         """
 
     def __repr__(self) -> str:

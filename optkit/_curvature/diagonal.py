@@ -38,8 +38,8 @@ def value_grad_and_diag(
 
     Args:
         loss: loss(params, *args) -> a real scalar.
-        has_aux: whether it returns a pair (scalar, aux), as in `jax.value_and_grad`. So
-            does the new function, in place of the value.
+        has_aux: whether it returns a pair (scalar, aux), as in `jax.value_and_grad`.
+            The new function then returns this pair in place of the value.
 
     Returns:
         A function (params, *args, key=, num_probes=1) -> (value, gradient, diagonal).

@@ -2,7 +2,7 @@
 
 A product with C = JᵀHJ applies the Jacobian J of the model, then the Hessian H of the
 loss at the outputs, then Jᵀ. It holds the outputs z and Jv for all examples at once, or
-for one chunk k of them after another:
+for one chunk k at a time:
 
     C v = Σ_k B_k J_kᵀH_kJ_k v / Σ_k B_k        B_k the examples that H_k is a mean over
 """
@@ -47,7 +47,7 @@ class GaussNewton(AbstractCurvature):
             return self._product(vector, data)[0]
         num_chunks = jax.tree.leaves(data)[0].shape[0] // self.chunk
 
-        # Chunks take every k-th example, so that each lies on all devices.
+        # A chunk is of equally spaced examples, so that it lies on all devices.
         def part(leaf: Any, i: Array) -> Array:
             rest = jnp.shape(leaf)[1:]
             return jnp.reshape(leaf, (self.chunk, num_chunks, *rest))[:, i]
@@ -66,7 +66,7 @@ class GaussNewton(AbstractCurvature):
         return cast_like(mean, vector)
 
     def _product(self, vector: Params, data: tuple[PyTree, ...]) -> tuple[Params, Any]:
-        """JᵀHJv over some examples, and how many H is the mean of."""
+        """JᵀHJv over some examples, and the number that H is a mean over."""
         inputs, *targets = data
 
         def model(params: Params) -> PyTree:
@@ -115,14 +115,14 @@ def gauss_newton(
         inputs: the model's second argument; a pytree if it needs several.
         *targets: further arguments of loss_fn. Optional for the two heads above, whose
             H does not depend on them.
-        chunk: how many examples to hold the model's outputs for at a time; default all.
+        chunk: for how many examples to hold the model's outputs at a time; default all.
             It must divide the number of examples, which is the length of the first axis
             of all inputs and targets. The model must treat them independently, and
-            loss_fn must be a mean over them. The product is the same.
+            loss_fn must be a mean over them. Chunks do not change the product.
 
     Returns:
         A positive semidefinite curvature. A product costs about two gradients;
-        `lx.linearise(C)` keeps the model's pass for further products, unless it is
+        `lx.linearise(C)` keeps the model's pass for further products, unless C is
         chunked.
 
     Example:

@@ -1,4 +1,4 @@
-"""What the exchangeable estimators share: probes, their products, one left out.
+"""What the exchangeable estimators share: probes, their products, leaving one out.
 
 k probes give the columns of Y = CΩ, and Q is an orthonormal basis of them, Y = QR. The
 basis Q_i of all columns but the i-th needs no new factorisation: with s_i the i-th
@@ -6,7 +6,8 @@ column of R⁻ᵀ, of norm one,
 
     Q_i Q_iᵀ = Q (I - s_i s_iᵀ) Qᵀ
 
-Each probe then serves twice: k - 1 of them for the basis, the i-th for what is left.
+So each probe serves twice: in the bases of all others, and for what its own basis Q_i
+leaves out.
 """
 
 from typing import Any, NamedTuple
@@ -78,7 +79,7 @@ def sketch(operator: lx.AbstractLinearOperator, probes: PyTree, key: Array) -> S
     """Q, R, S and Z of the products with the probes: 2k products."""
     Y, size = over_peak(products(operator, probes))
     Q, R = _orthonormal(Y, key)
-    # Without a row that the others span, all that is left is one without a meaning.
+    # If the others span a row, R_jj is 0. A tiny R_jj keeps R invertible.
     tiny = jnp.finfo(R.dtype).eps * jnp.max(jnp.abs(R), initial=1)
     full = R + jnp.diag(jnp.where(jnp.diag(R) == 0, tiny, 0))
     inverse = jsp.linalg.solve_triangular(full, jnp.eye(len(R), dtype=R.dtype), trans=1)

@@ -1,4 +1,4 @@
-"""Curvatures with everything computed that does not depend on the vector."""
+"""Curvatures that compute in advance what does not depend on the vector."""
 
 from collections.abc import Callable
 from typing import Any

@@ -136,8 +136,8 @@ class BlockLowRank(AbstractCurvature):
     def over_blocks(self, f: Callable[..., Array], *trees: PyTree) -> PyTree:
         """Returns f(U_b, ...) for the columns U_b of each block, stacked for each leaf.
 
-        The leaves of `trees` have one entry per block for the other arguments of f.
-        The rows are neither copied nor cast as a whole.
+        Each leaf of `trees` has one entry per block, a further argument of f. The rows
+        are neither copied nor cast as a whole.
         """
 
         def over_leaf(u: Array, *others: Array) -> Array:

@@ -19,12 +19,12 @@ def xdiag(
 ) -> Estimate:
     """Estimates the diagonal of a symmetric operator by leaving each probe out in turn.
 
-    With random signs ω_i, and Q_i an orthonormal basis of the products C ω_j with all
-    other probes, the mean over i of
+    Let ω_i be random signs, and Q_i an orthonormal basis of the products C ω_j with all
+    other probes. The estimate is the mean over i of
 
         diag(Q_i Q_iᵀ C) + ω_i ∘ (C - Q_i Q_iᵀ C) ω_i
 
-    It is unbiased. The first term is exact for what the basis holds; only the rest has
+    It is unbiased. The first term is exact on the span of the basis; only the rest has
     the variance of `ok.hutchinson_diag`. So it pays if the eigenvalues decay.
 
     It takes 2k products, one after the other, and stores 5k vectors like the params in

@@ -17,18 +17,20 @@ def xnystrace(
 ) -> Estimate:
     """Estimates the trace of a positive semidefinite operator by Nyström's method.
 
-    With Ω_i all probes but ω_i, of norm √n in random directions, the mean over i of
+    Let ω_i be probes of norm √n in random directions, and Ω_i all of them but ω_i. The
+    estimate is the mean over i of
 
         tr N_i + (n - k + 1) / |P_i ω_i|² · ω_iᵀ (C - N_i) ω_i
         N_i = C Ω_i (Ω_iᵀ C Ω_i)⁻¹ Ω_iᵀ C,    P_i removes the span of Ω_i
 
-    N_i is Nyström's approximation. With Y = CΩ and H = ΩᵀY, nothing is factorised anew:
+    N_i is Nyström's approximation. With Y = CΩ and H = ΩᵀY, no i needs a
+    factorisation of its own:
 
         tr N_i = tr(H⁻¹ YᵀY) - (H⁻¹ YᵀY H⁻¹)_ii / (H⁻¹)_ii
         ω_iᵀ (C - N_i) ω_i = 1 / (H⁻¹)_ii    |P_i ω_i|² = 1 / ((ΩᵀΩ)⁻¹)_ii
 
-    It takes k products, half those of `ok.xtrace`, and for the same products it is more
-    accurate. It stores 3k vectors like the params in float32 or wider.
+    It takes k products, half as many as `ok.xtrace`. For the same number of products,
+    it is more accurate. It stores 3k vectors like the params in float32 or wider.
 
     Args:
         operator: a Lineax operator known to be positive semidefinite, such as

@@ -15,17 +15,17 @@ def xtrace(
 ) -> Estimate:
     """Estimates the trace of a symmetric operator by leaving each probe out in turn.
 
-    With probes ω_i of norm √n in random directions, and Q_i an orthonormal basis of the
-    products C ω_j with all others, the mean over i of
+    Let ω_i be probes of norm √n in random directions, and Q_i an orthonormal basis of
+    the products C ω_j with all others. The estimate is the mean over i of
 
         tr(Q_iᵀ C Q_i) + (n - k + 1) / |P_i ω_i|² · (P_i ω_i)ᵀ C P_i ω_i
         P_i = I - Q_i Q_iᵀ
 
-    The first term is the trace on the range of the basis, the second estimates what is
-    left. It is unbiased. If the eigenvalues decay, the error falls like that of the
-    best approximation of rank k, much faster than the 1/√k of `ok.hutchinson_trace`; it
-    is rounding error as soon as k exceeds the rank. If they do not, it is about
-    the same.
+    The first term is the trace on the span of the basis, and the second estimates the
+    rest. The estimate is unbiased. If the eigenvalues decay, the error falls like that
+    of the best approximation of rank k, much faster than the 1/√k of
+    `ok.hutchinson_trace`. As soon as k exceeds the rank, only rounding error is left.
+    If the eigenvalues do not decay, the error is about that of `ok.hutchinson_trace`.
 
     It takes 2k products, one after the other, and stores 4k vectors like the params in
     float32 or wider.

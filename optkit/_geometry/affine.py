@@ -18,8 +18,8 @@ def affine_set(x: Array, A: Array, b: Array) -> Float[Array, " n"]:
 
         p = x + A⁺(b - A x)
 
-    Rows of A may be linearly dependent; derivatives in A and b then hold jointly, along
-    changes that keep the rank of A and a solution.
+    Rows of A may be linearly dependent. Derivatives in A and b then hold only for joint
+    changes that keep the rank of A and leave a solution.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -66,7 +66,8 @@ def pseudo_inverse(A: Float[Array, "k n"]) -> Float[Array, "n k"]:
 # Golub and Pereyra 1973, SIAM Journal on Numerical Analysis 10, equation 4.12. Along
 # changes that keep the rank,
 #     dA⁺ = - A⁺ dA A⁺ + A⁺A⁺ᵀ dAᵀ (I - A A⁺) + (I - A⁺A) dAᵀ A⁺ᵀA⁺.
-# Without it, derivatives would be those of singular vectors, which may not exist.
+# Without this rule, JAX would need derivatives of singular vectors, which may not
+# exist.
 @pseudo_inverse.defjvp
 def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     (A,), (dA,) = primals, tangents

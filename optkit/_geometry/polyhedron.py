@@ -22,13 +22,14 @@ def polyhedron(
     """Returns the nearest point with G p <= h and, if A and b are given, A p = b.
 
     A dual active set method finds the inequalities that hold p in place. The result is
-    the projection onto their equations and A p = b. Those that hold with equality in
-    the whole set, such as G and -G together, are equations, too; derivatives in their
-    sides hold jointly, along changes that keep the set from being empty.
+    the projection onto the points that meet these with equality, and A p = b.
+    Inequalities that hold with equality in the whole set, such as G and -G together,
+    count as equations, too. Derivatives in their right-hand sides hold only for joint
+    changes that leave the set nonempty.
 
     The projection has a kink where an inequality holds with equality and does not hold
-    p in place, for example at an x on the edge of the set. Its derivative there is
-    an element of the generalised Jacobian: as if that inequality were not there.
+    p in place, for example at an x on the edge of the set. Its derivative there is an
+    element of the generalised Jacobian, the derivative without that inequality.
 
     Example:
         >>> import jax.numpy as jnp, optkit as ok
@@ -116,11 +117,12 @@ def _solve(rows: _Rows) -> _Pair:
     )
 
 
-# With z the tight rows that are not active, orthogonal to those that are, p moves into
-# the directions d of a cone, z d <= 0. A row is an equation if no d of the cone makes
-# z_j d < 0. Let R be rows, and d the point of the cone nearest to v = -Σ_R z. Then
-# |d|² = vᵀd = -Σ_R z d, so if d is not 0 some rows of R are no equations, and leave.
-# If d is 0, then v = Σ λ z with λ >= 0, so Σ_R z + Σ λ z = 0: all of R are equations.
+# Let z be the tight rows that are not active, made orthogonal to those that are. Then p
+# can move in the directions d of a cone, z d <= 0. A row is an equation if no d of the
+# cone makes z_j d < 0. Let R be rows, and d the point of the cone nearest to
+# v = -Σ_R z. Then |d|² = vᵀd = -Σ_R z d, so if d is not 0, some rows of R are not
+# equations, and leave R. If d is 0, then v = Σ λ z with λ >= 0, so Σ_R z + Σ λ z = 0:
+# all of R are equations.
 def _implied(pair: _Pair, rows: _Rows) -> Bool[Array, " k"]:
     """Which tight rows hold with equality wherever p can move."""
     z, eps = rows.g, jnp.finfo(rows.g.dtype).eps
@@ -157,15 +159,15 @@ def _scaled(x: Array, G: Array, h: Array, A: Array, b: Array) -> _Rows:
 
 
 def _size(pair: _Pair, rows: _Rows) -> Float[Array, " k"]:
-    """What one rounding of G p - h is relative to."""
+    """The size that one rounding of G p - h is relative to."""
     eps = jnp.finfo(pair.p.dtype).eps
     base = jnp.sqrt(eps) * jnp.linalg.norm(rows.base)
     size = jnp.maximum(jnp.linalg.norm(pair.p), base)
     return jnp.linalg.norm(rows.G, axis=1) * size + jnp.abs(rows.h)
 
 
-# Rounding may move p by noise = O(eps |x|), but an x far away must not make slabs thin.
-# If p is 0 and all sides are, nothing but x has a size.
+# Rounding may move p by noise = O(eps |x|), but an x far away must not make slabs look
+# thin. If p and all sides are 0, only x has a size.
 def _reach(pair: _Pair, rows: _Rows) -> Float[Array, " k"]:
     """How far a row that p meets may be from p."""
     eps, size = jnp.finfo(pair.p.dtype).eps, jnp.linalg.norm(pair.p)

@@ -136,7 +136,7 @@ def _box_section(
     w: Array,
     total: Array,
 ) -> tuple[Array, Array]:
-    """`box_section` in one dtype, and whether it is in the set."""
+    """`box_section` in one dtype, and whether the result is in the set."""
     is_moving = w != 0
     by = jnp.where(is_moving, w, 1)
     ends = lax.stop_gradient(((l - x) / by, (u - x) / by))

@@ -21,13 +21,13 @@ def nan_if_empty(is_met: Bool[Array, ""], p: Array, *parts: Array) -> Float[Arra
     return jnp.where(is_met, p, jnp.nan)
 
 
-# The derivatives of an empty set are NaN, too; those of a selection would be 0.
+# For an empty set, derivatives are NaN, too; those of `jnp.where` would be 0.
 @nan_if_empty.defjvp
 def _(primals: Any, tangents: Any) -> tuple[Array, Array]:
     is_met, p, *_ = primals
     _, dp, *moves = tangents
-    # A part on which p does not depend, such as the side of an inactive row, has a
-    # derivative as well.
+    # Parts that p does not depend on, such as the side of an inactive row, get NaN
+    # derivatives as well.
     zero = jnp.where(is_met, 0, jnp.nan).astype(p.dtype)
     rest = sum((jnp.sum(move) for move in moves), jnp.zeros_like(zero))
     return nan_if_empty(*primals), dp + zero * (dp + rest)

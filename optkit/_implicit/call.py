@@ -29,7 +29,7 @@ _CONVERSIONS = jax.errors.TracerArrayConversionError, jax.errors.ConcretizationT
 def bound(
     check: Check, solve: Callable[..., Any], inputs: Any, options: dict[str, Any]
 ) -> tuple[PyTree, PyTree, dict[str, Any]]:
-    """Returns y0, args, and further keywords, from a call in any of Python's ways."""
+    """Returns y0, args and further keywords, however the caller passed them."""
     if len(inputs) == 2 and not options:
         return *inputs, {}
     values, rest, theirs = list(inputs), dict(options), _parameters(solve)

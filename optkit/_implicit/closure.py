@@ -49,10 +49,10 @@ def capture_constants(
 class _Program:
     """A traced function without its arrays, hashable: the key of compiled programs.
 
-    Two programs are equal if their source and text are. A function that is made anew
-    by the same line of code is the same source. If a Python number changes, so does the
-    text. A program that calls Python functions, such as the rule of a `jax.custom_jvp`,
-    equals only itself.
+    Two programs are equal if their source and text are. A function that the same line
+    of code makes again has the same source. If a Python number in it changes, so does
+    the text. A program that calls Python functions, such as the rule of a
+    `jax.custom_jvp`, equals only itself.
     """
 
     def __init__(self, source: Any, converted: Any) -> None:

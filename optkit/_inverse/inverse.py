@@ -179,7 +179,7 @@ def precondition(m: lx.AbstractLinearOperator, r: Params) -> Params:
 # JAX transposes a solve only if every leaf of its right-hand side is linear in what is
 # perturbed.
 def _tied(tree: Params) -> Params:
-    """The tree, with every leaf a function of all."""
+    """The tree, with every leaf made to depend on all leaves."""
     leaves = jax.tree.leaves(tree)
     if len(leaves) == 1:
         return tree

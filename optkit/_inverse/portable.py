@@ -1,7 +1,7 @@
-"""Pytrees as lists of arrays, for what must not see the classes of the params.
+"""Pytrees as lists of arrays, for code that must not see the classes of the params.
 
 Lineax passes operators and vectors through primitives, which rebuild them where no
-trace is active. The params of Flax NNX cannot be rebuilt there, and lists always can.
+trace is active. The params of Flax NNX cannot be rebuilt there, but lists always can.
 """
 
 from dataclasses import dataclass

@@ -25,13 +25,13 @@ class LUOrGMRES(AbstractIterative):
 
         x = C S⁻¹ R b    r = b - A x    x <- x + C S⁻¹ R r
 
-    The error is that of S, so equations and unknowns may have any scales: multipliers
-    beside probabilities of 1e-10, for example. If a pivot is zero to rounding, its
-    unknown is free. So a singular system is solved if it has a solution, and
-    reported if it has none. Of many solutions it is the smallest.
+    The error is that of a solve with S, so equations and unknowns may have any scales,
+    such as multipliers and probabilities of 1e-10 together. If a pivot is zero to
+    rounding, its unknown is free. So a singular system is solved if it has a solution,
+    and reported if it has none. Of many solutions, it gives the smallest.
 
-    `stats` has `residual`, the true |b - A x| / |b|, and those of GMRES where it is
-    used.
+    `stats` has `residual`, the true |b - A x| / |b|, and the statistics of GMRES where
+    that is used.
 
     Reference:
         Skeel 1980, Iterative refinement implies numerical stability for Gaussian
@@ -41,7 +41,7 @@ class LUOrGMRES(AbstractIterative):
     needs_symmetric: ClassVar[bool] = False
 
     def factorise(self, operator: Operator) -> PyTree:
-        """The matrix A, or nothing."""
+        """The matrix A, or None if it is not small."""
         return _matrix(operator) if _is_small(operator.in_structure()) else None
 
     def transpose(self, state: Any, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -59,7 +59,7 @@ class LUOrGMRES(AbstractIterative):
         x = lax.cond(lu.is_regular, lambda x: x, lu.smallest, x)
         r = b - _times(factor, x)
         _, wanted, accepted = system.goals(None)
-        # In the scales of the rows, so that a large one does not hide the others.
+        # Residuals are scaled by row, so that a large row does not hide the others.
         size = norm(lu.rows * b)
         off = norm(lu.rows * r) * (system.size / jnp.where(size > 0, size, 1))
         outcome = first_failure(
@@ -79,11 +79,11 @@ class _LU(NamedTuple):
     order: Array  # P
     L: Float[Array, "n n"]  # below its unit diagonal
     U: Float[Array, "n n"]  # but e_j in row j, if pivot j is zero to rounding
-    is_flat: Array  # which these are
+    is_flat: Array  # which pivots these are
     is_regular: Array
 
     def solve(self, b: Float[Array, " n"]) -> Float[Array, " n"]:
-        """C U⁻¹ L⁻¹ P R b, with 0 where the pivot is."""
+        """C U⁻¹ L⁻¹ P R b, with 0 where the pivot is 0."""
         y = (self.rows * b)[self.order]
         y = solve_triangular(self.L, y, lower=True, unit_diagonal=True)
         y = jnp.where(self.is_flat, 0, y)

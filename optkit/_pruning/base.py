@@ -21,7 +21,7 @@ def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
 
     is the second-order increase of the loss if weight i is set to zero and all others
     take their best step. It is in units of the loss, and in float32 or wider. It is NaN
-    where P_ii < 0, so that P is not positive definite.
+    where P_ii < 0, in which case P is not positive definite.
 
     Args:
         params: the weights w of a trained model.
@@ -49,7 +49,7 @@ def obs_saliency(params: Params, inverse: lx.AbstractLinearOperator) -> Params:
 def ranks(params: Params, diagonal: Params) -> Params:
     """Returns |w_i| / √P_ii, times a power of two: the order of the saliencies.
 
-    The saliency of a weight of 1e20 or 1e-25 itself leaves the range of float32.
+    The saliency itself leaves the range of float32 for weights of 1e20 or 1e-25.
     """
     dtype = common_dtype((params, diagonal))
     w, p = (optax.tree.cast(x, dtype) for x in (params, diagonal))

@@ -55,9 +55,9 @@ def obs_prune(
             use the curvature of the loss as a function of the kept weights, so that the
             gradients of the removed ones are zero.
         sparsity: the fraction, in [0, 1), of the n weights in `mask` that are zero
-            afterwards, including those already removed. Their number is `sparsity` n
-            without its decimals, as in the authors' code: 0.29 of 100 are 29, and 0.99
-            of 10 are 9. Of equal saliencies, the first ones are removed.
+            afterwards, including those already removed. Their number is `sparsity` n,
+            rounded down, as in the authors' code: 0.29 of 100 are 29, and 0.99 of 10
+            are 9. Of equal saliencies, the first ones are removed.
         kept: what the last round kept; its zeros stay zero. Default: all.
         mask: a pytree prefix of booleans that marks the weights that may be removed.
             The others, such as biases, move but are never removed.
@@ -137,8 +137,8 @@ def obs_prune_gradually(
 
         1 - s_i = (1 - s_0) ((1 - s) / (1 - s_0))^(i / n)
 
-    so every round removes the same fraction of what is left. Numbers of weights are
-    rounded, and the last one is that of `ok.obs_prune`.
+    so every round removes the same fraction of what is left. The number of weights is
+    rounded, and after the last round it is that of `ok.obs_prune`.
 
     Args:
         params: the weights of a trained model.
@@ -222,7 +222,7 @@ def _num_true(mask: PyTree) -> Any:
 
 
 def _share(sparsity: Any, size: int) -> int:
-    """The product without decimals; k if `sparsity` is k / size to its precision."""
+    """The product, rounded down; k if `sparsity` is k / size to its precision."""
     nearest = round(float(sparsity) * size)
     if size and type(sparsity)(nearest / size) == sparsity:
         return nearest

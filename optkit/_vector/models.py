@@ -43,8 +43,8 @@ def first_leaf_unlike(tree: PyTree, kind: Any) -> WrongLeaf | None:
 def call_rebuilt(function: Callable[..., Any], name: str, *args: Any, **kw: Any) -> Any:
     """Returns the value of a function, with arguments that belong to this trace.
 
-    A variable of Flax NNX may change only in the trace that made it. An error where one
-    is an argument carries a note, which calls the function `name`.
+    A variable of Flax NNX may change only in the trace that made it. If one is an
+    argument, errors carry a note that calls the function `name`.
     """
     args, kw = jax.tree.map(lambda leaf: leaf, (args, kw))
     try:

@@ -37,7 +37,7 @@ def over_peak(vector: PyTree) -> tuple[PyTree, Array]:
         peak = jnp.maximum(peak, lax.stop_gradient(p).astype(dtype))
     peak = jnp.where(peak == 0, 1, peak)
     # XLA reorders products with constants: it would square a constant 1e20 before it
-    # scales it. It does not look through a choice that it cannot make.
+    # scales it. It does not look through a barrier.
     scale, inverse = lax.optimization_barrier(_power_of_two(peak))
 
     def scaled(a: Array) -> Array:

@@ -21,8 +21,8 @@ def smallest(count: ArrayLike, tree: PyTree, mask: PyTree) -> PyTree:
     order. Fewer than `count` are marked only where the mask has fewer.
 
     Read as integers, the bits of non-negative floats have the same order as the floats.
-    So bisection on bits finds the largest entry exactly, and bisection on places the
-    last of its equals, both from counts alone.
+    So bisection on bits finds the largest marked entry exactly. Bisection on places
+    then finds the last of its equals. Both need only counts.
     """
     dtype, size = common_dtype(tree), optax.tree.size(tree)
     num_bits = 8 * jnp.dtype(dtype).itemsize

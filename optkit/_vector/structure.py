@@ -50,7 +50,7 @@ def place_like(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def gathered(tree: PyTree) -> PyTree:
-    """The arrays of a tree, on an explicit mesh whole on every device."""
+    """The arrays of a tree; on an explicit mesh, each is whole on every device."""
 
     def one(x: Array) -> Array:
         sharding = replicated(x, jnp.ndim(x))

@@ -49,7 +49,7 @@ def f2sa(
     1 / sqrt(eps) is useless (3e3 in float32, 11 in bfloat16). A constant λ converges
     faster, to a point biased by 1/λ. `info.result` reports if the step sizes, the
     penalty or T leave the bounds of a schedule, if λ falls, if y and z agree to
-    rounding, and if a gradient is not finite: then x, y and z do not move.
+    rounding, and if a gradient is not finite. In the last case, x, y and z do not move.
 
     The step sizes, the penalty and T of the theory depend on each other. `schedule=`
     sets them all at once; without it, pass `outer`, `inner` and `penalty`.
@@ -67,7 +67,7 @@ def f2sa(
         penalty: λ, a number > 0 or a function of the step.
         inner_y: the transform of y, if it differs.
         inner_steps: T, the steps of y and z before each step of x; default 1. To let it
-            grow, continue a state with a solver of more steps.
+            grow, continue from the state with a solver that takes more steps.
         schedule: an `ok.bilevel.f2sa_schedule(...)`, instead of the five above.
         project_x: onto the constraint set of x, after each of its steps.
         project_y: onto that of y, after each step of y and z.

@@ -34,11 +34,12 @@ class PenaltySchedule(AbstractSchedule):
         α_k = c_α / (k + k_0)^a    γ_k = c_γ / (k + k_0)^c
         δ_k = min(θ α_k λ_k², κ γ_k/α_k - λ_k)    λ_{k+1} = λ_k + δ_k
 
-    so λ_k approaches κ γ_k/α_k, which grows as k^(a-c). A step of x is ξ α_k, one of z
-    is γ_k, and one of y is α_k along ∇f + λ_k ∇g. Pass it to `ok.bilevel.f2sa` or to
-    `ok.bilevel.penalty` as `schedule=`. Make one for a problem with
-    `ok.bilevel.f2sa_schedule`, and tune it with `dataclasses.replace(schedule, k0=5.0,
-    ...)`. `info.result` reports each step that breaks a condition of the theorem:
+    so λ_k approaches κ γ_k/α_k, which grows as k^(a-c). The step size of x is ξ α_k,
+    that of z is γ_k, and that of y is α_k along ∇f + λ_k ∇g. Pass it to
+    `ok.bilevel.f2sa` or to `ok.bilevel.penalty` as `schedule=`. Make one for a problem
+    with `ok.bilevel.f2sa_schedule`, and tune it with `dataclasses.replace(schedule,
+    k0=5.0, ...)`. `info.result` reports each step that breaks a condition of the
+    theorem:
 
         α_k λ_k <= γ_k    δ_k >= 0    and, if the constants are known,
         γ_k <= 1/(4 l_g), 1/(4 T μ)      λ_k >= 2 l_f / μ

@@ -47,7 +47,7 @@ def f3sa(
     holds five estimates and the last x, y and z. Momentum pays off if noise limits the
     step sizes. The remarks of `ok.bilevel.f2sa` on transforms, penalty and `info`
     apply. `decay` is β, a number in [0, 1) or a function of the step; it is 0 in the
-    first two steps. `schedule=ok.bilevel.f3sa_schedule(...)` stands for the other
+    first two steps. `schedule=ok.bilevel.f3sa_schedule(...)` replaces the other
     settings. The other arguments are as for `ok.bilevel.f2sa`.
 
     Departs: (1) and (2) as in `ok.bilevel.f2sa`; (3) the two estimates of ∇_x g, which

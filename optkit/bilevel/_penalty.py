@@ -62,12 +62,12 @@ def penalty(
             projection after a transform that scales entries, such as Adam, is not a
             projected gradient step.
         sigma: σ, a number > 0 or a function of the step: `ok.bilevel.sigma_schedule`.
-        inner_steps: T. The source lets it grow: continue a state with a solver of more
-            steps.
+        inner_steps: T. The source lets it grow: to do so, continue from the state with
+            a solver that takes more steps.
         schedule: an `ok.bilevel.f2sa_schedule(...)`, instead of the four above: σ =
             1/λ then falls with the powers of `ok.bilevel.sigma_schedule`, u moves by
             α_k λ_k and w by γ_k. `info.result` compares with the bounds of F2SA, which
-            know neither ρ nor β.
+            involve neither ρ nor β.
         prox_step: ρ, a number > 0, or None for no proximal term.
         averaging: β, a number in (0, 1].
         project_x: onto X, after each step of x.

@@ -92,8 +92,8 @@ def saba(
     With constant step sizes, the iterates converge to the solution, at a linear rate on
     well-conditioned problems.
 
-    The tables start at zero, so in the first pass over the terms m̄ is the sum of the
-    values so far over n, and q_i comes on top: directions grow from those of
+    The tables start at zero. So in the first pass over the terms, m̄ is the sum of the
+    values so far, divided by n, and q_i is added to it: directions grow from those of
     `ok.bilevel.soba` to nearly twice as long. If that is too long, begin with one step
     on all terms at once, `Term(jnp.arange(n), batches)`, which fills the tables and
     moves along the full gradients.

@@ -148,7 +148,7 @@ def settled(
     needed: dict[str, Any],
     **optional: Any,
 ) -> Settings:
-    """The settings of a schedule, or those of single arguments: never of both."""
+    """The settings of a schedule, or of separate arguments, never of both."""
     given = {k: v for k, v in (needed | optional).items() if v is not None}
     made = f"`schedule=ok.bilevel.{kind.maker}(...)`"
     if schedule is not None:

@@ -53,8 +53,8 @@ def held_interrupt(stop: Callable[[], None]) -> Iterator[Callable[[], None]]:
 
     A KeyboardInterrupt that arrives while XLA compiles is lost in a callback or crashes
     the interpreter. Python runs no signal handler before the compiler returns, so a
-    thread waits for Ctrl-C. If the program does not react in `GRACE` seconds, it calls
-    `stop` and ends the process.
+    thread waits for Ctrl-C. If the program does not react in `GRACE` seconds, the
+    thread calls `stop` and ends the process.
 
     Args:
         stop: says what was done, and saves what can be saved.

@@ -92,7 +92,7 @@ def accumulate(
         if every == 1:
             updates, inner_state = emit()
             return updates, state._replace(inner_state=inner_state)
-        # Made here, zeros have explicit shardings; in the branch, only under `jax.jit`.
+        # Zeros have explicit shardings here; in the branch, only under `jax.jit`.
         shapes, _ = jax.eval_shape(emit)
         zeros = cast_like(optax.tree.zeros_like(updates), shapes)
 

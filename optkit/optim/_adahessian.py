@@ -51,9 +51,9 @@ def scale_by_adahessian(
     probes remove that noise.
 
     Departs from the authors' code: (1) averages follow the layout of Flax or, with
-    `axes=`, that of Equinox, so they are over the same weights; (2) 3-D leaves, for
-    which one of their versions reuses the diagonal of the previous leaf, are averaged
-    by `ok.optim.average_rows` and `ok.optim.average_blocks`, not by
+    `axes=`, that of Equinox, so they cover the same weights; (2) 3-D leaves, for which
+    one of their versions reuses the diagonal of the previous leaf, are averaged by
+    `ok.optim.average_rows` and `ok.optim.average_blocks`, not by
     `ok.optim.average_conv_kernels`; (3) across devices, average the diagonal where you
     average the gradient, with the same probes on each: theirs does not average it, and
     its probes are biased; (4) an entry whose h^2 overflows is NaN, not zero; (5)

@@ -159,7 +159,7 @@ def adan(
 
     b1, b2, b3, `eps` and `state_dtype` are those of `ok.optim.scale_by_adan`. The
     learning rate and the weight decay are numbers >= 0 or schedules. Without weight
-    decay, None or 0, `update` needs no params. `mask` is optax's mask of the leaves
+    decay (None or 0), `update` needs no params. `mask` is optax's mask of the leaves
     that decay; the others still take their step.
 
     Returns:

@@ -28,8 +28,9 @@ def average_conv_kernels(
 
     This follows `image_classification/optim_adahessian.py` of the authors' code. A leaf
     with four axes is a kernel, by default in the layout of Flax and Haiku (height,
-    width, inputs, outputs). Other leaves are returned unchanged. In Equinox and PyTorch
-    it is (outputs, inputs, height, width): pass `axes=(2, 3)`, by `functools.partial`.
+    width, inputs, outputs). Other leaves are returned unchanged. In Equinox and
+    PyTorch, the layout is (outputs, inputs, height, width): pass `axes=(2, 3)`, by
+    `functools.partial`.
 
     Args:
         diag: one leaf.
@@ -65,8 +66,8 @@ def average_rows(
     This follows `instruction/adahessian.py` of the authors' code. Their weights are
     (outputs, inputs), those of Flax and Haiku (inputs, outputs), so their row is a
     column here. The mean is over axis 0 of a leaf with two or three axes, and over axes
-    0 and 1 of one with four: over all inputs of an output in a matrix, but only over
-    the positions in a kernel, for each pair of input and output. Other leaves are
+    0 and 1 of one with four. So in a matrix it is over all inputs of an output; in a
+    kernel, only over the positions, for each pair of input and output. Other leaves are
     returned unchanged.
 
     Args:
@@ -97,8 +98,8 @@ def average_blocks(size: int, *, signed: bool = False) -> Average:
     uses a `size` of 32 for transformers. A leaf with two or more axes is split,
     row-major, into blocks of `size` entries; vectors are returned unchanged. Where
     outputs come last, as in Flax, neighbours share an input; in Equinox and the
-    authors' code, an output. Where that matters, transpose the leaf in a function of
-    your own.
+    authors' code, they share an output. Where that matters, transpose the leaf in a
+    function of your own.
 
     Raises:
         ValueError: if `size` is not an integer >= 1, or does not divide a leaf's size.
@@ -131,7 +132,7 @@ def _mean_by_ndim(
     *,
     matrices: bool = False,
 ) -> Leaf:
-    """The mean over the axes for leaves of this number of axes; without, the leaf."""
+    """The mean over the axes for this number of axes; the leaf if there are none."""
     if axes is None:
         axes = {2: (0,), 3: (0,), 4: (0, 1)} if matrices else {4: (0, 1)}
         text = (

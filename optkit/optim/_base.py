@@ -180,8 +180,8 @@ def descent(
     mask: MaskOrFn = None,
 ) -> optax.GradientTransformationExtraArgs:
     """The chain for -η (u + λ θ), where the links turn the gradient into u."""
-    # As in optax, an argument that is not None has a link, zero or not. So the state
-    # has the same structure inside `optax.inject_hyperparams`.
+    # As in optax, an argument that is not None adds a link, even if it is zero. So the
+    # state has the same structure inside `optax.inject_hyperparams`.
     check.non_negative(learning_rate=learning_rate)
     check.optional.non_negative(weight_decay=weight_decay)
     if weight_decay is not None:
@@ -190,7 +190,7 @@ def descent(
 
 
 def scale_by_learning_rate(rate: ScalarOrSchedule) -> optax.GradientTransformation:
-    """Optax' link, in float32 or wider: updates keep their dtypes for any rate."""
+    """Optax's link, in float32 or wider: updates keep their dtypes for any rate."""
     return _in_float32(optax.scale_by_learning_rate(_real(rate)))
 
 
@@ -227,7 +227,7 @@ def _in_float32(tx: optax.GradientTransformation) -> optax.GradientTransformatio
 
 
 def _real(number: Any) -> Any:
-    """A number or schedule without the imaginary part of 0 that an injected one has."""
+    """A number or schedule, without the imaginary part of 0 that injection may add."""
     return partial(number_at, number) if callable(number) else number_at(number)
 
 

@@ -29,8 +29,8 @@ def split_real_and_imaginary(
 ) -> optax.GradientTransformationExtraArgs:
     """Runs an optimizer on the real and imaginary parts of complex params.
 
-    A complex leaf z = x + iy becomes a pair (x, y). Leaves that are real stay. Unlike
-    `optax.contrib.split_real_and_imaginary`, it passes extra arguments on:
+    A complex leaf z = x + iy becomes a pair (x, y). Real leaves stay as they are.
+    Unlike `optax.contrib.split_real_and_imaginary`, it passes extra arguments on:
     `hessian_diag` and `grad` as pairs, `value_fn` and `obj_fn` as functions of pairs,
     all others as they are. So AdaHessian and Sophia train complex params:
 

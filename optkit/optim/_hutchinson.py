@@ -65,8 +65,9 @@ def with_hutchinson(
 
     Inside `jax.shard_map` or `jax.pmap`, name the axes of the batch as `axis_name`. The
     diagonal is then that of the mean loss, whether `value_fn` returns this mean, by
-    `jax.lax.pmean`, or the loss of the device's own examples. Without `axis_name`, only
-    the mean is right, and only with `check_vma=True` and params that do not vary.
+    `jax.lax.pmean`, or the loss of the device's own examples. Without `axis_name`, the
+    diagonal is right only for the mean, with `check_vma=True` and params that do not
+    vary.
 
     Args:
         tx: an optimizer that reads `hessian_diag=`, such as `ok.optim.adahessian(0.1)`.
@@ -172,11 +173,12 @@ def _bits(params: Params) -> Array:
 # With `jax.shard_map(check_vma=True)`, the default, JAX tracks which values vary over
 # devices. For params that do not vary, it returns the sum of the devices' derivatives;
 # so they are made to vary. Then the derivative of a mean over n devices is 1/n of the
-# derivative on this device. With `check_vma=False`, it is all of it.
+# derivative on this device. With `check_vma=False`, it is the whole derivative on this
+# device.
 
 
 def _varying(tree: Params, axes: tuple[str, ...]) -> Params:
-    """The tree as one that varies over mapped axes, where JAX tracks that."""
+    """The tree, made to vary over mapped axes where JAX tracks that."""
     manual = jax.sharding.get_abstract_mesh().manual_axes
 
     def one(leaf: Any) -> Any:
@@ -187,7 +189,7 @@ def _varying(tree: Params, axes: tuple[str, ...]) -> Params:
 
 
 def _mean(diag: Params, axis: str, value: Array) -> Params:
-    """The mean over an axis: the sum, if the value is a mean, so the diagonal 1/n."""
+    """The mean over an axis; the sum if the value is a mean, as diag is then 1/n."""
     is_manual = axis in jax.sharding.get_abstract_mesh().manual_axes
     is_tracked = is_manual and any(_varies(x, axis) for x in jax.tree.leaves(diag))
     is_mean = is_tracked and not _varies(value, axis)
@@ -195,7 +197,7 @@ def _mean(diag: Params, axis: str, value: Array) -> Params:
 
 
 def _varies(x: Array, axis: str) -> bool:
-    """Whether x is known to vary over an axis, by JAX' refusal to make it so."""
+    """Whether x is known to vary over an axis: JAX then refuses to make it vary."""
     try:
         lax.pcast(x, axis, to="varying")
     except ValueError:

@@ -168,7 +168,7 @@ def mfac(
     `optax.trace`; for decoupled decay, chain `optax.add_decayed_weights` after it.
 
     The authors' defaults are a learning rate of 1e-3, a window of 1024 and a damping of
-    1e-5. `momentum` is in [0, 1); without it, None, v is F⁻¹g. `window`, `damping`,
+    1e-5. `momentum` is in [0, 1); without it (None), v is F⁻¹g. `window`, `damping`,
     `count_filled` and `window_dtype` are those of `ok.optim.scale_by_mfac`; the
     learning rate, the weight decay and the mask are those of `ok.optim.adan`.
 

@@ -36,7 +36,7 @@ class AndersonInfo(NamedTuple):
         num_steps: evaluations of the mapping.
         residual: |f(y) - y| / |f(y)| at the returned y.
         result: an item of `ok.RESULTS`; its text is `ok.RESULTS[result]`.
-        aux: what the mapping returns beside f at the returned y, with `has_aux`.
+        aux: with `has_aux`, what the mapping returns beside f at the returned y.
     """
 
     num_steps: Array
@@ -209,7 +209,7 @@ def _step(
     size, (unit, norm) = safe_norm(f), normalised(r)
     norm = jnp.where(dot(unit, unit) == 0, 0, norm)
     error = relative_norm(r, f)
-    # |f| may overflow where no entry does, and any residual is below infinity.
+    # |f| may overflow although no entry does, and any residual is below infinity.
     is_done = norm <= rtol * jnp.minimum(size, jnp.finfo(size.dtype).max) + atol
     is_better = is_done | (error < state.best_error)
     was_plain = state.num_held == 1
