@@ -6,8 +6,8 @@ column of R⁻ᵀ, of norm one,
 
     Q_i Q_iᵀ = Q (I - s_i s_iᵀ) Qᵀ
 
-So each probe serves twice: in the bases of all others, and for what its own basis Q_i
-leaves out.
+So each probe serves twice: in the bases of the k - 1 others, and for what its own basis
+Q_i leaves out.
 """
 
 from typing import Any, NamedTuple
