@@ -167,7 +167,7 @@ def _box_section(
     held = jnp.where(is_moving, jnp.where((w > 0) == (last <= tau), u, l), 0)
     held = jnp.where(is_moving, held, jnp.clip(x, l, u))
     eps = jnp.finfo(x.dtype).eps
-    # If entries leave their bounds only where wᵀp is met, they stay, whatever x is.
+    # If wᵀp is met at a point where no entry is between its bounds, all stay at them.
     is_stuck = ~jnp.any((first < points[low]) & (points[low] < last))
     size = jnp.sum(jnp.abs(w * jnp.where(is_free, x, held)))
     is_stuck = is_stuck & (excess(points[low]) >= -10 * eps * size)
